@@ -1,0 +1,1 @@
+"""Tailorbird: one trained network in, one measured network per deployment target out."""
