@@ -1,0 +1,184 @@
+"""A run's folder: locked while in use, written atomically, refused for another job.
+
+Layout: ``config.yaml`` (the resolved job), ``environment.json``, ``events.jsonl``, ``house/``,
+``students/<target>/``, ``report.json``, ``report.html``, ``front.png``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from tailorbird.errors import StoreError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or absent: temporary file, fsync, rename.
+
+    Raises:
+        StoreError: when the disk is full or the folder can't be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"can't write {path}: {error.strerror or error}; free space or choose another run "
+            "folder, then run again: what is already there is kept"
+        ) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically; see `write_bytes`."""
+    write_bytes(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False).encode())
+
+
+def read_json(path: Path) -> object:
+    """Read JSON.
+
+    Raises:
+        StoreError: when the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"can't read {path}: {error}; remove it to have it made anew") from error
+
+
+class RunFolder:
+    """One job's folder, opened by one process at a time.
+
+    Example:
+        >>> import tempfile
+        >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run")
+        >>> with folder.open({"seed": 0}):
+        ...     folder.event("started", targets=3)
+        >>> folder.path.joinpath("events.jsonl").read_text().count("started")
+        1
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @contextmanager
+    def open(self, job: Mapping[str, object]) -> Iterator[RunFolder]:
+        """Lock the folder and check that it belongs to ``job`` (plain JSON-able data).
+
+        Raises:
+            StoreError: for an unwritable folder, one in use by another process, or one that
+                holds another job (the differing keys are listed).
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"run folder {self.path} is in use by another process; wait for it, or give "
+                "another folder"
+            ) from error
+        except OSError as error:
+            raise StoreError(
+                f"run folder {self.path} can't be written: {error.strerror or error}; give a "
+                "folder that you may write to"
+            ) from error
+        try:
+            self._claim(job)
+            yield self
+        finally:
+            lock.release()
+
+    def _claim(self, job: Mapping[str, object]) -> None:
+        path = self.path / "config.yaml"
+        plain = json.loads(json.dumps(job))
+        if not path.exists():
+            strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if strangers:
+                raise StoreError(
+                    f"run folder {self.path} holds files but no config.yaml "
+                    f"({', '.join(sorted(strangers)[:3])}); give an empty or a new folder"
+                )
+            write_bytes(path, yaml.safe_dump(plain, sort_keys=False).encode())
+            return
+        try:
+            old = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise StoreError(f"can't read {path}: {error}") from error
+        changed = differences(old if isinstance(old, dict) else {}, plain)
+        if changed:
+            raise StoreError(
+                f"run folder {self.path} belongs to another job; what differs:\n  "
+                + "\n  ".join(changed)
+                + "\ngive a new folder, or the job as it was to continue"
+            )
+
+    def event(self, kind: str, **data: object) -> None:
+        """Append one line to ``events.jsonl``.
+
+        Raises:
+            StoreError: when it can't be written.
+        """
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **data}, default=str)
+        try:
+            with (self.path / "events.jsonl").open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise StoreError(
+                f"can't write {self.path / 'events.jsonl'}: {error.strerror or error}"
+            ) from error
+
+    def seconds(self) -> dict[str, float]:
+        """Time spent per stage over all processes that worked on this run."""
+        totals: dict[str, float] = {}
+        path = self.path / "events.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # a line cut off by a kill: only its own seconds are lost
+            if record.get("event") == "spent":
+                stage = str(record["stage"])
+                totals[stage] = totals.get(stage, 0.0) + float(record["seconds"])
+        return totals
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time spent inside under ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.event("spent", stage=name, seconds=round(time.perf_counter() - start, 3))
+
+
+def differences(old: object, new: object, path: str = "") -> list[str]:
+    """Leaves where two plain structures differ, as ``path: old -> new``.
+
+    Example:
+        >>> differences({"seed": 0, "run": "a"}, {"seed": 1, "run": "a"})
+        ['seed: 0 -> 1']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted({*old, *new}):
+            lines += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
