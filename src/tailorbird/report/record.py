@@ -1,0 +1,224 @@
+"""The record of a run: what ``report.json`` holds and what table, picture and page are made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
+
+from tailorbird.errors import StoreError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+FORMAT = 1
+"""Version of the record's layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A network as it is, on one device.
+
+    Args:
+        name: as the job names it, such as ``"teacher"``.
+        latency_ms: median latency at batch 1, ``None`` where it was not measured.
+        accuracy: share of right answers in 0..1, ``None`` where the network can't be judged,
+            such as a donor with other classes.
+        params: number of parameters.
+        macs: multiply-accumulates for one image.
+        size_mb: weights and buffers in 10^6 bytes.
+        device: key of the device that ``latency_ms`` was measured on.
+    """
+
+    name: str
+    latency_ms: float | None
+    accuracy: float | None
+    params: int
+    macs: int
+    size_mb: float
+    device: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What one stage took, in minutes; ``detail`` says what was done, such as counts."""
+
+    name: str
+    minutes: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetResult:
+    """What one target got.
+
+    Args:
+        name: the target's name.
+        device: key of the device that measured.
+        limits: metric -> bound, absolute, in the unit that the metric's name carries.
+        measured: metric -> figure of the exported student; empty where there is none.
+        met: every limit is kept, as measured.
+        accuracy: the student's, after retraining, in 0..1.
+        accuracy_before: the student's, before retraining.
+        teacher_accuracy: on the same images.
+        onnx: path of the exported file, relative to the run folder.
+        lowest: metric -> lowest reachable figure, where the limits can't be met.
+        reason: why the target is not met.
+        minutes: spent on this target alone.
+        replaced: the teacher's blocks that were replaced, as ``"block -> alternative"``.
+
+    Figures that are not finite say nothing: ``measured`` and ``lowest`` leave them out.
+    """
+
+    name: str
+    device: str
+    limits: Mapping[str, float]
+    measured: Mapping[str, float] = field(default_factory=dict)
+    met: bool
+    accuracy: float | None = None
+    accuracy_before: float | None = None
+    teacher_accuracy: float | None = None
+    onnx: str | None = None
+    lowest: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    minutes: float = 0.0
+    replaced: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("measured", "lowest"):
+            figures: Mapping[str, float] = getattr(self, name)
+            finite = {metric: value for metric, value in figures.items() if is_figure(value)}
+            object.__setattr__(self, name, finite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """All that a run found.
+
+    Args:
+        run: the run folder, as the user named it.
+        seed: the job's seed.
+        teacher: device key -> the teacher's own figures there.
+        donors: donors as they are, one per donor and device.
+        targets: in the job's order.
+        stages: in the order in which they ran.
+        rejections: reason -> number of candidates that were turned away for it.
+        environment: versions and machine.
+        accuracy_kind: what ``accuracy`` is: ``"top-1"``, or ``"agreement with the teacher"``
+            where the images have no labels.
+
+    Example:
+        >>> result = TargetResult(name="edge", device="cpu", limits={"latency_ms": 2.0}, met=False)
+        >>> report = RunReport(run="runs/a", seed=0, targets=(result,))
+        >>> RunReport.from_json(report.to_json()) == report
+        True
+    """
+
+    run: str
+    seed: int
+    teacher: Mapping[str, Point] = field(default_factory=dict)
+    donors: tuple[Point, ...] = ()
+    targets: tuple[TargetResult, ...] = ()
+    stages: tuple[StageCost, ...] = ()
+    rejections: Mapping[str, int] = field(default_factory=dict)
+    environment: Mapping[str, object] = field(default_factory=dict)
+    accuracy_kind: str = "top-1"
+    format: int = FORMAT
+
+    @property
+    def minutes(self) -> float:
+        """All stages together."""
+        return sum(stage.minutes for stage in self.stages)
+
+    @property
+    def met(self) -> bool:
+        """Every target is met."""
+        return all(target.met for target in self.targets)
+
+    def to_json(self) -> str:
+        """Write as JSON text; figures that are not finite become ``null``."""
+        return _adapter().dump_json(self, indent=2, fallback=str).decode("utf-8") + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes) -> RunReport:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            StoreError: naming every field that does not fit.
+        """
+        from pydantic import ValidationError
+
+        try:
+            report = _adapter().validate_json(text)
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}"
+                for fault in error.errors(include_url=False, include_input=False)
+            )
+            raise StoreError(f"not a report that this version can read: {faults}") from error
+        if report.format != FORMAT:
+            raise StoreError(
+                f"report: layout version {report.format}, this version of Tailorbird reads {FORMAT}"
+            )
+        return report
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file whole or not at all.
+
+        Raises:
+            StoreError: when the file can't be written.
+        """
+        write_whole(path, self.to_json().encode("utf-8"))
+
+    @staticmethod
+    def load(path: Path) -> RunReport:
+        """Read a ``report.json``.
+
+        Raises:
+            StoreError: when the file is missing or is not such a report.
+        """
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: can't be read: {error.strerror}") from error
+        try:
+            return RunReport.from_json(text)
+        except StoreError as error:
+            raise StoreError(f"{path}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[RunReport]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunReport)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary file beside it, fsync, rename.
+
+    Raises:
+        StoreError: when the folder can't be written or is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # the first fault is the one to report
+            temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path}: can't be written: {error.strerror}") from error
+
+
+def is_figure(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number that can be drawn or printed."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
