@@ -1,0 +1,1 @@
+"""Choosing candidates: exact, annealing, random; fronts."""

@@ -1,0 +1,208 @@
+"""Greedy start and simulated annealing, as in Bespoke (eq. 4 and 5), made to keep hard limits.
+
+The score of a selection is ``max(1, metric / limit) + penalty * summed loss``, with the largest
+ratio where there are several limits. What differs from the paper, and why:
+
+- The temperature is set from the score differences seen, since the paper's fixed one makes the walk
+  nearly random.
+- A neighbour may leave a gap: the paper fills every gap with some replacement, so a selection that
+  keeps the teacher's own blocks, as the optimum does under a mild limit, can't be reached.
+- Only a selection within the limits is returned; one slightly over scores well but is no answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from math import exp
+
+import numpy as np
+
+from tailorbird.errors import ConfigError
+from tailorbird.family import AdditiveProblem
+from tailorbird.search.exact import infeasible
+from tailorbird.search.selection import (
+    Selection,
+    check_limits,
+    limited,
+    make_selection,
+    overlaps,
+)
+
+_REMOVE_MORE = 0.25
+_PROBES = 200
+
+
+def score(
+    problem: AdditiveProblem,
+    chosen: Sequence[int],
+    limits: Mapping[str, float],
+    *,
+    penalty: float = 1.0,
+) -> float:
+    """Eq. 5: ``max(1, metric / limit) + penalty * summed loss``; lower is better.
+
+    Example:
+        >>> problem = AdditiveProblem(
+        ...     loss=np.array([0.02]), saving=np.array([[4.0]]), base=np.array([12.0]),
+        ...     covers=np.array([[True]]), metrics=("latency_ms",),
+        ... )
+        >>> score(problem, [], {"latency_ms": 8.0}), score(problem, [0], {"latency_ms": 8.0})
+        (1.5, 1.02)
+    """
+    check_limits(problem, limits)
+    cost = make_selection(problem, chosen, limits).cost
+    ratio = max([1.0, *(cost[name] / bound for name, bound in limits.items())])
+    return ratio + penalty * problem.total_loss(list(chosen))
+
+
+def greedy(
+    problem: AdditiveProblem, limits: Mapping[str, float], *, penalty: float = 1.0
+) -> Selection:
+    """Add the alternative that lowers the score most until none lowers it: the paper's start.
+
+    Returns:
+        A selection that may be over the limits (``feasible`` says).
+    """
+    check_limits(problem, limits)
+    saving, base, bounds = limited(problem, limits)
+    clash = overlaps(problem)
+    free = np.ones(len(problem.loss), dtype=np.bool_)
+    chosen: list[int] = []
+    cost, loss = base.copy(), 0.0
+    current = score(problem, chosen, limits, penalty=penalty)
+    while free.any():
+        ratio = ((cost - saving) / bounds).max(axis=1, initial=1.0)
+        scores = np.where(free, ratio + penalty * (loss + problem.loss), np.inf)
+        best = int(np.argmin(scores))
+        if scores[best] >= current:
+            break
+        current = float(scores[best])
+        chosen.append(best)
+        cost, loss = cost - saving[best], loss + float(problem.loss[best])
+        free &= ~clash[best]
+    return make_selection(problem, chosen, limits)
+
+
+def anneal(
+    problem: AdditiveProblem,
+    limits: Mapping[str, float],
+    *,
+    seed: int,
+    steps: int = 5000,
+    restarts: int = 4,
+    penalty: float = 1.0,
+    leave: float = 0.2,
+    start: Sequence[int] | None = None,
+) -> Selection:
+    """The best selection within ``limits`` seen by simulated annealing.
+
+    Args:
+        problem: n alternatives.
+        limits: metric -> upper bound.
+        seed: equal seeds give equal results.
+        steps: neighbours tried in each restart, while the temperature falls to zero.
+        restarts: independent walks, all from the start.
+        penalty: lambda of eq. 5: how much of a limit one unit of accuracy is worth.
+        leave: probability that filling a gap stops before each addition.
+        start: indices to start from, such as an earlier target's selection; greedy if ``None``.
+
+    Raises:
+        InfeasibleError: when no selection within the limits was seen; ``lowest`` is exact.
+        ConfigError: for unknown metrics, limits that are not positive, or a ``start`` that overlaps.
+    """
+    check_limits(problem, limits)
+    walk = _Walk(problem, limits, penalty=penalty, leave=leave)
+    first = greedy(problem, limits, penalty=penalty).chosen if start is None else tuple(start)
+    if not walk.fits(first):
+        raise ConfigError(f"start: expected alternatives that do not overlap, got {first}")
+    for restart in range(restarts):
+        walk.run(first, steps=steps, rng=random.Random(f"{seed}/{restart}"))
+    if walk.best is None:
+        raise infeasible(problem, limits, searcher=f"annealing with {restarts} x {steps} steps")
+    return make_selection(problem, walk.best, limits)
+
+
+class _Walk:
+    """Walks over selections; sets of alternatives are the bits of whole numbers, for speed."""
+
+    def __init__(
+        self, problem: AdditiveProblem, limits: Mapping[str, float], *, penalty: float, leave: float
+    ) -> None:
+        saving, base, bounds = limited(problem, limits)
+        self._problem, self._limits = problem, limits
+        self._saving = (saving / bounds).tolist()
+        self._base = (base / bounds).tolist()
+        self._loss = problem.loss.tolist()
+        self._penalty, self._leave = penalty, leave
+        self._all = (1 << len(self._loss)) - 1
+        self._clash = [
+            int.from_bytes(np.packbits(row, bitorder="little").tobytes(), "little")
+            for row in overlaps(problem)
+        ]
+        self.best: tuple[int, ...] | None = None
+        self._best_loss = float("inf")
+
+    def fits(self, chosen: Sequence[int]) -> bool:
+        """Whether the indices exist and no two of them overlap."""
+        taken = 0
+        for index in chosen:
+            if not 0 <= index < len(self._loss) or taken >> index & 1:
+                return False
+            taken |= self._clash[index]
+        return True
+
+    def run(self, start: Sequence[int], *, steps: int, rng: random.Random) -> None:
+        """Walk ``steps`` steps from ``start``, noting the best selection within the limits."""
+        current = list(start)
+        value = self._score(current)
+        hottest = self._temperature(current, rng)
+        for step in range(steps):
+            candidate = self._neighbour(current, rng)
+            new = self._score(candidate)
+            heat = hottest * (1.0 - step / steps) ** 2
+            if new <= value or rng.random() < exp((value - new) / max(heat, 1e-300)):
+                current, value = candidate, new
+
+    def _temperature(self, start: Sequence[int], rng: random.Random) -> float:
+        """The mean score difference between neighbours on a free walk from ``start``."""
+        current, value, total = list(start), self._score(start), 0.0
+        for _ in range(_PROBES):
+            current = self._neighbour(current, rng)
+            new = self._score(current)
+            total, value = total + abs(new - value), new
+        return total / _PROBES
+
+    def _neighbour(self, current: Sequence[int], rng: random.Random) -> list[int]:
+        """Remove one replacement, each further one with 25 %; then add random ones that fit."""
+        chosen = list(current)
+        if chosen:
+            chosen.pop(rng.randrange(len(chosen)))
+            while chosen and rng.random() < _REMOVE_MORE:
+                chosen.pop(rng.randrange(len(chosen)))
+        free = self._all
+        for index in chosen:
+            free &= ~self._clash[index]
+        while free and rng.random() >= self._leave:
+            options = []
+            rest = free
+            while rest:
+                low = rest & -rest
+                options.append(low.bit_length() - 1)
+                rest ^= low
+            index = options[rng.randrange(len(options))]
+            chosen.append(index)
+            free &= ~self._clash[index]
+        return chosen
+
+    def _score(self, chosen: Sequence[int]) -> float:
+        """Eq. 5; also notes the selection if it is the best within the limits so far."""
+        loss = sum([self._loss[index] for index in chosen])
+        ratio = 1.0
+        for column, base in enumerate(self._base):
+            ratio = max(ratio, base - sum([self._saving[index][column] for index in chosen]))
+        if ratio <= 1.0 + 1e-9 and loss < self._best_loss:
+            selection = make_selection(self._problem, chosen, self._limits)
+            if selection.feasible:
+                self.best, self._best_loss = selection.chosen, loss
+        return ratio + self._penalty * loss

@@ -1,0 +1,78 @@
+"""Fronts of points whose coordinates are all to be small, such as (latency, error)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tailorbird.errors import SpaceError
+from tailorbird.family import Floats
+
+
+def undominated(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which of the points (n, d) no other point beats: mask (n,).
+
+    A point beats another where it is no larger in any coordinate and smaller in one; of equal
+    points all are kept.
+
+    Example:
+        >>> undominated([[1.0, 3.0], [2.0, 2.0], [2.0, 4.0]])
+        array([ True,  True, False])
+    """
+    array = _points(points)
+    mask = np.ones(len(array), dtype=np.bool_)
+    for row, point in enumerate(array):
+        no_larger = (array <= point).all(axis=1)
+        smaller = (array < point).any(axis=1)
+        mask[row] = not bool((no_larger & smaller).any())
+    return mask
+
+
+def hypervolume(points: npt.ArrayLike, reference: tuple[float, float]) -> float:
+    """Area that the points (n, 2) dominate up to ``reference``; points beyond it add nothing.
+
+    Example:
+        >>> hypervolume([[1.0, 2.0], [2.0, 1.0]], (3.0, 3.0))
+        3.0
+    """
+    array = _points(points, width=2)
+    array = array[(array < reference).all(axis=1)]
+    area, ceiling = 0.0, reference[1]
+    for x, y in array[np.lexsort((array[:, 1], array[:, 0]))]:
+        if y < ceiling:
+            area += (reference[0] - x) * (ceiling - y)
+            ceiling = y
+    return float(area)
+
+
+def staircase(points: npt.ArrayLike) -> Floats:
+    """Corners (k, 2) of the line under which no point (n, 2) lies, from left to right.
+
+    Each front point is followed by the corner where the line turns down to the next one.
+
+    Example:
+        >>> staircase([[2.0, 1.0], [1.0, 3.0], [3.0, 3.0]])
+        array([[1., 3.],
+               [2., 3.],
+               [2., 1.]])
+    """
+    array = _points(points, width=2)
+    front = np.unique(array[undominated(array)], axis=0)
+    if len(front) == 0:
+        return front
+    corners = np.stack([front[1:, 0], front[:-1, 1]], axis=1)
+    line = np.empty((2 * len(front) - 1, 2))
+    line[0::2], line[1::2] = front, corners
+    return line
+
+
+def _points(points: npt.ArrayLike, *, width: int | None = None) -> Floats:
+    array = np.asarray(points, dtype=np.float64)
+    if array.size == 0:
+        array = array.reshape(0, width or 2)
+    if array.ndim != 2 or (width is not None and array.shape[1] != width):
+        expected = f"(n, {width})" if width else "(n, d)"
+        raise SpaceError(f"points: expected shape {expected}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise SpaceError("points: holds values that are not finite")
+    return array
