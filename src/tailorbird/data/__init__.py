@@ -1,0 +1,1 @@
+"""Image data: sources, splits, batches."""

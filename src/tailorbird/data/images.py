@@ -1,0 +1,339 @@
+"""Labelled or unlabelled images in splits, served as normalised batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tailorbird.errors import DataError
+
+Batch = tuple[Tensor, Tensor | None]
+"""Images (n, C, H, W) float32 normalised, and labels (n,) int64 or None."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel ``(x - mean) / std`` on pixels in [0, 1].
+
+    Raises:
+        DataError: where the lengths differ or a deviation is not positive.
+
+    Example:
+        >>> Normalisation((0.5,), (0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+        tensor([[[[-2., 2.]]]])
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise DataError(
+                f"normalisation: expected one mean and one std per channel, got "
+                f"{len(self.mean)} and {len(self.std)}"
+            )
+        if not all(value > 0 for value in self.std):
+            raise DataError(f"normalisation: every std has to be positive, got {self.std}")
+
+    @staticmethod
+    def identity(channels: int) -> Normalisation:
+        """Leaves pixels as they are: for images that come normalised."""
+        return Normalisation((0.0,) * channels, (1.0,) * channels)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise (n, C, H, W): uint8 is scaled from 0..255, floats are taken in [0, 1]."""
+        full = 255.0 if images.dtype == torch.uint8 else 1.0
+        shape = (1, -1, 1, 1)
+        scale = [1.0 / (full * std) for std in self.std]
+        shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        out = images.to(torch.float32, copy=True)
+        out.mul_(out.new_tensor(scale).view(shape))
+        return out.add_(out.new_tensor(shift).view(shape))
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""What most pretrained networks were trained with."""
+
+
+class Split(Protocol):
+    """A set of images that is walked in batches."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether batches carry labels."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """All labels (n,) int64 in order, or None."""
+
+    def batches(
+        self,
+        size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
+        """Walk the images once, ``size`` at a time.
+
+        Args:
+            size: images per batch; the last batch may be smaller.
+            generator: shuffles and drives augmentation, on the CPU; None means in order. All of
+                a walk's randomness is drawn when this is called, so that a walk given up early
+                leaves the generator as a full one does.
+            augment: apply the split's own augmentation; needs a generator.
+            drop_last: leave out a last batch that is smaller than ``size``.
+            device: where the batches go.
+
+        Raises:
+            DataError: for a size below 1, or augmentation without a generator.
+        """
+
+    def sample(self, count: int) -> Tensor:
+        """Up to ``count`` images (n, C, H, W), normalised, evenly spaced, not augmented."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Images in memory. Batches are gathered, cropped and flipped without a loop over images.
+
+    Args:
+        images: (n, C, H, W) uint8 in 0..255, or float32 in [0, 1].
+        labels: (n,) integers, or None.
+        normalisation: applied to every batch.
+        crop_padding: augmentation: pad by this many black pixels, then crop at random.
+        flip: augmentation: mirror left to right with probability one half.
+
+    Raises:
+        DataError: listing every fault of shapes and types.
+
+    Example:
+        >>> pixels = torch.arange(8, dtype=torch.uint8).view(2, 1, 2, 2)
+        >>> split = TensorSplit(pixels, torch.tensor([0, 1]), Normalisation.identity(1))
+        >>> [(tuple(x.shape), y.tolist()) for x, y in split.batches(2)]
+        [((2, 1, 2, 2), [0, 1])]
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    normalisation: Normalisation
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
+            problems.append(
+                "images: expected (n, C, H, W) of uint8 or float32, got "
+                f"{tuple(self.images.shape)} of {self.images.dtype}"
+            )
+        elif self.images.shape[1] != len(self.normalisation.mean):
+            problems.append(
+                f"images have {self.images.shape[1]} channels, the normalisation is for "
+                f"{len(self.normalisation.mean)}"
+            )
+        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
+            problems.append(
+                f"labels: expected shape {tuple(self.images.shape[:1])}, "
+                f"got {tuple(self.labels.shape)}"
+            )
+        if self.crop_padding < 0:
+            problems.append(f"crop_padding: expected 0 or more, got {self.crop_padding}")
+        if problems:
+            raise DataError("; ".join(problems))
+        if self.labels is not None and self.labels.dtype != torch.int64:
+            object.__setattr__(self, "labels", self.labels.to(torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether batches carry labels."""
+        return self.labels is not None
+
+    def to(self, device: torch.device | str) -> TensorSplit:
+        """The same split with its images held on ``device``."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, images=self.images.to(device), labels=labels)
+
+    def take(self, indices: Tensor) -> TensorSplit:
+        """The images at ``indices`` (m,), in that order."""
+        index = indices.to(self.images.device)
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, images=self.images[index], labels=labels)
+
+    def sample(self, count: int) -> Tensor:
+        """Up to ``count`` images, normalised, evenly spaced over the split."""
+        return self.normalisation(self.images[spaced(len(self), count).to(self.images.device)])
+
+    def batches(
+        self,
+        size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
+        """Walk the images once; see `Split.batches`."""
+        check_walk(size, generator, augment)
+        count = len(self)
+        order = None if generator is None else torch.randperm(count, generator=generator)
+        moves = None
+        if augment and generator is not None and (self.crop_padding or self.flip):
+            span = 2 * self.crop_padding + 1
+            offsets = torch.randint(0, span, (count, 2), generator=generator)
+            mirrored = torch.randint(0, 2, (count, 1), generator=generator) * int(self.flip)
+            moves = torch.cat([offsets, mirrored], dim=1)
+        return self._walk(size, order, moves, drop_last, device or self.images.device)
+
+    def _walk(
+        self,
+        size: int,
+        order: Tensor | None,
+        moves: Tensor | None,
+        drop_last: bool,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        count = len(self)
+        for start in range(0, count - count % size if drop_last else count, size):
+            stop = min(start + size, count)
+            if order is None:
+                images = self.images[start:stop]
+                labels = None if self.labels is None else self.labels[start:stop]
+            else:
+                index = order[start:stop].to(self.images.device)
+                images = self.images[index]
+                labels = None if self.labels is None else self.labels[index]
+            images = images.to(device)
+            if moves is not None:
+                images = _shift(images, moves[start:stop].to(device), self.crop_padding)
+            yield self.normalisation(images), None if labels is None else labels.to(device)
+
+
+def _shift(images: Tensor, moves: Tensor, padding: int) -> Tensor:
+    """Crop (n, C, H, W) out of its zero-padded self at ``moves`` (n, 3): row, column, mirror.
+
+    One gather over flattened pixels; an image costs its own size, whatever the padding.
+    """
+    count, channels, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4).flatten(2)
+    row, column, mirror = moves.unbind(1)
+    rows = row[:, None] + torch.arange(height, device=images.device)
+    steps = torch.arange(width, device=images.device)
+    columns = column[:, None] + torch.where(mirror[:, None].bool(), width - 1 - steps, steps)
+    index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(count, 1, -1)
+    gathered = padded.gather(2, index.expand(count, channels, -1))
+    return gathered.view(count, channels, height, width)
+
+
+def check_walk(size: int, generator: torch.Generator | None, augment: bool) -> None:
+    """Refuse what `Split.batches` can't do.
+
+    Raises:
+        DataError: for a size below 1, or augmentation without a generator.
+    """
+    if size < 1:
+        raise DataError(f"batches: expected a size of 1 or more, got {size}")
+    if augment and generator is None:
+        raise DataError("batches: augmentation draws random numbers; give a generator")
+
+
+def spaced(total: int, count: int) -> Tensor:
+    """Up to ``count`` distinct indices spread evenly over ``range(total)``.
+
+    Example:
+        >>> spaced(10, 4).tolist()
+        [0, 2, 5, 7]
+    """
+    count = min(total, count)
+    return torch.arange(count) * total // max(count, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """What a job reads: splits, class names, and how pixels are normalised.
+
+    Choices are made on ``validation``, which comes out of the training images; ``test`` is read
+    once, at the end.
+
+    Args:
+        input_shape: (C, H, W) of one image.
+        skipped: corrupt images left out because the user said so.
+    """
+
+    train: Split
+    validation: Split
+    test: Split | None
+    classes: tuple[str, ...] | None
+    normalisation: Normalisation
+    input_shape: tuple[int, int, int]
+    labelled: bool
+    name: str
+    skipped: int = 0
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Images per split."""
+        test = 0 if self.test is None else len(self.test)
+        return {"train": len(self.train), "validation": len(self.validation), "test": test}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over sizes, classes, normalisation, labels and sampled pixels.
+
+        Equal data gives equal digits on every machine; a run folder keeps them to notice that it
+        belongs to another job.
+        """
+        digest = hashlib.sha256()
+        norm = self.normalisation
+        head = [self.size, self.classes, norm.mean, norm.std, self.input_shape, self.labelled]
+        digest.update(json.dumps(head).encode())
+        for split in (self.train, self.validation, self.test):
+            if split is None:
+                continue
+            if split.labels is not None:
+                digest.update(split.labels.cpu().numpy().tobytes())
+            # Rounded, so that the last bit of float arithmetic does not make it another data set.
+            pixels = split.sample(16).mul(256).round().to(torch.int32)
+            digest.update(pixels.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def check_head(data: ImageData, outputs: int) -> None:
+    """Make sure that a network with ``outputs`` logits fits the data's classes.
+
+    Raises:
+        DataError: naming both numbers and the way out. Unlabelled data fits every head.
+    """
+    if not data.labelled:
+        return
+    largest = -1
+    for split in (data.train, data.validation, data.test):
+        if split is not None and split.labels is not None and len(split.labels):
+            largest = max(largest, int(split.labels.max()))
+    if data.classes is not None and len(data.classes) != outputs:
+        raise DataError(
+            f"data '{data.name}' has {len(data.classes)} classes "
+            f"({', '.join(data.classes[:3])}, ...) but the network has {outputs} outputs; load the "
+            f"network with num_classes={len(data.classes)} and a checkpoint trained on these "
+            "classes, or leave the labels out (label column null) to distil without them"
+        )
+    if largest >= outputs:
+        raise DataError(
+            f"data '{data.name}' holds label {largest} but the network has {outputs} outputs "
+            f"(labels 0 to {outputs - 1}); check the labels or the network's num_classes"
+        )
