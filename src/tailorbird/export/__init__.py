@@ -1,0 +1,1 @@
+"""ONNX files, proof that they equal the network, bundles that rebuild it."""

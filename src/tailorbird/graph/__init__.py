@@ -1,0 +1,1 @@
+"""Networks as graphs: trace, find blocks, cut, stitch, prune."""

@@ -1,0 +1,400 @@
+"""Distilling all alternatives against one frozen teacher (Bespoke, eq. 3).
+
+Each batch passes the teacher once; what enters and leaves every sampled block is kept, and each
+alternative of the bunch takes one step on its own block's pair. The graphs of two alternatives
+never meet, so each is run forward, backward and freed before the next: a step costs one teacher
+forward plus the sum of the alternatives' own forward and backward passes, and memory holds the
+kept activations, every alternative's weights, and the activations of one alternative.
+
+An alternative's result does not depend on its bunch: it sees the same batches, draws its own random
+numbers, and has an optimiser of its own. So a run that is killed, or whose bunches are halved for
+memory, ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, fx
+
+from tailorbird.data.images import ImageData
+from tailorbird.graph.blocks import Block
+from tailorbird.graph.surgery import capture
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.options import HouseOptions
+from tailorbird.house.store import HouseStore
+from tailorbird.progress import Progress, Silent, Task
+from tailorbird.runfolder import write_bytes
+from tailorbird.train.precision import autocast, compute_device, memory_format
+
+VALIDATION_IMAGES = 1024
+"""Images that decide which epoch of an alternative is kept."""
+
+MOMENTUM = 0.9
+
+
+@dataclass
+class Trainee:
+    """An alternative under training."""
+
+    record: Alternative
+    block: Block
+    module: fx.GraphModule
+    optimizer: torch.optim.SGD
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    stopped: str = ""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, momenta and best weights under names that fit one file."""
+        name = self.record.name
+        packed = {f"{name}/now/{k}": v for k, v in self.module.state_dict().items()}
+        packed |= {f"{name}/best/{k}": v for k, v in self.best.items()}
+        for index, parameter in enumerate(self.module.parameters()):
+            momentum = self.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                packed[f"{name}/momentum/{index}"] = momentum
+        return packed
+
+    def restore(self, packed: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        name = self.record.name
+
+        def part(kind: str) -> dict[str, Tensor]:
+            start = f"{name}/{kind}/"
+            return {k.removeprefix(start): v for k, v in packed.items() if k.startswith(start)}
+
+        self.module.load_state_dict(part("now"))
+        self.best = part("best")
+        momenta = part("momentum")
+        for index, parameter in enumerate(self.module.parameters()):
+            if str(index) in momenta:
+                value = momenta[str(index)].to(parameter.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = value
+
+
+def distil(
+    teacher: LayerGraph,
+    sample: Sample,
+    data: ImageData,
+    options: HouseOptions,
+    *,
+    seed: int,
+    store: HouseStore,
+    progress: Progress | None = None,
+) -> dict[str, fx.GraphModule]:
+    """Train every alternative to mimic its block; continue from what is stored.
+
+    Args:
+        sample: the house; its modules are left as they are.
+        data: only images of the training split are trained on; labels are not used.
+        seed: decides the order of images, augmentation and dropout.
+
+    Returns:
+        name -> trained module, in evaluation mode on the CPU. One whose loss stopped being
+        finite is absent; its record in the store says why.
+    """
+    device = compute_device()
+    progress = progress or Silent()
+    done: dict[str, fx.GraphModule] = {}
+    for alternative in sample.alternatives:
+        if not alternative.trainable:
+            done[alternative.name] = sample.modules[alternative.name]
+    trainable = [a for a in sample.alternatives if a.trainable]
+    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    bunches = plan_bunches(teacher, sample, trainable, options)
+    steps = total_steps(data, options)
+    with progress.task("distil", steps * len(bunches)) as task:
+        for number, bunch in enumerate(bunches):
+            missing = []
+            for alternative in bunch:
+                stored = store.load_trained(alternative.name)
+                if stored is None:
+                    missing.append(alternative)
+                elif not stored[1].get("stopped"):
+                    done[alternative.name] = stored[0]
+            if not missing:
+                task.advance(steps)
+                continue
+            share = None if deadline is None else _share(deadline, len(bunches) - number)
+            job = _Bunch(teacher, sample, data, options, seed, store, device, number, share)
+            done |= _train_or_halve(job, missing, task)
+            store.checkpoint(number).unlink(missing_ok=True)
+    return done
+
+
+def total_steps(data: ImageData, options: HouseOptions) -> int:
+    """Steps that ``options.epochs`` passes over the training split take."""
+    return max(1, math.ceil(options.epochs * len(data.train) / options.batch_size))
+
+
+def plan_bunches(
+    teacher: LayerGraph, sample: Sample, alternatives: Sequence[Alternative], options: HouseOptions
+) -> list[list[Alternative]]:
+    """Split into bunches that fit ``options.memory_mb``, in the teacher's order of blocks.
+
+    A bunch holds the images, the blocks' inputs and outputs, four copies of its weights (weights,
+    gradients, momenta, best) and the activations of its largest alternative, kept for backward.
+    The teacher's own pass frees as it goes and is counted as its two largest tensors.
+    """
+    order = teacher.index
+    ordered = sorted(alternatives, key=lambda a: (order[sample.blocks[a.block].output], a.name))
+    per_image = {layer.name: 4 * math.prod(layer.shape) for layer in teacher.layers if layer.shape}
+    fixed = 2 * max(per_image.values()) + 4 * math.prod(teacher.input_shape)
+    budget = options.memory_mb * 1e6
+    bunches: list[list[Alternative]] = []
+    kept: set[str] = set()
+    weights = largest = 0.0
+    for alternative in ordered:
+        block = sample.blocks[alternative.block]
+        own = 16.0 * alternative.params
+        run = 2.0 * activation_bytes(sample.modules[alternative.name], block.in_shape)
+        grown = kept | {block.input, block.output}
+        images = options.batch_size * (sum(per_image.get(n, 0) for n in grown) + fixed)
+        need = images + weights + own + options.batch_size * max(largest, run)
+        if bunches and need <= budget:
+            bunches[-1].append(alternative)
+            kept, weights, largest = grown, weights + own, max(largest, run)
+        else:
+            bunches.append([alternative])
+            kept, weights, largest = {block.input, block.output}, own, run
+    return bunches
+
+
+def activation_bytes(module: fx.GraphModule, in_shape: Sequence[int]) -> int:
+    """Bytes of all intermediate float32 tensors of ``module`` for one image."""
+    with torch.no_grad():
+        recorder = _Sizes(module)
+        recorder.run(torch.zeros(1, *in_shape))
+    return recorder.total
+
+
+class _Sizes(fx.Interpreter):
+    total = 0
+
+    def run_node(self, n: fx.Node) -> object:  # type: ignore[override]
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.total += 4 * value.numel()
+        return value
+
+
+@dataclass(frozen=True)
+class _Bunch:
+    teacher: LayerGraph
+    sample: Sample
+    data: ImageData
+    options: HouseOptions
+    seed: int
+    store: HouseStore
+    device: torch.device
+    number: int
+    seconds: float | None
+
+
+def _share(deadline: float, bunches_left: int) -> float:
+    return max(1.0, (deadline - time.monotonic()) / bunches_left)
+
+
+def _train_or_halve(
+    job: _Bunch, bunch: Sequence[Alternative], task: Task
+) -> dict[str, fx.GraphModule]:
+    """Train a bunch; out of memory halves it, down to a single alternative."""
+    try:
+        return _train(job, bunch, task)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if job.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(bunch) == 1:
+            reason = "out of memory even alone; lower house.batch_size"
+            module = job.sample.modules[bunch[0].name]
+            job.store.save_trained(bunch[0].name, module, {"stopped": reason})
+            return {}
+    job.store.checkpoint(job.number).unlink(missing_ok=True)
+    half = len(bunch) // 2
+    return _train_or_halve(job, bunch[:half], task) | _train_or_halve(job, bunch[half:], task)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        hint in str(error).lower() for hint in ("out of memory", "can't allocate memory")
+    )
+
+
+def _train(job: _Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx.GraphModule]:
+    trainees = [_trainee(job, alternative) for alternative in bunch]
+    names = sorted({name for t in trainees for name in (t.block.input, t.block.output)})
+    probe = capture(job.teacher, names).to(job.device)
+    if memory_format(job.teacher.input_shape) is torch.channels_last:
+        probe = probe.to(memory_format=torch.channels_last)
+    total = total_steps(job.data, job.options)
+    step = _resume(job, trainees)
+    task.advance(step)
+    start = time.monotonic()
+    devices = [job.device] if job.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        while step < total:
+            for images in _epoch(job, step, total):
+                rate = job.options.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
+                _step(job, probe, trainees, images, step, rate)
+                step += 1
+                task.advance(1, _note(trainees, step))
+            spent = time.monotonic() - start
+            if job.seconds is not None and step < total and spent > job.seconds:
+                task.advance(total - step, "time is spent")
+                step = total
+            _validate(job, probe, trainees)
+            if step < total:
+                _save(job, trainees, step)
+    return {t.record.name: module for t in trainees if (module := _finish(job, t)) is not None}
+
+
+def _trainee(job: _Bunch, alternative: Alternative) -> Trainee:
+    block = job.sample.blocks[alternative.block]
+    module = copy.deepcopy(job.sample.modules[alternative.name]).to(job.device)
+    if memory_format(block.in_shape) is torch.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=job.options.learning_rate, momentum=MOMENTUM, nesterov=True
+    )
+    return Trainee(alternative, block, module, optimizer)
+
+
+def _epoch(job: _Bunch, step: int, total: int) -> Iterator[Tensor]:
+    """Batches from ``step`` to the end of its epoch; the order depends on seed and epoch only."""
+    per_epoch = math.ceil(len(job.data.train) / job.options.batch_size)
+    generator = torch.Generator().manual_seed(job.seed * 100_003 + step // per_epoch)
+    batches = job.data.train.batches(
+        job.options.batch_size, generator=generator, augment=True, device=job.device
+    )
+    for number, (images, _) in enumerate(batches):
+        if number >= min(per_epoch, total - step):
+            return
+        yield images
+
+
+def _step(
+    job: _Bunch,
+    probe: fx.GraphModule,
+    trainees: Sequence[Trainee],
+    images: Tensor,
+    step: int,
+    rate: float,
+) -> None:
+    with torch.no_grad(), autocast(job.device, job.options.precision):
+        seen = probe(images)
+    for number, trainee in enumerate(trainees):
+        if trainee.stopped:
+            continue
+        torch.manual_seed(hash((job.seed, int(trainee.record.name[1:]), step)) % 2**63)
+        trainee.module.train()
+        loss = _loss(job, trainee, seen)
+        trainee.optimizer.param_groups[0]["lr"] = rate
+        trainee.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        trainee.optimizer.step()
+
+
+def _loss(job: _Bunch, trainee: Trainee, seen: Mapping[str, Tensor]) -> Tensor:
+    """Squared error over the teacher's mean square: 1 is no better than answering zero."""
+    target = seen[trainee.block.output].float()
+    with autocast(job.device, job.options.precision):
+        output = trainee.module(seen[trainee.block.input])
+    error = (output.float() - target).square().mean()
+    return error / target.square().mean().clamp_min(1e-12)
+
+
+@torch.no_grad()
+def _validate(job: _Bunch, probe: fx.GraphModule, trainees: Sequence[Trainee]) -> None:
+    """Keep each trainee's weights if they mimic better than before; stop those gone astray."""
+    sums = dict.fromkeys((t.record.name for t in trainees), 0.0)
+    batches = 0
+    for images, _ in job.data.validation.batches(job.options.batch_size, device=job.device):
+        with autocast(job.device, job.options.precision):
+            seen = probe(images)
+        for trainee in trainees:
+            trainee.module.eval()
+            sums[trainee.record.name] += float(_loss(job, trainee, seen))
+        batches += 1
+        if batches * job.options.batch_size >= VALIDATION_IMAGES:
+            break
+    for trainee in trainees:
+        loss = sums[trainee.record.name] / batches
+        if trainee.stopped:
+            continue
+        if not math.isfinite(loss):
+            trainee.stopped = "the loss is not finite; lower house.learning_rate"
+        elif loss < trainee.best_loss:
+            trainee.best_loss = loss
+            trainee.best = {k: v.clone() for k, v in trainee.module.state_dict().items()}
+
+
+def _note(trainees: Sequence[Trainee], step: int) -> str:
+    losses = [t.best_loss for t in trainees if math.isfinite(t.best_loss)]
+    return f"relative error {sum(losses) / len(losses):.3f}" if losses and step else ""
+
+
+def _save(job: _Bunch, trainees: Sequence[Trainee], step: int) -> None:
+    """Write the bunch's state; one file, so it is whole or absent."""
+    tensors = {
+        key: value.detach().cpu().contiguous()
+        for trainee in trainees
+        for key, value in trainee.tensors().items()
+    }
+    state = {
+        "step": step,
+        "total": total_steps(job.data, job.options),
+        "names": [t.record.name for t in trainees],
+        "best": [t.best_loss if math.isfinite(t.best_loss) else None for t in trainees],
+        "stopped": [t.stopped for t in trainees],
+    }
+    content = dump_tensors(tensors, metadata={"state": json.dumps(state)})
+    write_bytes(job.store.checkpoint(job.number), content)
+
+
+def _resume(job: _Bunch, trainees: Sequence[Trainee]) -> int:
+    """Take back the bunch's saved state; returns the step to go on from, 0 for none."""
+    path = job.store.checkpoint(job.number)
+    if not path.exists():
+        return 0
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        state = json.loads(header["__metadata__"]["state"])
+        packed = load_tensors(content)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return 0  # damaged: this bunch is trained anew
+    names = [t.record.name for t in trainees]
+    if state["names"] != names or state["total"] != total_steps(job.data, job.options):
+        return 0
+    for trainee, best, stopped in zip(trainees, state["best"], state["stopped"], strict=True):
+        trainee.restore(packed)
+        trainee.best_loss = math.inf if best is None else best
+        trainee.stopped = stopped
+    return int(state["step"])
+
+
+def _finish(job: _Bunch, trainee: Trainee) -> fx.GraphModule | None:
+    """Write the best weights and give the trained module, or `None` for one that was stopped."""
+    if trainee.best:
+        trainee.module.load_state_dict(trainee.best)
+    module = trainee.module.cpu().eval().to(memory_format=torch.contiguous_format)
+    module.requires_grad_(False)
+    figures = {
+        "relative_error": trainee.best_loss if math.isfinite(trainee.best_loss) else None,
+        "stopped": trainee.stopped,
+    }
+    job.store.save_trained(trainee.record.name, module, figures)
+    return None if trainee.stopped else module

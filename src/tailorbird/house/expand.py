@@ -1,0 +1,91 @@
+"""Expansion: pruned variants of the teacher's blocks and of their alternatives (Bespoke).
+
+Half of the variants rank channels by discrepancy (the CURL-style score: how much the block's own
+output moves when a channel is masked), half by magnitude (L1); of both, the lowest ranks go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from tailorbird.errors import GraphError
+from tailorbird.graph.blocks import Block
+from tailorbird.graph.importance import discrepancy_scores, magnitude_scores, prune_interior
+from tailorbird.graph.surgery import capture, extract
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.options import HouseOptions
+from tailorbird.house.sample import TRIES, Collector
+
+RATIOS = (0.05, 0.075, 0.1, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+METHODS = ("discrepancy", "magnitude")
+
+
+def block_inputs(
+    teacher: LayerGraph, blocks: Mapping[str, Block], images: Tensor
+) -> dict[str, Tensor]:
+    """The teacher's activations at the inputs of ``blocks`` for ``images`` (n, C, H, W)."""
+    names = sorted({block.input for block in blocks.values()})
+    probe = capture(teacher, names)
+    with torch.inference_mode():
+        return {name: value.float() for name, value in probe(images).items()}
+
+
+def add_pruned(
+    collector: Collector,
+    teacher: LayerGraph,
+    images: Tensor,
+    options: HouseOptions,
+    rng: np.random.Generator,
+) -> None:
+    """Offer ``options.pruned`` variants; ``images`` (n, C, H, W) feed the discrepancy scores.
+
+    Scores are computed once per source, so the cost grows with distinct sources, not variants.
+    """
+    inputs = block_inputs(teacher, collector.blocks, images)
+    scores: dict[tuple[str, str, str, str], Mapping[int, Tensor]] = {}
+    whole = [a for a in collector.alternatives if a.trainable]
+    blocks = list(collector.blocks.values())
+    kept = 0
+    for _ in range(TRIES * options.pruned):
+        if kept == options.pruned:
+            return
+        pick = int(rng.integers(len(blocks) + len(whole)))
+        method = METHODS[kept % 2]
+        ratio = float(rng.choice(RATIOS))
+        if pick < len(blocks):
+            block, origin, source = blocks[pick], "teacher", blocks[pick].key
+            body = extract(teacher, block)
+        else:
+            parent = whole[pick - len(blocks)]
+            block, origin, source = collector.blocks[parent.block], parent.origin, parent.source
+            body = collector.modules[parent.name]
+        variant = f"{method} {ratio:g}"
+        if collector.known(block, origin, source, variant):
+            continue
+        cache = (block.key, origin, source, method)
+        if cache not in scores:
+            scores[cache] = _scores(body, block, method, inputs[block.input])
+        try:
+            pruned = prune_interior(
+                body,
+                block.in_shape,
+                ratio=ratio,
+                scores=scores[cache],
+                multiple=options.width_multiple,
+            )
+        except GraphError as error:
+            collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
+            continue
+        kept += collector.offer(block, pruned, origin=origin, source=source, variant=variant)
+
+
+def _scores(
+    body: fx.GraphModule, block: Block, method: str, inputs: Tensor
+) -> Mapping[int, Tensor]:
+    if method == "magnitude":
+        return magnitude_scores(body, block.in_shape)
+    return discrepancy_scores(body, block.in_shape, [inputs])

@@ -1,0 +1,146 @@
+"""The model house as a family: one gene per block of the teacher, 0 keeps the block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+from tailorbird.errors import SpaceError
+from tailorbird.family import AdditiveProblem, Floats
+from tailorbird.graph.blocks import Block
+from tailorbird.graph.surgery import induce
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.alternative import Alternative
+from tailorbird.space import Choice, Genomes, Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class HouseFamily:
+    """Every network that can be induced from the teacher with the house's alternatives.
+
+    Costs and losses are additive estimates (Bespoke, eq. 4 and 5): the teacher's figure, less what
+    each chosen alternative saves.
+
+    Args:
+        teacher: the traced teacher.
+        blocks: key -> block, of every block that has an alternative.
+        alternatives: those that can be chosen.
+        modules: alternative's name -> module.
+        losses: alternative's name -> accuracy loss, a fraction.
+        base: metric -> the teacher's figure.
+        savings: metric -> alternative's name -> what it saves of the metric.
+    """
+
+    teacher: LayerGraph
+    blocks: Mapping[str, Block]
+    alternatives: tuple[Alternative, ...]
+    modules: Mapping[str, fx.GraphModule]
+    losses: Mapping[str, float]
+    base: Mapping[str, float]
+    savings: Mapping[str, Mapping[str, float]]
+
+    @cached_property
+    def slots(self) -> tuple[tuple[str, tuple[Alternative, ...]], ...]:
+        """(block key, its alternatives) in the teacher's order: gene by gene."""
+        by_block: dict[str, list[Alternative]] = {}
+        for alternative in self.alternatives:
+            by_block.setdefault(alternative.block, []).append(alternative)
+        return tuple((key, tuple(by_block[key])) for key in self.blocks if key in by_block)
+
+    @cached_property
+    def space(self) -> Space:
+        """One gene per block with alternatives; overlapping blocks exclude each other."""
+        keys = [key for key, _ in self.slots]
+        covers = self._covers(keys)
+        conflicts = (covers @ covers.T) > 0
+        np.fill_diagonal(conflicts, False)
+        return Space(
+            tuple(
+                Choice(key, ("keep", *(a.name for a in alternatives)))
+                for key, alternatives in self.slots
+            ),
+            conflicts,
+        )
+
+    @cached_property
+    def problem(self) -> AdditiveProblem:
+        """The choice as an additive problem over ``alternatives``, for the exact solver."""
+        metrics = tuple(self.base)
+        saving = [[self.savings[m][a.name] for m in metrics] for a in self.alternatives]
+        return AdditiveProblem(
+            loss=np.array([self.losses[a.name] for a in self.alternatives], dtype=np.float64),
+            saving=np.array(saving, dtype=np.float64).reshape(-1, len(metrics)),
+            base=np.array([self.base[m] for m in metrics], dtype=np.float64),
+            covers=self._covers([a.block for a in self.alternatives]).astype(np.bool_),
+            metrics=metrics,
+        )
+
+    def cost(self, genomes: Genomes) -> dict[str, Floats]:
+        """Predicted figures of ``genomes`` (n x genes): metric -> (n,)."""
+        return {
+            metric: self.base[metric] - self._sum(genomes, self.savings[metric])
+            for metric in self.base
+        }
+
+    def quality(self, genomes: Genomes) -> Floats:
+        """Minus the summed accuracy losses of ``genomes`` (n x genes): (n,)."""
+        return -self._sum(genomes, self.losses)
+
+    def build(self, genome: npt.NDArray[np.int64]) -> fx.GraphModule:
+        """The induced network of one genome (genes,).
+
+        Raises:
+            SpaceError: when the genome lies outside the space or overlaps itself.
+        """
+        self.space.validate(genome[None])
+        return self.induce(
+            [
+                alternatives[gene - 1].name
+                for (_, alternatives), gene in zip(self.slots, genome, strict=True)
+                if gene
+            ]
+        )
+
+    def induce(self, names: Sequence[str]) -> fx.GraphModule:
+        """The teacher with the alternatives ``names`` in place.
+
+        Raises:
+            SpaceError: for a name that the house does not hold.
+        """
+        known = {a.name: a for a in self.alternatives}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise SpaceError(f"the house holds no alternative named {', '.join(missing)}")
+        return induce(
+            self.teacher, {self.blocks[known[name].block]: self.modules[name] for name in names}
+        )
+
+    def genome(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The genome (genes,) that chooses the alternatives ``names``."""
+        chosen = set(names)
+        return np.array(
+            [
+                next((i for i, a in enumerate(alternatives, 1) if a.name in chosen), 0)
+                for _, alternatives in self.slots
+            ],
+            dtype=np.int64,
+        )
+
+    def _covers(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
+        order = self.teacher.index
+        covers = np.zeros((len(keys), len(order)), dtype=np.int64)
+        for row, key in enumerate(keys):
+            covers[row, [order[name] for name in self.blocks[key].nodes]] = 1
+        return covers
+
+    def _sum(self, genomes: Genomes, figures: Mapping[str, float]) -> Floats:
+        total = np.zeros(len(genomes))
+        for column, (_, alternatives) in enumerate(self.slots):
+            table = np.array([0.0, *(figures[a.name] for a in alternatives)])
+            total += table[genomes[:, column]]
+        return total

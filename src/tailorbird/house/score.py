@@ -1,0 +1,178 @@
+"""What each alternative costs in accuracy and in milliseconds.
+
+Accuracy: the teacher's top-1 minus that of the teacher with this one block replaced, on the
+validation split; agreement with the teacher instead where there are no labels. Images pass the
+teacher once per group of alternatives; what each block's input and the paths around it carry is
+kept, so only the alternative and what follows it run again. Cost per image: one teacher pass per
+group, plus the alternative and the suffix behind it for each alternative.
+
+Latency: every distinct structure once per device, isolated.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from tailorbird.data.images import Split
+from tailorbird.export.onnx import export_many
+from tailorbird.graph.blocks import Block
+from tailorbird.graph.surgery import capture, split
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.store import HouseStore
+from tailorbird.progress import Progress, Silent
+from tailorbird.targets import Device, Latency
+from tailorbird.train.precision import autocast, compute_device
+
+T = TypeVar("T")
+
+GROUP = 16
+"""Alternatives scored per teacher pass; what a kill can lose of the scoring."""
+
+MEASURE_CHUNK = 48
+"""Structures exported and timed together."""
+
+
+@dataclass(frozen=True)
+class _Suffix:
+    module: fx.GraphModule
+    inputs: tuple[str, ...]  # teacher's nodes: the block's input first, then the paths around it
+
+
+class _Tally:
+    """Running figures of one network against the teacher."""
+
+    def __init__(self) -> None:
+        self.right = self.agree = self.images = 0
+        self.divergence = 0.0
+
+    def add(self, logits: Tensor, reference: Tensor, labels: Tensor | None) -> None:
+        guess, truth = logits.argmax(1), reference.argmax(1)
+        self.images += len(guess)
+        self.agree += int((guess == truth).sum())
+        if labels is not None:
+            self.right += int((guess == labels).sum())
+        log_p = F.log_softmax(logits.float(), 1)
+        log_q = F.log_softmax(reference.float(), 1)
+        self.divergence += float(F.kl_div(log_p, log_q, reduction="sum", log_target=True))
+
+
+def score_accuracy(
+    teacher: LayerGraph,
+    sample: Sample,
+    modules: Mapping[str, fx.GraphModule],
+    validation: Split,
+    *,
+    store: HouseStore,
+    batch_size: int = 256,
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """Accuracy loss and divergence of each alternative, continuing from what is stored.
+
+    Args:
+        modules: distilled alternatives by name; those absent are not scored.
+        validation: split held out from training.
+
+    Returns:
+        name -> ``accuracy_loss`` (fraction; of agreement where there are no labels) and
+        ``divergence`` (mean Kullback-Leibler divergence from the teacher, nats).
+    """
+    scores = store.load_scores()
+    order = teacher.index
+    todo = sorted(
+        (a for a in sample.alternatives if a.name in modules and a.name not in scores),
+        key=lambda a: (order[sample.blocks[a.block].output], a.block),
+    )
+    with (progress or Silent()).task("score", len(todo)) as task:
+        for group in _chunks(todo, GROUP):
+            scores |= _score_group(
+                teacher, sample, modules, validation, group, batch_size, precision
+            )
+            store.save_scores(scores)
+            task.advance(len(group))
+    return scores
+
+
+@torch.inference_mode()
+def _score_group(
+    teacher: LayerGraph,
+    sample: Sample,
+    modules: Mapping[str, fx.GraphModule],
+    validation: Split,
+    group: Sequence[Alternative],
+    batch_size: int,
+    precision: str,
+) -> dict[str, dict[str, float]]:
+    device = compute_device()
+    suffixes = {a.block: suffix(teacher, sample.blocks[a.block], device) for a in group}
+    names = sorted({name for s in suffixes.values() for name in s.inputs})
+    probe = capture(teacher, names).to(device)
+    ready = {a.name: modules[a.name].to(device).eval() for a in group}
+    tallies = {a.name: _Tally() for a in group}
+    base = _Tally()
+    for images, labels in validation.batches(batch_size, device=device):
+        with autocast(device, precision):
+            seen = probe(images)
+            base.add(seen["output"], seen["output"], labels)
+            for a in group:
+                tail = suffixes[a.block]
+                replaced = ready[a.name](seen[tail.inputs[0]])
+                logits = tail.module(replaced, *(seen[name] for name in tail.inputs[1:]))
+                tallies[a.name].add(logits, seen["output"], labels)
+    labelled = validation.labelled
+    reference = base.right if labelled else base.agree
+    return {
+        name: {
+            "accuracy_loss": (reference - (t.right if labelled else t.agree)) / t.images,
+            "divergence": t.divergence / t.images,
+        }
+        for name, t in tallies.items()
+    }
+
+
+def suffix(teacher: LayerGraph, block: Block, device: torch.device) -> _Suffix:
+    """What runs behind ``block``, and the names of the teacher's tensors that it needs."""
+    parts = split(teacher, block)
+    return _Suffix(parts.suffix.to(device).eval(), parts.names)
+
+
+def measure_structures(
+    structures: Mapping[str, tuple[nn.Module, tuple[int, ...]]],
+    device: Device,
+    *,
+    store: HouseStore,
+    progress: Progress | None = None,
+) -> dict[str, Latency]:
+    """Latency of each structure on ``device``, isolated, continuing from what is stored.
+
+    Args:
+        structures: structure key -> a module of that structure and its input shape.
+    """
+    known = store.load_latencies(device.key)
+    todo = [key for key in structures if key not in known]
+    with (progress or Silent()).task("measure blocks", len(todo)) as task:
+        for keys in _chunks(todo, MEASURE_CHUNK):
+            with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+                paths = export_many(
+                    [structures[key] for key in keys],
+                    Path(folder),
+                    [f"b{number:04d}" for number in range(len(keys))],
+                )
+                known |= dict(zip(keys, device.measure(paths), strict=True))
+            store.save_latencies(device.key, known)
+            task.advance(len(keys))
+    return {key: known[key] for key in structures}
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

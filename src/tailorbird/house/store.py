@@ -1,0 +1,139 @@
+"""The house on disk: what has been sampled, trained and measured survives any kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from tailorbird.errors import StoreError
+from tailorbird.graph.blocks import Block
+from tailorbird.graph.serial import load_module, save_module
+from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.runfolder import read_json, write_json
+from tailorbird.targets import Latency
+
+
+class HouseStore:
+    """Files of one house.
+
+    ``sample.json`` is written last of its stage and names what ``initial/`` holds;
+    ``trained/NAME`` holds each alternative when it is done; ``scores.json`` and
+    ``latency/DEVICE.json`` grow as figures come in.
+
+    Args:
+        folder: made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    # sampling ---------------------------------------------------------------------------------
+
+    def save_sample(self, sample: Sample) -> None:
+        """Write every initial module, then the record that makes them count."""
+        for alternative in sample.alternatives:
+            save_module(
+                sample.modules[alternative.name], self.folder / "initial", alternative.name, {}
+            )
+        write_json(self.folder / "sample.json", sample.record())
+
+    def load_sample(self) -> Sample | None:
+        """The sample, or ``None`` when that stage has not been completed."""
+        if not (self.folder / "sample.json").exists():
+            return None
+        record = read_json(self.folder / "sample.json")
+        if not isinstance(record, dict):
+            raise StoreError(f"{self.folder / 'sample.json'}: expected an object")
+        blocks = [_block(raw) for raw in record["blocks"]]
+        alternatives = tuple(Alternative(**raw) for raw in record["alternatives"])
+        modules = {
+            alternative.name: load_module(self.folder / "initial", alternative.name)[0]
+            for alternative in alternatives
+        }
+        return Sample(
+            blocks={block.key: block for block in blocks},
+            alternatives=alternatives,
+            modules=modules,
+            rejections=Counter(record["rejections"]),
+        )
+
+    # training ---------------------------------------------------------------------------------
+
+    def save_trained(
+        self, name: str, module: fx.GraphModule, figures: Mapping[str, object]
+    ) -> None:
+        """Write one distilled alternative with its figures (losses, or why it was stopped)."""
+        save_module(module, self.folder / "trained", name, figures)
+
+    def load_trained(self, name: str) -> tuple[fx.GraphModule, dict[str, Any]] | None:
+        """A distilled alternative, or ``None`` when absent or half-written (made anew then)."""
+        if not (self.folder / "trained" / f"{name}.json").exists():
+            return None
+        try:
+            return load_module(self.folder / "trained", name)
+        except StoreError:
+            return None
+
+    def checkpoint(self, bunch: int) -> Path:
+        """Where the training state of one bunch is kept."""
+        return self.folder / "bunches" / f"{bunch:03d}.safetensors"
+
+    # figures ----------------------------------------------------------------------------------
+
+    def load_scores(self) -> dict[str, dict[str, float]]:
+        """Alternative's name -> figures on the validation split, as far as computed."""
+        return self._table(self.folder / "scores.json")
+
+    def save_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Write all scores so far."""
+        write_json(self.folder / "scores.json", {k: dict(v) for k, v in scores.items()})
+
+    def load_latencies(self, device: str) -> dict[str, Latency]:
+        """Structure key -> latency on ``device``, as far as measured."""
+        table = self._table(self._latency_path(device))
+        return {
+            key: Latency(
+                median_ms=row["median_ms"],
+                spread_ms=row["spread_ms"],
+                runs=int(row["runs"]),
+                warmup=int(row["warmup"]),
+            )
+            for key, row in table.items()
+        }
+
+    def save_latencies(self, device: str, latencies: Mapping[str, Latency]) -> None:
+        """Write all latencies so far."""
+        table = {key: dict(vars(latency)) for key, latency in latencies.items()}
+        write_json(self._latency_path(device), {"device": device, "latencies": table})
+
+    def _latency_path(self, device: str) -> Path:
+        digest = hashlib.sha256(device.encode()).hexdigest()[:12]
+        return self.folder / "latency" / f"{digest}.json"
+
+    def _table(self, path: Path) -> dict[str, dict[str, float]]:
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_text())
+            table = content.get("latencies", content)
+            return {str(key): dict(value) for key, value in table.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}  # damaged: measured anew
+
+
+def _block(raw: dict[str, Any]) -> Block:
+    return Block(
+        input=raw["input"],
+        nodes=tuple(raw["nodes"]),
+        output=raw["output"],
+        in_shape=tuple(raw["in_shape"]),
+        out_shape=tuple(raw["out_shape"]),
+        macs=raw["macs"],
+        params=raw["params"],
+    )

@@ -1,0 +1,1 @@
+"""Training: one loop for students and teachers, its recipe, losses, and evaluation."""
