@@ -1,0 +1,1 @@
+"""Predicting what a network would cost, corrected by what was measured."""

@@ -1,0 +1,176 @@
+"""The house from nothing to scored: sample, expand, distil, score. Each stage resumes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import GraphError
+from tailorbird.graph.blocks import Block
+from tailorbird.graph.serial import structure_key
+from tailorbird.graph.surgery import extract
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.distil import distil
+from tailorbird.house.expand import add_pruned
+from tailorbird.house.family import HouseFamily
+from tailorbird.house.options import HouseOptions
+from tailorbird.house.sample import (
+    Collector,
+    add_donor_blocks,
+    add_identities,
+    add_own_blocks,
+    teacher_blocks,
+)
+from tailorbird.house.score import measure_structures, score_accuracy
+from tailorbird.house.store import HouseStore
+from tailorbird.measure.counts import count
+from tailorbird.progress import Progress
+from tailorbird.targets import Device
+
+CALIBRATION_IMAGES = 64
+"""Training images that feed the discrepancy scores of pruning."""
+
+COUNTED = ("macs", "params", "size_mb", "peak_memory_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """A scored house: what can be chosen, and what each choice costs and loses."""
+
+    teacher: LayerGraph
+    sample: Sample
+    modules: Mapping[str, fx.GraphModule]
+    scores: Mapping[str, Mapping[str, float]]
+    store: HouseStore
+
+    @property
+    def choices(self) -> tuple[Alternative, ...]:
+        """Alternatives that came through training and have been scored."""
+        return tuple(a for a in self.sample.alternatives if a.name in self.scores)
+
+    @property
+    def rejections(self) -> Counter[str]:
+        """Reason -> count, of sampling and of training."""
+        lost = len(self.sample.alternatives) - len(self.choices)
+        return self.sample.rejections + Counter({"stopped in distillation": lost})
+
+    def family(self, device: Device, *, latency_ms: float, progress: Progress) -> HouseFamily:
+        """The house priced for one device; blocks that were not timed there yet are timed.
+
+        Args:
+            latency_ms: the teacher's own latency on ``device``.
+        """
+        blocks = self.sample.blocks
+        whole = {key: extract(self.teacher, block) for key, block in blocks.items()}
+        keys = {key: structure_key(whole[key], blocks[key].in_shape) for key in whole}
+        structures = {keys[k]: (whole[k], blocks[k].in_shape) for k in whole} | {
+            a.structure: (self.modules[a.name], blocks[a.block].in_shape) for a in self.choices
+        }
+        timed = measure_structures(structures, device, store=self.store, progress=progress)
+        counted = {key: self._figures(module, shape) for key, (module, shape) in structures.items()}
+        base = self._figures(self.teacher.module, self.teacher.input_shape)
+        savings: dict[str, dict[str, float]] = {
+            metric: {
+                a.name: counted[keys[a.block]][metric] - counted[a.structure][metric]
+                for a in self.choices
+            }
+            for metric in COUNTED
+        }
+        savings["latency_ms"] = {
+            a.name: timed[keys[a.block]].median_ms - timed[a.structure].median_ms
+            for a in self.choices
+        }
+        # Activations of a block need not be alive at the network's peak: only weights surely go.
+        savings["peak_memory_mb"] = dict(savings["size_mb"])
+        return HouseFamily(
+            teacher=self.teacher,
+            blocks=blocks,
+            alternatives=self.choices,
+            modules=self.modules,
+            losses={a.name: self.scores[a.name]["accuracy_loss"] for a in self.choices},
+            base={**base, "latency_ms": latency_ms},
+            savings=savings,
+        )
+
+    @staticmethod
+    def _figures(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, float]:
+        figures = count(module, shape).as_metrics()
+        return {metric: float(figures[metric]) for metric in COUNTED}
+
+
+def sample_house(
+    teacher: LayerGraph,
+    donors: Mapping[str, LayerGraph],
+    data: ImageData,
+    options: HouseOptions,
+    *,
+    seed: int,
+) -> Sample:
+    """Draw blocks and alternatives, then expand them; the same seed gives the same house.
+
+    Raises:
+        GraphError: when no alternative at all is found, with the reasons counted.
+    """
+    rng = np.random.default_rng(seed)
+    blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng)
+    collector = Collector(blocks)
+    if options.identity:
+        add_identities(collector)
+    add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
+    add_donor_blocks(collector, donors, options, rng)
+    if options.pruned:
+        images, _ = next(iter(data.train.batches(min(CALIBRATION_IMAGES, len(data.train)))))
+        with torch.random.fork_rng(devices=[]):
+            add_pruned(collector, teacher, images, options, rng)
+    sample = collector.sample()
+    if not sample.alternatives:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))
+        raise GraphError(
+            f"the house stays empty: no alternative fits any of {len(blocks)} blocks; turned "
+            f"away: {reasons}; raise house.donor_blocks, house.pruned or house.recall"
+        )
+    return sample
+
+
+def build_house(
+    teacher: LayerGraph,
+    donors: Mapping[str, LayerGraph],
+    data: ImageData,
+    options: HouseOptions,
+    *,
+    seed: int,
+    store: HouseStore,
+    stage: Callable[[str], AbstractContextManager[None]],
+    progress: Progress,
+) -> House:
+    """Build or continue a house; ``stage`` is opened around each stage to count its time."""
+    with stage("sample"):
+        sample = store.load_sample()
+        if sample is None:
+            sample = sample_house(teacher, donors, data, options, seed=seed)
+            store.save_sample(sample)
+    progress.say(
+        f"house: {len(sample.blocks)} blocks, {len(sample.alternatives)} alternatives, "
+        f"{sum(sample.rejections.values())} candidates turned away"
+    )
+    with stage("distil"):
+        modules = distil(teacher, sample, data, options, seed=seed, store=store, progress=progress)
+    with stage("score"):
+        scores = score_accuracy(
+            teacher,
+            sample,
+            modules,
+            data.validation,
+            store=store,
+            precision=options.precision,
+            progress=progress,
+        )
+    return House(teacher=teacher, sample=sample, modules=modules, scores=scores, store=store)
