@@ -1,0 +1,247 @@
+"""Accuracy, agreement and logits of a network on a split, without touching the network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tailorbird.data.images import Split
+from tailorbird.errors import DataError
+from tailorbird.train.precision import autocast, memory_format
+
+_ORDER = 0x7A11
+"""Seed of the order in which a limited evaluation picks its images: one choice for all."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a network answers: share of right answers, and mean cross-entropy.
+
+    Networks are ranked by accuracy, and by the lower loss where that ties.
+    """
+
+    accuracy: float
+    loss: float
+
+    def beats(self, other: Score) -> bool:
+        """Whether this is strictly better."""
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+def accuracy(
+    module: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    limit: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> float:
+    """Share of images, 0 to 1, whose largest logit is at the label.
+
+    Args:
+        module: images (n, C, H, W) to logits (n, classes); its modes are put back afterwards.
+        split: labelled images.
+        batch_size: images per forward pass.
+        device: where to run (a copy, if the module is elsewhere); None is where the module is.
+        limit: only this many images, an unordered choice that is the same for every network.
+        precision: ``float32``, ``bfloat16`` or ``auto``.
+        channels_last: give images in this layout.
+
+    Raises:
+        DataError: when the split has no labels or no images.
+
+    Example:
+        >>> from tailorbird.data.images import Normalisation, TensorSplit
+        >>> images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+        >>> split = TensorSplit(images, torch.tensor([0, 1]), Normalisation((0.5,), (1.0,)))
+        >>> class Sign(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.cat([-x.flatten(1), x.flatten(1)], dim=1)
+        >>> accuracy(Sign(), split)
+        1.0
+    """
+    if not split.labelled:
+        raise DataError("accuracy needs labels and this split has none; use agreement() instead")
+    with _ready(module, device) as (net, where):
+        walk = _walk(split, batch_size, where, limit)
+        return _score(net, ((x, y) for x, y in walk), where, precision, channels_last).accuracy
+
+
+def agreement(
+    module: nn.Module,
+    teacher: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    limit: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> float:
+    """Share of images, 0 to 1, on which two networks give the same answer. No labels needed.
+
+    Args are those of `accuracy`; ``teacher`` is run in the same way as ``module``.
+
+    Raises:
+        DataError: when the split has no images.
+    """
+    answers = predictions(
+        teacher, split, batch_size=batch_size, device=device, limit=limit,
+        precision=precision, channels_last=channels_last,
+    )  # fmt: skip
+    return score(
+        module, split, answers=answers, batch_size=batch_size, device=device, limit=limit,
+        precision=precision, channels_last=channels_last,
+    ).accuracy  # fmt: skip
+
+
+def score(
+    module: nn.Module,
+    split: Split,
+    *,
+    answers: Tensor | None = None,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    limit: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> Score:
+    """Accuracy and cross-entropy in one pass, against the labels or given answers.
+
+    Args:
+        answers: (n,) int64 as `predictions` gives with the same ``limit``, used in place of the
+            labels; needed where there are none. Other args are those of `accuracy`.
+
+    Raises:
+        DataError: when there is nothing to compare with, or no images.
+    """
+    if answers is None and not split.labelled:
+        raise DataError("score needs labels or answers; this split has no labels")
+    with _ready(module, device) as (net, where):
+        walk = _walk(split, batch_size, where, limit)
+        compared = walk if answers is None else _with_answers(walk, answers.to(where))
+        return _score(net, compared, where, precision, channels_last)
+
+
+def logits(
+    module: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    limit: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> Tensor:
+    """All logits, (n, classes) float32 on the CPU, in the split's order if there is no limit.
+
+    Args are those of `accuracy`.
+
+    Raises:
+        DataError: when the split has no images.
+    """
+    with _ready(module, device) as (net, where):
+        parts = [
+            _forward(net, images, where, precision, channels_last).cpu()
+            for images, _ in _walk(split, batch_size, where, limit)
+        ]
+    if not parts:
+        raise DataError("this split has no images to evaluate on")
+    return torch.cat(parts)
+
+
+def predictions(
+    module: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    limit: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> Tensor:
+    """The class answered for each image, (n,) int64 on the CPU. Args are those of `accuracy`."""
+    return logits(
+        module, split, batch_size=batch_size, device=device, limit=limit,
+        precision=precision, channels_last=channels_last,
+    ).argmax(1)  # fmt: skip
+
+
+Batches = Iterator[tuple[Tensor, Tensor | None]]
+
+
+@contextmanager
+def _ready(
+    module: nn.Module, device: torch.device | None
+) -> Iterator[tuple[nn.Module, torch.device]]:
+    """The module in eval mode on the device (a copy if it lives elsewhere); modes put back."""
+    tensor = next(iter([*module.parameters(), *module.buffers()]), None)
+    home = torch.device("cpu") if tensor is None else tensor.device
+    where = home if device is None else torch.device(device)
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    net = module if home == where else copy.deepcopy(module).to(where)
+    modes = [(part, part.training) for part in net.modules()]
+    try:
+        net.eval()
+        yield net, where
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _walk(split: Split, batch_size: int, device: torch.device, limit: int | None) -> Batches:
+    if limit is None or limit >= len(split):
+        yield from split.batches(batch_size, device=device)
+        return
+    generator = torch.Generator().manual_seed(_ORDER)
+    left = limit
+    for images, labels in split.batches(batch_size, generator=generator, device=device):
+        yield images[:left], None if labels is None else labels[:left]
+        left -= len(images)
+        if left <= 0:
+            return
+
+
+def _with_answers(walk: Batches, answers: Tensor) -> Batches:
+    start = 0
+    for images, _ in walk:
+        yield images, answers[start : start + len(images)]
+        start += len(images)
+
+
+def _forward(
+    net: nn.Module, images: Tensor, device: torch.device, precision: str, channels_last: bool
+) -> Tensor:
+    if channels_last:
+        images = images.contiguous(memory_format=memory_format(images.shape[1:]))
+    with torch.inference_mode(), autocast(device, precision, net):
+        answer: Tensor = net(images)
+    return answer.float()
+
+
+def _score(
+    net: nn.Module, walk: Batches, device: torch.device, precision: str, channels_last: bool
+) -> Score:
+    # Sums stay on the device: one transfer for the whole split.
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    count = 0
+    for images, labels in walk:
+        if labels is None:
+            raise DataError("a batch without labels came from a split that says it has them")
+        answer = _forward(net, images, device, precision, channels_last)
+        right += (answer.argmax(1) == labels).sum()
+        loss += F.cross_entropy(answer, labels, reduction="sum").double()
+        count += len(images)
+    if not count:
+        raise DataError("this split has no images to evaluate on")
+    return Score(int(right) / count, float(loss) / count)

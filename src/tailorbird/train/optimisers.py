@@ -1,0 +1,99 @@
+"""Optimisers and the learning rate's course."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from tailorbird.train.recipe import Optimizer as OptimizerName
+from tailorbird.train.recipe import Schedule
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable parameters in two groups: with decay, and without (biases, norms, scales).
+
+    Parameters of one dimension are the biases and the gains of normalisation layers: decaying
+    them costs accuracy and regularises nothing. Shared parameters appear once.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> [len(group["params"]) for group in parameter_groups(net, 1e-4)]
+        [1, 3]
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if p.ndim > 1]
+    plain = [p for p in trainable if p.ndim <= 1]
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    name: OptimizerName,
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+) -> torch.optim.Optimizer:
+    """The named optimiser over the module's trainable parameters.
+
+    SGD and AdamW run fused (one kernel per group); AdaBelief is timm's, with decoupled decay
+    and rectification.
+
+    Args:
+        name: ``sgd`` (Nesterov), ``adabelief`` or ``adamw``.
+        momentum: of SGD; the first moment's decay of the other two.
+    """
+    groups = parameter_groups(module, weight_decay)
+    return _BUILDERS[name](groups, learning_rate, momentum)
+
+
+def rate_factor(done: float, *, warmup: float, schedule: Schedule) -> float:
+    """Factor on the peak learning rate when the share ``done`` of all steps lies behind.
+
+    Example:
+        >>> [round(rate_factor(x, warmup=0.2, schedule="cosine"), 3) for x in (0.1, 0.2, 0.6, 1.0)]
+        [0.5, 1.0, 0.5, 0.0]
+    """
+    if done < warmup:
+        return done / warmup
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (done - warmup) / (1.0 - warmup))))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+Groups = list[dict[str, object]]
+
+
+def _sgd(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+
+
+def _adamw(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=True)
+
+
+def _adabelief(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
+    from timm.optim import AdaBelief
+
+    optimizer: torch.optim.Optimizer = AdaBelief(groups, lr=rate, betas=(momentum, 0.999))
+    return optimizer
+
+
+_BUILDERS: dict[OptimizerName, Callable[[Groups, float, float], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adabelief": _adabelief,
+    "adamw": _adamw,
+}
