@@ -1,0 +1,171 @@
+"""Choosing one candidate per target: search, measure the best few whole, correct, search again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from tailorbird.data.images import Split
+from tailorbird.errors import InfeasibleError
+from tailorbird.family import AdditiveProblem
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.pipeline.pricing import Names, Pricing
+from tailorbird.progress import Progress
+from tailorbird.search import annealing, exact
+from tailorbird.search.selection import Selection, make_selection, within
+from tailorbird.targets import Target
+from tailorbird.train.evaluate import accuracy, agreement
+
+MARGIN = 0.02
+"""Share of a latency limit kept free at the choice, for the noise of the final measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The candidate chosen for a target.
+
+    Args:
+        target: the target's name.
+        names: alternatives in place; empty where the teacher itself meets the limits.
+        limits: metric -> bound in its unit, margin not taken off.
+        figures: metric -> figure of the whole induced network, latency measured.
+        accuracy: on the validation split, before retraining.
+        predicted_loss: the additive estimate of the accuracy loss, a fraction.
+        annealing_gap: loss of simulated annealing minus the proven optimum, a fraction.
+        measured: candidates measured whole for this target.
+        rounds: searches made.
+    """
+
+    target: str
+    names: Names
+    limits: Mapping[str, float]
+    figures: Mapping[str, float]
+    accuracy: float
+    predicted_loss: float
+    annealing_gap: float | None
+    measured: int
+    rounds: int
+
+
+def choose(
+    target: Target,
+    pricing: Pricing,
+    validation: Split,
+    *,
+    scale: float = 1.0,
+    rounds: int,
+    candidates: int,
+    seed: int,
+    progress: Progress,
+) -> Choice:
+    """The candidate that validates best among the most promising that meet the limits as measured.
+
+    Each round solves the additive problem exactly for the ``candidates`` best selections, measures
+    those whole (in the first round also the teacher with each of their replacements alone, which
+    gives savings in context), and corrects the estimate. It ends when the best selection has been
+    measured before.
+
+    Args:
+        scale: tightens the latency limit, after a student came out over it.
+
+    Raises:
+        InfeasibleError: when no measured candidate is within the limits, with the lowest
+            figures that were measured.
+    """
+    limits = target.absolute(pricing.base)
+    bounds = {
+        metric: bound * ((1 - MARGIN) * scale if metric == "latency_ms" else 1.0)
+        for metric, bound in limits.items()
+    }
+    tried: dict[Names, dict[str, float]] = {}
+    gap: float | None = None
+    searches = 0
+    if within(pricing.base, bounds):
+        tried[()] = dict(pricing.base)
+    for number in range(0 if tried else rounds):
+        searches += 1
+        problem = pricing.problem()
+        selections = _promising(problem, bounds, candidates)
+        if number == 0 and selections[0].feasible:
+            annealed = annealing.anneal(problem, bounds, seed=seed)
+            gap = annealed.loss - selections[0].loss
+        fresh = [n for s in selections if (n := pricing.names(s.chosen)) not in tried]
+        if not fresh:
+            break
+        singles = sorted({(name,) for names in fresh for name in names}) if number == 0 else []
+        figures = pricing.measure([*fresh, *singles])
+        tried |= {names: figures[names] for names in fresh}
+    met = {names: figures for names, figures in tried.items() if within(figures, bounds)}
+    if not met:
+        raise _infeasible(target, limits, tried)
+    losses = {names: _loss(pricing, names) for names in met}
+    best = sorted(met, key=lambda names: losses[names])[:candidates]
+    judged = {names: judge(pricing, names, validation) for names in best}
+    names = max(best, key=lambda names: judged[names])
+    progress.say(
+        f"{target.name}: {len(names)} replacements, {met[names]['latency_ms']:.3f} ms, validation "
+        f"{100 * judged[names]:.2f} % before retraining"
+    )
+    return Choice(
+        target=target.name,
+        names=names,
+        limits=limits,
+        figures=met[names],
+        accuracy=judged[names],
+        predicted_loss=losses[names],
+        annealing_gap=gap,
+        measured=len(tried),
+        rounds=searches,
+    )
+
+
+def judge(pricing: Pricing, names: Names, validation: Split) -> float:
+    """Accuracy (agreement with the teacher where there are no labels) of an induced network."""
+    return judge_module(pricing.family.induce(names), pricing.house.teacher, validation)
+
+
+def judge_module(module: nn.Module, teacher: LayerGraph, split: Split) -> float:
+    """Accuracy of ``module`` on ``split``, or agreement with the teacher without labels."""
+    if split.labelled:
+        return accuracy(module, split)
+    return agreement(module, teacher.module, split)
+
+
+def _promising(
+    problem: AdditiveProblem, bounds: Mapping[str, float], count: int
+) -> Sequence[Selection]:
+    """The best selections by the estimate; where it sees none feasible, the nearest to it."""
+    try:
+        return exact.solve(problem, bounds, count=count)
+    except InfeasibleError:
+        return [_nearest(problem, bounds)]
+
+
+def _nearest(problem: AdditiveProblem, bounds: Mapping[str, float]) -> Selection:
+    """The selection with the lowest figure of the limit that is hardest to reach."""
+    reach = {metric: exact.lowest(problem, metric) / bound for metric, bound in bounds.items()}
+    hardest = max(reach, key=lambda metric: reach[metric])
+    column = problem.metrics.index(hardest)
+    chosen = exact.minimise(problem, -problem.saving[:, column], {})[0]
+    return make_selection(problem, chosen, bounds)
+
+
+def _loss(pricing: Pricing, names: Names) -> float:
+    return sum(pricing.family.losses[name] for name in names)
+
+
+def _infeasible(
+    target: Target, limits: Mapping[str, float], tried: Mapping[Names, Mapping[str, float]]
+) -> InfeasibleError:
+    lowest = {metric: min(figures[metric] for figures in tried.values()) for metric in limits}
+    wanted = ", ".join(f"{metric} <= {bound:.4g}" for metric, bound in limits.items())
+    reached = ", ".join(f"{metric} {value:.4g}" for metric, value in lowest.items())
+    return InfeasibleError(
+        f"target '{target.name}': no candidate of this house meets {wanted}; lowest measured: "
+        f"{reached}; relax the limit, add smaller donors, or raise house.pruned",
+        target=target.name,
+        limits=limits,
+        lowest=lowest,
+    )

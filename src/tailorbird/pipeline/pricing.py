@@ -1,0 +1,141 @@
+"""What candidates cost on one device: additive estimates, corrected by whole networks measured."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tailorbird.estimate.additive import correct
+from tailorbird.export.onnx import export_many
+from tailorbird.family import AdditiveProblem
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.build import COUNTED, House
+from tailorbird.house.family import HouseFamily
+from tailorbird.house.store import HouseStore
+from tailorbird.measure.counts import count
+from tailorbird.progress import Progress
+from tailorbird.targets import Device, Latency
+
+Names = tuple[str, ...]
+"""A candidate: the sorted names of its alternatives; empty for the teacher itself."""
+
+NOISE = 0.01
+"""Standard error of one measured latency, as a share of the teacher's."""
+
+CHUNK = 8
+"""Whole networks exported and timed together."""
+
+
+def teacher_latency(teacher: LayerGraph, device: Device, store: HouseStore) -> float:
+    """The teacher's median latency on ``device``, measured once for a run."""
+    known = store.load_latencies(device.key)
+    if "teacher" not in known:
+        with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+            paths = export_many(
+                [(teacher.module, teacher.input_shape)], Path(folder), ["teacher"]
+            )
+            known["teacher"] = device.measure(paths)[0]
+        store.save_latencies(device.key, known)
+    return known["teacher"].median_ms
+
+
+class Pricing:
+    """Prices candidates of one house on one device.
+
+    Whole networks are timed interleaved with the teacher and stored relative to it, so that a
+    machine that slows down or speeds up between two sessions does not blur the comparison.
+
+    Args:
+        house: a scored house.
+        device: what times exported networks.
+        progress: told about blocks and networks being timed.
+    """
+
+    def __init__(self, house: House, device: Device, *, progress: Progress) -> None:
+        self.house = house
+        self.device = device
+        self.progress = progress
+        latency = teacher_latency(house.teacher, device, house.store)
+        self.family: HouseFamily = house.family(device, latency_ms=latency, progress=progress)
+        self.isolated: AdditiveProblem = self.family.problem
+        self.index = {a.name: i for i, a in enumerate(self.family.alternatives)}
+
+    @property
+    def base(self) -> Mapping[str, float]:
+        """The teacher's own figures."""
+        return self.family.base
+
+    def problem(self) -> AdditiveProblem:
+        """The additive problem with latency savings corrected by all networks measured so far."""
+        seen = {
+            tuple(key.removeprefix("net:").split(",")): latency.median_ms
+            for key, latency in self.house.store.load_latencies(self.device.key).items()
+            if key.startswith("net:")
+        }
+        rows = [names for names in sorted(seen) if all(name in self.index for name in names)]
+        chosen = np.zeros((len(rows), len(self.index)))
+        for row, names in enumerate(rows):
+            chosen[row, [self.index[name] for name in names]] = 1
+        base = self.base["latency_ms"]
+        column = self.isolated.metrics.index("latency_ms")
+        saving = self.isolated.saving.copy()
+        saving[:, column] = correct(
+            saving[:, column],
+            chosen,
+            np.array([base - seen[names] for names in rows]),
+            noise=NOISE * base,
+        )
+        return replace(self.isolated, saving=saving)
+
+    def names(self, chosen: Sequence[int]) -> Names:
+        """The candidate that indices into the problem name."""
+        return tuple(sorted(self.family.alternatives[i].name for i in chosen))
+
+    def measure(self, candidates: Sequence[Names]) -> dict[Names, dict[str, float]]:
+        """All figures of whole candidates; latency measured, or taken from the store."""
+        known = self.house.store.load_latencies(self.device.key)
+        todo = [names for names in dict.fromkeys(candidates) if names and _key(names) not in known]
+        with self.progress.task("measure networks", len(todo)) as task:
+            for start in range(0, len(todo), CHUNK):
+                part = todo[start : start + CHUNK]
+                known |= self._time(part)
+                self.house.store.save_latencies(self.device.key, known)
+                task.advance(len(part))
+        figures = {}
+        for names in candidates:
+            figures[names] = self._counts(names) | {
+                "latency_ms": known[_key(names)].median_ms if names else self.base["latency_ms"]
+            }
+        return figures
+
+    def _counts(self, names: Names) -> dict[str, float]:
+        counts = count(self.family.induce(names), self.house.teacher.input_shape).as_metrics()
+        return {metric: float(counts[metric]) for metric in COUNTED}
+
+    def _time(self, part: Sequence[Names]) -> dict[str, Latency]:
+        shape = self.house.teacher.input_shape
+        networks = [(self.house.teacher.module, shape)]
+        networks += [(self.family.induce(names), shape) for names in part]
+        with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+            files = [f"n{number}" for number in range(len(networks))]
+            teacher, *others = self.device.measure(export_many(networks, Path(folder), files))
+        scale = self.base["latency_ms"] / teacher.median_ms
+        if not math.isfinite(scale):
+            scale = 1.0
+        return {
+            _key(names): replace(
+                latency,
+                median_ms=latency.median_ms * scale,
+                spread_ms=latency.spread_ms * scale,
+            )
+            for names, latency in zip(part, others, strict=True)
+        }
+
+
+def _key(names: Names) -> str:
+    return "net:" + ",".join(names)
