@@ -1,0 +1,105 @@
+"""Does an exported file say what the network says?"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tailorbird.errors import ExportError
+
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an ONNX file is from its network.
+
+    Args:
+        max_difference: largest absolute difference of an output over all images.
+        top1_agreement: share of images whose largest output is at the same place.
+        tolerance: what ``max_difference`` may be, in the outputs' unit.
+        images: how many were compared.
+        passed: ``max_difference <= tolerance`` and no output that is not finite. Within the
+            tolerance the largest outputs can only differ where two are equal up to twice of it.
+    """
+
+    max_difference: float
+    top1_agreement: float
+    tolerance: float
+    images: int
+    passed: bool
+
+
+def verify(
+    module: nn.Module, path: Path, images: Tensor, *, tolerance: float | None = None
+) -> Parity:
+    """Run the file with ONNX Runtime on the CPU and compare it to ``module`` in eval mode.
+
+    Args:
+        module: the network that was exported; a copy of it runs in float32 on the CPU.
+        path: the ONNX file.
+        images: (n, *input_shape), normalised as in training.
+        tolerance: bound on the absolute difference; by default 1e-3 times the largest absolute
+            output of the network plus 1e-4.
+
+    Raises:
+        ExportError: when the file can't be run on these images, or its outputs have another shape.
+    """
+    if len(images) == 0:
+        raise ExportError(f"{path.name}: no images to compare on; give at least one")
+    images = images.detach().cpu().float()
+    own = copy.deepcopy(module).cpu().float().eval()
+    with torch.no_grad():
+        expected = torch.cat([own(batch) for batch in torch.split(images, 64)]).numpy()
+    actual = _run(path, images.numpy())
+    if actual.shape != expected.shape:
+        raise ExportError(
+            f"{path.name}: the file's outputs have shape {actual.shape}, the network's "
+            f"{expected.shape}; this file was exported from another network"
+        )
+    scale = float(np.abs(expected).max())
+    bound = RELATIVE * scale + ABSOLUTE if tolerance is None else tolerance
+    difference = float(np.abs(actual - expected).max())
+    same = _top1(actual) == _top1(expected)
+    return Parity(
+        max_difference=difference,
+        top1_agreement=float(same.mean()),
+        tolerance=bound,
+        images=len(images),
+        passed=bool(np.isfinite(difference) and difference <= bound),
+    )
+
+
+def _run(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Outputs for all images, in batches of the size that the file was exported with."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        (entry,) = session.get_inputs()
+        size = entry.shape[0] if isinstance(entry.shape[0], int) else 64
+        outputs = [
+            session.run(None, {entry.name: images[start : start + size]})[0]
+            for start in range(0, len(images), size)
+        ]
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"{path.name}: ONNX Runtime can't run it on images of shape {images.shape[1:]}: "
+            f"{line[:300]}; export it again for this shape"
+        ) from error
+    return np.concatenate(outputs)
+
+
+def _top1(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    return np.asarray(outputs.reshape(len(outputs), -1).argmax(axis=1))

@@ -1,0 +1,178 @@
+"""What a network costs on paper: multiply-accumulates, parameters, size, peak memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from tailorbird.errors import MeasurementError
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Figures that need no device. MB is 10^6 bytes.
+
+    Args:
+        macs: multiply-accumulates of convolutions, linear layers and matrix products (attention
+            included) at batch 1; one multiplication with its addition counts once.
+        params: trainable or not, shared ones once.
+        size_mb: parameters and buffers, floating ones as float32.
+        peak_memory_mb: ``size_mb`` plus the largest sum of activations that live at once.
+    """
+
+    macs: int
+    params: int
+    size_mb: float
+    peak_memory_mb: float
+
+    def as_metrics(self) -> dict[str, float]:
+        """The figures by the names that limits use."""
+        return {name: float(value) for name, value in asdict(self).items()}
+
+
+def count(module: nn.Module, input_shape: Sequence[int]) -> Counts:
+    """Count ``module`` in eval mode at batch 1, by running a copy of it once on the CPU.
+
+    Peak memory follows a runtime that plans ahead, not PyTorch's own allocations. A tensor lives
+    from the operation that makes it to the last one that reads it (the input from the start, the
+    output to the end), and an operation needs its inputs and outputs together. Views take
+    nothing. An elementwise operation or a batch normalisation writes over an input of equal size
+    that is not needed afterwards, whether the code says ``inplace`` or not. Scratch space inside
+    an operation (such as a convolution's column buffer) is left out. Attention is taken as the
+    matrix products that its ONNX form consists of.
+
+    Args:
+        module: takes one tensor (1, *input_shape).
+        input_shape: without the batch dimension.
+
+    Raises:
+        MeasurementError: when the network does not run on that shape.
+
+    Example:
+        >>> counts = count(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2))
+        >>> counts.macs, counts.params, counts.size_mb
+        (8, 10, 4e-05)
+        >>> round(1e6 * counts.peak_memory_mb) - 40  # 4 floats in, 2 floats out
+        24
+    """
+    own = copy.deepcopy(module).cpu().float().eval()
+    image = torch.zeros(1, *input_shape)
+    recorder = _Recorder()
+    try:
+        with torch.no_grad(), _decomposed(), FlopCounterMode(display=False) as flops, recorder:
+            output = own(image)
+    except Exception as error:  # a network's forward may raise anything
+        raise MeasurementError(
+            f"the network can't be counted: it does not run on an input of shape "
+            f"{tuple(image.shape)}: {error}; give the input shape that it was made for"
+        ) from error
+    params = list(own.parameters())
+    weights = [*params, *own.buffers()]
+    size = sum(4 * t.numel() if t.is_floating_point() else t.nbytes for t in weights)
+    activations = _peak(recorder.steps, inputs=[image], outputs=_tensors(output), fixed=weights)
+    return Counts(
+        macs=flops.get_total_flops() // 2,
+        params=sum(p.numel() for p in params),
+        size_mb=size / MB,
+        peak_memory_mb=(size + activations) / MB,
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation: storages read and written (id -> bytes), and whether it may overwrite."""
+
+    reads: Mapping[int, int]
+    writes: Mapping[int, int]
+    overwrites: bool
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation; holds on to the tensors so that no id is given out twice."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[_Step] = []
+        self._held: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        given, made = _tensors((args, kwargs)), _tensors(result)
+        self._held += [*given, *made]
+        overwrites = torch.Tag.pointwise in func.tags or "batch_norm" in str(func)
+        self.steps.append(_Step(_storages(given), _storages(made), overwrites))
+        return result
+
+
+def _peak(
+    steps: Sequence[_Step],
+    *,
+    inputs: Iterable[Tensor],
+    outputs: Iterable[Tensor],
+    fixed: Iterable[Tensor],
+) -> int:
+    """Largest sum of bytes alive at once, weights (``fixed``) not counted."""
+    outside = set(_storages(fixed))
+    last = {storage: i for i, step in enumerate(steps) for storage in (*step.reads, *step.writes)}
+    last |= dict.fromkeys(_storages(outputs), len(steps))
+    alive = {s: size for s, size in _storages(inputs).items() if s not in outside}
+    peak = sum(alive.values())
+    for i, step in enumerate(steps):
+        fresh = {s: size for s, size in step.writes.items() if s not in outside and s not in alive}
+        ending = [s for s in step.reads if s in alive and last[s] == i]
+        if step.overwrites:
+            for storage in _overwritten(fresh, {s: alive[s] for s in ending}):
+                del alive[storage]
+        alive |= fresh
+        peak = max(peak, sum(alive.values()))
+        alive = {s: size for s, size in alive.items() if last.get(s, -1) > i}
+    return peak
+
+
+def _overwritten(fresh: Mapping[int, int], ending: Mapping[int, int]) -> Iterator[int]:
+    """One ending storage of equal size for each fresh one, where there is one."""
+    free = dict(ending)
+    for size in fresh.values():
+        match = next((storage for storage, other in free.items() if other == size), None)
+        if match is not None:
+            del free[match]
+            yield match
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Identity and bytes of each storage."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage._cdata: storage.nbytes() for storage in storages}
+
+
+@contextmanager
+def _decomposed() -> Iterator[None]:
+    """Attention as plain matrix products: fused kernels would be missed by the counter."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,309 @@
+"""Latency of ONNX files with ONNX Runtime on this machine."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tailorbird.errors import ConfigError, MeasurementError
+from tailorbird.targets import Latency
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+BURST = 5
+"""Timed runs of one model in a row, after one untimed run that brings its weights back to cache."""
+
+SAMPLE_NS = 100_000
+"""A timed sample lasts at least this long; faster models run several times per sample."""
+
+LEAST_RUNS = 15
+MAX_ELEMENTS = 100_000_000
+GROUP_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntime:
+    """Times ONNX files at batch 1 in this process. Implements :class:`tailorbird.targets.Device`.
+
+    Each model is warmed up, then the models take turns in an order shuffled every round: one
+    untimed and five timed runs each, so that drift, other load and neighbours hit all alike. The
+    garbage collector is off meanwhile. Inputs and outputs are bound beforehand (this saves about
+    1.5 us a run against passing arrays); a very fast model runs several times per sample, so that
+    the clock's own cost vanishes. Reported are the median over rounds of each round's median, and
+    the interquartile range over all samples. What a call itself costs (some microseconds) is
+    part of the figure, as it is for whoever deploys the file.
+
+    Sessions run sequentially with graph optimisation at the highest level. With one thread the
+    calling thread does all the work; with more, the pool spins within a run as is ONNX Runtime's
+    default, and stops between runs so that waiting sessions steal no time. Threads are not
+    pinned to cores.
+
+    Args:
+        threads: intra-op threads.
+        provider: ONNX Runtime's execution provider; it must run, there is no silent fall-back.
+        warmup: untimed runs per model at the start.
+        runs: timed samples per model.
+        seed: of the random normal input.
+        seconds: bound on the timing; once spent, rounds end early, but not below 15 samples
+            (``Latency.runs`` tells how many were taken).
+
+    Raises:
+        ConfigError: listing all wrong arguments, and the providers that are available.
+
+    Example:
+        >>> OnnxRuntime(threads=1).key
+        'onnxruntime ..., CPUExecutionProvider, 1 thread, ...'
+    """
+
+    threads: int = 1
+    provider: str = "CPUExecutionProvider"
+    warmup: int = 10
+    runs: int = 100
+    seed: int = 0
+    seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        problems = [
+            f"OnnxRuntime: {name} must be at least {least}, got {value}"
+            for name, value, least in (
+                ("threads", self.threads, 1),
+                ("warmup", self.warmup, 0),
+                ("runs", self.runs, 1),
+            )
+            if value < least
+        ]
+        if not self.seconds > 0:
+            problems.append(f"OnnxRuntime: seconds must be positive, got {self.seconds}")
+        if self.provider not in available:
+            problems.append(
+                f"OnnxRuntime: provider {self.provider!r} is not available here; choose one of "
+                f"{', '.join(available)}, or install the onnxruntime build that has it"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    @cached_property
+    def key(self) -> str:
+        """Runtime version, provider, threads and processor."""
+        import onnxruntime
+
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads}, {_processor()}"
+
+    def measure(self, models: Sequence[Path]) -> list[Latency]:
+        """Time each file at batch 1; the latencies come in the order of ``models``.
+
+        Raises:
+            MeasurementError: naming every file that can't be run (missing, damaged, more than
+                one input, open dimensions besides the batch, operator unknown to the provider)
+                and why.
+        """
+        groups = _groups(models)
+        return [
+            latency
+            for group in groups
+            for latency in self._measure_together(group, self.seconds / len(groups))
+        ]
+
+    def _measure_together(self, models: Sequence[Path], seconds: float) -> list[Latency]:
+        runners: list[_Runner] = []
+        faults: list[str] = []
+        for model in models:
+            try:
+                runners.append(self._runner(model))
+            except MeasurementError as error:
+                faults.append(str(error))
+        if faults:
+            more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+            raise MeasurementError("; ".join(faults[:5]) + more)
+        with _undisturbed():
+            rounds = self._rounds(runners, seconds)
+        return [self._summary(samples) for samples in rounds]
+
+    def _rounds(self, runners: Sequence[_Runner], seconds: float) -> list[list[list[float]]]:
+        """Samples in ms as [model][round][run]."""
+        for runner in runners:
+            runner.warm_up(self.warmup)
+        samples: list[list[list[float]]] = [[] for _ in runners]
+        rng = np.random.default_rng(self.seed)
+        until, done = time.perf_counter() + seconds, 0
+        while done < self.runs:
+            burst = min(BURST, self.runs - done)
+            for index in rng.permutation(len(runners)):
+                samples[index].append(runners[index].burst(burst))
+            done += burst
+            if time.perf_counter() > until and done >= LEAST_RUNS:
+                break
+        return samples
+
+    def _summary(self, rounds: Sequence[Sequence[float]]) -> Latency:
+        every = np.concatenate([np.asarray(samples) for samples in rounds])
+        low, high = np.percentile(every, [25, 75])
+        return Latency(
+            median_ms=float(np.median([np.median(samples) for samples in rounds])),
+            spread_ms=float(high - low),
+            runs=len(every),
+            warmup=self.warmup,
+        )
+
+    def _runner(self, model: Path) -> _Runner:
+        """Load one file and run it once.
+
+        Raises:
+            MeasurementError: naming the file and the cause.
+        """
+        import onnxruntime
+
+        if not model.is_file():
+            raise MeasurementError(f"{model}: there is no such file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 4  # what goes wrong is raised
+        if self.threads > 1:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            session = onnxruntime.InferenceSession(str(model), options, providers=[self.provider])
+            session.disable_fallback()
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise MeasurementError(
+                f"{model}: {self.provider} can't load it: {_short(error)}; export it again"
+            ) from error
+        if self.provider not in session.get_providers():
+            raise MeasurementError(
+                f"{model}: {self.provider} did not start (its libraries may be missing), only "
+                f"{', '.join(session.get_providers())} did; choose one of those"
+            )
+        image = _input(model, session, np.random.default_rng(self.seed))
+        try:
+            return _Runner(session, image)
+        except Exception as error:
+            raise MeasurementError(
+                f"{model}: {self.provider} can't run it: {_short(error)}"
+            ) from error
+
+
+class _Runner:
+    """A session with its input and outputs bound; the first run happens here."""
+
+    def __init__(
+        self, session: InferenceSession, image: tuple[str, npt.NDArray[np.float32]]
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        name, value = image
+        outputs = [output.name for output in session.get_outputs()]
+        results = session.run(outputs, {name: value})
+        self._session = session
+        self._binding = session.io_binding()
+        self._held = [OrtValue.ortvalue_from_numpy(array) for array in (value, *results)]
+        self._binding.bind_ortvalue_input(name, self._held[0])
+        for output, held in zip(outputs, self._held[1:], strict=True):
+            self._binding.bind_ortvalue_output(output, held)
+        self._repeats = 1
+
+    def warm_up(self, runs: int) -> None:
+        """Run untimed, then settle how many runs make a sample."""
+        run, binding = self._session.run_with_iobinding, self._binding
+        for _ in range(runs):
+            run(binding)
+        fastest = min(self.burst(BURST)) * 1e6
+        self._repeats = max(1, round(SAMPLE_NS / max(fastest, 1.0)))
+
+    def burst(self, samples: int) -> list[float]:
+        """One untimed run, then ``samples`` timed ones, in ms per run."""
+        run, binding, repeats = self._session.run_with_iobinding, self._binding, self._repeats
+        clock = time.perf_counter_ns
+        run(binding)
+        times = []
+        for _ in range(samples):
+            start = clock()
+            for _ in range(repeats):
+                run(binding)
+            times.append((clock() - start) / repeats / 1e6)
+        return times
+
+
+def _input(
+    model: Path, session: InferenceSession, rng: np.random.Generator
+) -> tuple[str, npt.NDArray[np.float32]]:
+    """Name and random value of the one input; an open batch dimension becomes 1."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise MeasurementError(f"{model}: expected one input, found {len(inputs)}")
+    (entry,) = inputs
+    if entry.type != "tensor(float)":
+        raise MeasurementError(f"{model}: expected a float32 input, found {entry.type}")
+    shape = list(entry.shape)
+    if shape and not isinstance(shape[0], int):
+        shape[0] = 1
+    if not all(isinstance(size, int) and size > 0 for size in shape):
+        raise MeasurementError(
+            f"{model}: only the batch dimension may be open, the input is {entry.shape}; "
+            "export it with fixed sizes"
+        )
+    elements = int(np.prod([float(size) for size in shape]))
+    if elements > MAX_ELEMENTS:
+        raise MeasurementError(
+            f"{model}: the input {entry.shape} has {elements:,} elements, more than "
+            f"{MAX_ELEMENTS:,}; export it at a smaller size"
+        )
+    return entry.name, rng.standard_normal(shape, dtype=np.float32)
+
+
+def _groups(models: Sequence[Path]) -> list[list[Path]]:
+    """Files that are held in memory together, bounded by their bytes."""
+    groups: list[list[Path]] = [[]]
+    held = 0
+    for model in models:
+        size = model.stat().st_size if model.is_file() else 0
+        if groups[-1] and held + size > GROUP_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(model)
+        held += size
+    return groups
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection meanwhile."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _processor() -> str:
+    """The processor's name, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
