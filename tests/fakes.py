@@ -1,0 +1,71 @@
+"""Stand-ins for tests that must not depend on a machine's mood."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from tailorbird.errors import MeasurementError
+from tailorbird.targets import Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeDevice:
+    """A device whose latency is ``base_ms + ms_per_mmac * MACs / 10^6``, read from the file.
+
+    ``noise`` is the relative standard deviation, drawn from a seed made of the file's bytes, so
+    that measuring the same file again gives the same figure.
+    """
+
+    ms_per_mmac: float = 1.0
+    base_ms: float = 0.01
+    noise: float = 0.0
+    key: str = "fake"
+
+    def measure(self, models: Sequence[Path]) -> list[Latency]:
+        return [self._latency(model) for model in models]
+
+    def _latency(self, model: Path) -> Latency:
+        try:
+            content = model.read_bytes()
+            macs = onnx_macs(onnx.load_model_from_string(content))
+        except Exception as error:
+            raise MeasurementError(f"{model}: can't be read: {error}") from error
+        exact = self.base_ms + self.ms_per_mmac * macs / 1e6
+        draw = np.random.default_rng(zlib.crc32(content)).standard_normal()
+        median = exact * max(0.1, 1 + self.noise * draw)
+        return Latency(median_ms=median, spread_ms=self.noise * exact, runs=1, warmup=0)
+
+
+def onnx_macs(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul, from the shapes in the file."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.output, *graph.value_info)
+    }
+    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    total = 0
+    for node in graph.node:
+        if node.op_type == "Conv":
+            total += prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+        elif node.op_type == "ConvTranspose":
+            total += prod(shapes[node.input[0]]) * prod(shapes[node.input[1]][1:])
+        elif node.op_type == "MatMul":
+            total += prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+        elif node.op_type == "Gemm":
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            total += prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else -1]
+    return total
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The file's weights by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
