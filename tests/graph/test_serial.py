@@ -1,0 +1,455 @@
+"""Stored networks come back the same, in a fresh process, and hostile files do nothing."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from tailorbird.errors import GraphError, StoreError
+from tailorbird.graph.serial import (
+    from_spec,
+    load_module,
+    save_module,
+    structure_key,
+    to_spec,
+    write_file,
+)
+
+
+class Basic(nn.Module):
+    """The zero-padded shortcut of CIFAR ResNets, a lambda-free copy of the usual code."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.narrow = after != before
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.narrow:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0.0)
+        return F.relu(out + x)
+
+
+class CifarNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.Sequential(Basic(4, 4, 1), Basic(4, 8, 2))
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.blocks(self.stem(x))
+        return self.head(self.drop(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)))
+
+
+class Awkward(nn.Module):
+    """Shared modules, tied and frozen weights, buffers, constants of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding="same", padding_mode="reflect")
+        self.act = nn.PReLU(3)
+        self.up = nn.Upsample(scale_factor=2.0, mode="bilinear", align_corners=False)
+        self.pool = nn.AdaptiveAvgPool2d((None, 2))
+        self.left = nn.Linear(6, 6)
+        self.right = nn.Linear(6, 6, bias=False)
+        self.right.weight = self.left.weight
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.scale = nn.Parameter(torch.rand(1, 3, 1, 1))
+        self.register_buffer("steps", torch.arange(3), persistent=False)
+        self.shift = torch.full((3, 1, 1), 0.25)
+        self.left.bias.requires_grad_(False)
+
+    def forward(self, x):
+        x = self.act(self.conv(self.act(self.conv(x)))) * self.scale + self.shift
+        x = self.pool(self.up(x).to(torch.float64).to(torch.float32)).flatten(2).transpose(1, 2)
+        x = x[..., :2].reshape(x.shape[0], -1)
+        x = torch.cat([x, x], dim=1)[:, slice(0, 6)].clamp(min=float("-inf"))
+        x = self.right(F.gelu(self.left(x), approximate="tanh"))
+        x = self.attention(x[:, None], x[:, None], x[:, None])[0].squeeze(1)
+        return x.contiguous(memory_format=torch.contiguous_format) + self.steps.sum()
+
+
+class Gate(nn.Module):
+    """A user's own leaf, which a stored network must not need any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.mix(x.mean((2, 3), keepdim=True)))
+
+
+class Branching(Gate):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Shifty(Gate):
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+class Leafy(fx.Tracer):
+    def is_leaf_module(self, m, module_qualified_name):
+        return isinstance(m, Gate) or super().is_leaf_module(m, module_qualified_name)
+
+
+def shaken(module: fx.GraphModule, seed: int = 0) -> fx.GraphModule:
+    """With statistics and weights that no constructor gives."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
+    return module
+
+
+def leafy(model: nn.Module) -> fx.GraphModule:
+    return fx.GraphModule(model, Leafy().trace(model))
+
+
+def nested() -> fx.GraphModule:
+    outer = nn.Sequential(fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1))), nn.ReLU(), Gate())
+
+    class Tracer(Leafy):
+        def is_leaf_module(self, m, name):
+            return isinstance(m, fx.GraphModule) or super().is_leaf_module(m, name)
+
+    return fx.GraphModule(outer, Tracer().trace(outer))
+
+
+NETS = {
+    "cifar": lambda: fx.symbolic_trace(CifarNet()),
+    "awkward": lambda: fx.symbolic_trace(Awkward()),
+    "own leaf": lambda: leafy(nn.Sequential(Gate(), nn.Hardswish(), nn.GroupNorm(3, 3))),
+    "nested": nested,
+    "containers": lambda: fx.symbolic_trace(
+        nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3, groups=1, dilation=2), nn.ELU(0.5)))
+    ),
+}
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+
+def logits(module: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(7)
+        return module(images)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("training", [False, True])
+def test_round_trip_is_bit_equal_in_both_modes(name, training, tmp_path):
+    module = shaken(NETS[name]()).train(training)
+    save_module(module, tmp_path, "net", {"score": 1.5})
+    before = torch.get_rng_state()
+    again, extra = load_module(tmp_path, "net")
+    assert torch.equal(before, torch.get_rng_state())
+    assert extra == {"score": 1.5}
+    assert again.training is training
+    for mode in (training, not training):
+        module.train(mode)
+        again.train(mode)
+        assert torch.equal(logits(module), logits(again))
+    assert structure_key(module, (3, 8, 8)) == structure_key(again, (3, 8, 8))
+    assert [node.name for node in module.graph.nodes] == [node.name for node in again.graph.nodes]
+    assert to_spec(module) == to_spec(again)
+
+
+def test_sharing_freezing_modes_and_buffers_survive(tmp_path):
+    module = NETS["awkward"]().train()
+    module.attention.eval()
+    save_module(module, tmp_path, "net", {})
+    again, _ = load_module(tmp_path, "net")
+    assert again.left.weight is again.right.weight
+    assert sum(node.target == "conv" for node in again.graph.nodes) == 2
+    assert not again.left.bias.requires_grad
+    assert again.left.weight.requires_grad
+    assert again.training
+    assert not again.attention.training
+    assert "steps" not in again.state_dict()
+    fresh = from_spec(to_spec(module))
+    assert fresh.left.weight is fresh.right.weight
+
+
+def test_a_fresh_process_needs_no_user_code(tmp_path):
+    module = shaken(NETS["own leaf"]()).eval()
+    save_module(module, tmp_path, "net", {})
+    safetensors.torch.save_file({"x": IMAGES, "y": logits(module)}, tmp_path / "io.safetensors")
+    code = (
+        "import sys, torch, safetensors.torch as st\n"
+        "from pathlib import Path\n"
+        "from tailorbird.graph.serial import load_module\n"
+        "folder = Path(sys.argv[1]); io = st.load_file(folder / 'io.safetensors')\n"
+        "net, _ = load_module(folder, 'net')\n"
+        "assert torch.equal(net(io['x']), io['y'])\n"
+    )
+    source = Path(__file__).parents[2] / "src"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(source)})
+
+
+@pytest.mark.parametrize(
+    ("leaf", "text"),
+    [(Branching, "torch.fx can't trace it"), (Shifty, "differs between train and eval mode")],
+)
+def test_what_cannot_be_stored_is_refused_when_saving(leaf, text, tmp_path):
+    with pytest.raises(GraphError, match=text) as caught:
+        save_module(leafy(nn.Sequential(nn.ReLU(), leaf())), tmp_path, "net", {})
+    assert caught.value.module == "1"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hooks_and_foreign_functions_are_refused():
+    module = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    hook = module.get_submodule("0").register_forward_hook(lambda *_: None)
+    with pytest.raises(GraphError, match=r"'0' \(Conv2d\) has forward hooks"):
+        to_spec(module)
+    hook.remove()
+    graph = fx.Graph()
+    graph.output(graph.call_function(os.getcwd))
+    with pytest.raises(GraphError, match=r"getcwd.*can't be stored by name"):
+        to_spec(fx.GraphModule(nn.Module(), graph))
+
+
+# ---------------------------------------------------------------- structure
+
+
+def conv_net(width: int = 8, stride: int = 1, bias: bool = True) -> fx.GraphModule:
+    layers = [nn.Conv2d(3, width, 3, stride, 1, bias=bias), nn.ReLU(), nn.Conv2d(width, 3, 1)]
+    return fx.symbolic_trace(nn.Sequential(*layers))
+
+
+def two_branches(swap_order: bool, swap_use: bool) -> fx.GraphModule:
+    root = nn.ModuleDict({"a": nn.Conv2d(3, 3, 1), "b": nn.Conv2d(3, 3, 3, padding=1)})
+    graph = fx.Graph()
+    x = graph.placeholder("x" if swap_order else "image")
+    names = ["b", "a"] if swap_order else ["a", "b"]
+    found = {name: graph.call_module(name, (x,)) for name in names}
+    first, second = ("b", "a") if swap_use else ("a", "b")
+    graph.output(graph.call_function(torch.sub, (found[first], found[second])))
+    return fx.GraphModule(root, graph)
+
+
+def one_or_two(shared: bool) -> fx.GraphModule:
+    root = nn.ModuleDict({"a": nn.Conv2d(3, 3, 1), "b": nn.Conv2d(3, 3, 1)})
+    graph = fx.Graph()
+    x = graph.call_module("a", (graph.placeholder("x"),))
+    graph.output(graph.call_module("a" if shared else "b", (x,)))
+    return fx.GraphModule(root, graph)
+
+
+def test_structure_key_ignores_names_order_and_weights_only():
+    base = structure_key(conv_net(), (3, 8, 8))
+    assert structure_key(shaken(conv_net()), (3, 8, 8)) == base
+    renamed = nn.Module()
+    renamed.add_module("deep", nn.Module())
+    renamed.deep.first, renamed.deep.second = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 3, 1)
+    renamed.act = nn.ReLU()
+    graph = fx.Graph()
+    x = graph.call_module("deep.first", (graph.placeholder("other"),))
+    graph.output(graph.call_module("deep.second", (graph.call_module("act", (x,)),)))
+    assert structure_key(fx.GraphModule(renamed, graph), (3, 8, 8)) == base
+    others = [conv_net(16), conv_net(stride=2), conv_net(bias=False)]
+    keys = {structure_key(net, (3, 8, 8)) for net in others} | {
+        structure_key(conv_net(), (3, 9, 9))
+    }
+    assert len(keys | {base}) == 5
+
+
+def test_structure_key_sees_connections_and_sharing():
+    key = {
+        (order, use): structure_key(two_branches(order, use), (3, 4, 4))
+        for order in (False, True)
+        for use in (False, True)
+    }
+    assert key[False, False] == key[True, False]
+    assert key[False, True] == key[True, True]
+    assert key[False, False] != key[False, True]
+    assert structure_key(one_or_two(True), (3, 4, 4)) != structure_key(one_or_two(False), (3, 4, 4))
+
+
+# ---------------------------------------------------------------- hostile tables
+
+
+def spec_with(change) -> dict:
+    spec = json.loads(json.dumps(to_spec(fx.symbolic_trace(CifarNet()))))
+    change(spec["network"])
+    return spec
+
+
+def node(network, op: str) -> dict:
+    return next(record for record in network["nodes"] if record["op"] == op)
+
+
+def cyclic(network) -> None:
+    args: list[object] = []
+    args.append(args)
+    node(network, "call_function")["args"] = args
+
+
+def huge(network) -> None:
+    network["children"]["head"]["arguments"].update(in_features=10**8, out_features=10**8)
+
+
+HOSTILE = {
+    "function": (lambda n: node(n, "call_function").update(target="os.system"), "os.system"),
+    "load": (lambda n: node(n, "call_function").update(target="torch.load"), "torch.load"),
+    "store": (
+        lambda n: node(n, "call_function").update(target="tailorbird.graph.serial.write_file"),
+        "write_file",
+    ),
+    "eval": (lambda n: node(n, "call_function").update(target="builtins.eval"), "builtins.eval"),
+    "getattr": (
+        lambda n: node(n, "call_function").update(
+            target="builtins.getattr", args=[{"node": "x"}, "__class__"]
+        ),
+        "__class__",
+    ),
+    "method": (
+        lambda n: node(n, "call_function").update(
+            op="call_method", target="__reduce__", args=[{"node": "x"}]
+        ),
+        "__reduce__",
+    ),
+    "class": (
+        lambda n: n["children"]["stem"].update({"class": "subprocess.Popen"}),
+        "subprocess.Popen",
+    ),
+    "no layer": (
+        lambda n: n["children"]["stem"].update({"class": "timm.models._hub.Path"}),
+        "expected a layer class",
+    ),
+    "source in a placeholder": (
+        lambda n: node(n, "placeholder").update(target="x=__import__('os')"),
+        "isn't an identifier",
+    ),
+    "source in a keyword": (
+        lambda n: node(n, "call_function").update(kwargs={"a=print()": 1}),
+        "letters, digits and underscores",
+    ),
+    "source in a path": (
+        lambda n: node(n, "call_module").update(target='stem", print("x")) or ("'),
+        "letters, digits and underscores",
+    ),
+    "plumbing": (
+        lambda n: n["children"]["stem"].update(
+            kind="attributes", attributes={"_modules": None}, tensors={}, children={}
+        ),
+        "nn.Module's own",
+    ),
+    "cycle": (cyclic, "deeper than"),
+    "later node": (
+        lambda n: node(n, "call_function").update(args=[{"node": "output"}]),
+        "before it is defined",
+    ),
+    "huge": (huge, "more than"),
+    "huge shape": (
+        lambda n: n["tensors"].update(w={"kind": "buffer", "shape": [2**30, 64], "dtype": "int8"}),
+        "beyond all reason",
+    ),
+    "wrong shape": (
+        lambda n: n["tensors"].update(w={"kind": "buffer", "shape": [-1], "dtype": "int8"}),
+        "whole numbers",
+    ),
+    "no output": (lambda n: n["nodes"].pop(), "no output"),
+    "wrong arguments": (
+        lambda n: n["children"]["stem"].update(arguments={"kernel": 3}),
+        "Conv2d",
+    ),
+    "nothing": (lambda n: n.clear(), "unknown kind"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_tables_are_refused(name):
+    change, text = HOSTILE[name]
+    with pytest.raises(StoreError, match=text):
+        from_spec(spec_with(change))
+
+
+def test_other_formats_are_refused():
+    with pytest.raises(StoreError, match="expected a stored network"):
+        from_spec({"nodes": []})
+    with pytest.raises(StoreError, match="upgrade Tailorbird"):
+        from_spec(to_spec(conv_net()) | {"version": 99})
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_half_written_tampered_and_missing_files_are_found(tmp_path):
+    save_module(conv_net(), tmp_path, "net", {"a": 1})
+    structure, weights = tmp_path / "net.json", tmp_path / "net.safetensors"
+    good = structure.read_bytes(), weights.read_bytes()
+
+    def expect(text: str) -> None:
+        with pytest.raises(StoreError, match=text):
+            load_module(tmp_path, "net")
+        structure.write_bytes(good[0])
+        weights.write_bytes(good[1])
+
+    weights.write_bytes(good[1][:-1])
+    expect("net.safetensors: doesn't match the checksum")
+    flipped = bytearray(good[1])
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    expect("net.safetensors: doesn't match the checksum")
+    structure.write_bytes(good[0][:-5])
+    expect("net.json: not JSON")
+    structure.write_bytes(good[0].replace(b'"a":1', b'"a":2'))
+    expect("net.json: changed since it was written")
+    structure.write_bytes(b"[]")
+    expect("net.json: not a stored network")
+    structure.unlink()
+    expect("net.json: missing")
+    weights.unlink()
+    expect("net.safetensors: missing")
+    assert load_module(tmp_path, "net")[1] == {"a": 1}
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch):
+    write_file(tmp_path / "a.bin", b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"a\.bin: can't be written: No space left on device"):
+        write_file(tmp_path / "a.bin", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_names_cannot_leave_the_folder(tmp_path):
+    with pytest.raises(StoreError, match="use letters"):
+        save_module(conv_net(), tmp_path, "../net", {})
+    with pytest.raises(StoreError, match="isn't plain JSON"):
+        save_module(conv_net(), tmp_path, "net", {"bad": object()})
+
+
+def test_the_argument_is_left_alone(tmp_path):
+    module = shaken(NETS["own leaf"]()).train()
+    twin = copy.deepcopy(module)
+    save_module(module, tmp_path, "net", {})
+    assert [child.training for child in module.modules()] == [
+        child.training for child in twin.modules()
+    ]
+    pairs = zip(module.state_dict().values(), twin.state_dict().values(), strict=True)
+    assert all(torch.equal(left, right) for left, right in pairs)
