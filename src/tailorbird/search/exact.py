@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tailorbird.errors import InfeasibleError, SpaceError
 from tailorbird.family import AdditiveProblem, Floats
@@ -57,7 +57,7 @@ def solve(
 
     Example:
         >>> problem = AdditiveProblem(
-        ...     loss=np.array([0.01, 0.03, 0.02]),
+        ...     loss=np.array([0.01, 0.04, 0.02]),
         ...     saving=np.array([[2.0], [5.0], [3.0]]),
         ...     base=np.array([10.0]),
         ...     covers=np.array([[1, 0], [1, 1], [0, 1]], dtype=bool),
@@ -132,7 +132,9 @@ def infeasible(
     """
     reach = {metric: lowest(problem, metric) for metric in limits}
     wanted = " and ".join(f"{metric} <= {bound:.6g}" for metric, bound in limits.items())
-    missed = {metric: low for metric, low in reach.items() if not within(reach, {metric: limits[metric]})}
+    missed = {
+        metric: low for metric, low in reach.items() if not within(reach, {metric: limits[metric]})
+    }
     if missed:
         figures = ", ".join(f"{metric} {low:.6g}" for metric, low in missed.items())
         text = f"no selection of alternatives meets {wanted}; the lowest reachable is {figures}"
@@ -169,7 +171,7 @@ def minimise(
     """
     saving, base, bounds = limited(problem, limits)
     banned = [tuple(sorted(set(chosen))) for chosen in exclude]
-    kept = undominated(weights, saving, problem.covers, spare=len(set(banned)) + count - 1)
+    kept = useful(weights, saving, problem.covers, spare=len(set(banned)) + count - 1)
     programme = _Programme(
         weights[kept],
         saving[kept],
@@ -200,7 +202,7 @@ def minimise(
     return found
 
 
-def undominated(
+def useful(
     weights: Floats, saving: Floats, covers: npt.NDArray[np.bool_], *, spare: int = 0
 ) -> npt.NDArray[np.int64]:
     """Indices of the alternatives that at most ``spare`` others dominate, sorted.
@@ -214,9 +216,9 @@ def undominated(
     Example:
         >>> covers = np.array([[1, 1], [1, 0], [1, 0]], dtype=bool)
         >>> saving = np.array([[1.0], [2.0], [1.5]])
-        >>> undominated(np.array([0.2, 0.1, 0.1]), saving, covers)
+        >>> useful(np.array([0.2, 0.1, 0.1]), saving, covers)
         array([1])
-        >>> undominated(np.array([0.2, 0.1, 0.1]), saving, covers, spare=1)
+        >>> useful(np.array([0.2, 0.1, 0.1]), saving, covers, spare=1)
         array([1, 2])
     """
     n = len(weights)
@@ -288,8 +290,8 @@ class _Programme:
         result = milp(
             self._objective,
             constraints=LinearConstraint(self._matrix, lb=self._lower),
-            integrality=np.ones(self._size),
-            bounds=(0, 1),
+            integrality=np.ones(self._size, dtype=np.int64),
+            bounds=Bounds(0, 1),
             options={"mip_rel_gap": 0.0},
         )
         if result.status == 2:

@@ -38,9 +38,9 @@ class Selection:
         """This selection with its gap to a proven ``optimum`` filled in.
 
         Example:
-            >>> best = Selection((0,), 0.010, {"macs": 5.0}, True, 0.0)
-            >>> Selection((1,), 0.015, {"macs": 5.0}, True).against(best).gap
-            0.005
+            >>> best = Selection((0,), 0.50, {"macs": 5.0}, True, 0.0)
+            >>> Selection((1,), 0.75, {"macs": 5.0}, True).against(best).gap
+            0.25
         """
         return replace(self, gap=self.loss - optimum.loss)
 
@@ -99,9 +99,7 @@ def check_limits(problem: AdditiveProblem, limits: Mapping[str, float]) -> None:
         raise ConfigError(problems)
 
 
-def limited(
-    problem: AdditiveProblem, limits: Mapping[str, float]
-) -> tuple[Floats, Floats, Floats]:
+def limited(problem: AdditiveProblem, limits: Mapping[str, float]) -> tuple[Floats, Floats, Floats]:
     """Savings (n, k), base (k,) and bounds (k,) of the k limited metrics, in ``limits``' order."""
     columns = [problem.metrics.index(name) for name in limits]
     return (

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.errors import SpaceError
+from tailorbird.search.front import hypervolume, staircase, undominated
+
+clouds = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=12)
+
+
+@given(clouds)
+def test_hypervolume_counts_the_dominated_unit_squares(cloud):
+    squares = sum(any(px <= x and py <= y for px, py in cloud) for x in range(8) for y in range(8))
+    assert hypervolume(cloud, (8.0, 8.0)) == squares
+
+
+@given(clouds)
+def test_front_keeps_the_hypervolume_and_nothing_to_spare(cloud):
+    points = np.array(cloud, dtype=float).reshape(-1, 2)
+    mask = undominated(points)
+    front = np.unique(points[mask], axis=0)
+    whole = hypervolume(points, (9.0, 9.0))
+    assert hypervolume(front, (9.0, 9.0)) == whole
+    for row in range(len(front)):
+        assert hypervolume(np.delete(front, row, axis=0), (9.0, 9.0)) < whole
+
+
+@given(clouds)
+def test_staircase_goes_right_and_down_through_every_front_point(cloud):
+    line = staircase(cloud)
+    assert (np.diff(line[:, 0]) >= 0).all()
+    assert (np.diff(line[:, 1]) <= 0).all()
+    points = np.array(cloud, dtype=float).reshape(-1, 2)
+    assert {tuple(p) for p in points[undominated(points)]} <= {tuple(p) for p in line}
+
+
+def test_faulty_points():
+    with pytest.raises(SpaceError, match=r"expected shape \(n, 2\), got \(1, 3\)"):
+        hypervolume([[1.0, 2.0, 3.0]], (1.0, 1.0))
+    with pytest.raises(SpaceError, match="not finite"):
+        undominated([[1.0, float("nan")]])
