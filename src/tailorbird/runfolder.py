@@ -1,6 +1,7 @@
 """A run's folder: locked while in use, written atomically, refused for another job.
 
-Layout: ``config.yaml`` (the resolved job), ``environment.json``, ``events.jsonl``, ``house/``,
+Layout: ``identity.json`` (what the house was made from), ``config.yaml`` (the resolved job),
+``environment.json``, ``events.jsonl``, ``house/``,
 ``students/<target>/``, ``report.json``, ``report.html``, ``front.png``.
 """
 
@@ -14,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
 from tailorbird.errors import StoreError
@@ -79,8 +79,8 @@ class RunFolder:
         self.path = Path(path)
 
     @contextmanager
-    def open(self, job: Mapping[str, object]) -> Iterator[RunFolder]:
-        """Lock the folder and check that it belongs to ``job`` (plain JSON-able data).
+    def open(self, identity: Mapping[str, object]) -> Iterator[RunFolder]:
+        """Lock the folder and check that it belongs to ``identity`` (plain JSON-able data).
 
         Raises:
             StoreError: for an unwritable folder, one in use by another process, or one that
@@ -101,28 +101,24 @@ class RunFolder:
                 "folder that you may write to"
             ) from error
         try:
-            self._claim(job)
+            self._claim(identity)
             yield self
         finally:
             lock.release()
 
-    def _claim(self, job: Mapping[str, object]) -> None:
-        path = self.path / "config.yaml"
-        plain = json.loads(json.dumps(job))
+    def _claim(self, identity: Mapping[str, object]) -> None:
+        path = self.path / "identity.json"
+        plain = json.loads(json.dumps(identity))
         if not path.exists():
             strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if strangers:
                 raise StoreError(
-                    f"run folder {self.path} holds files but no config.yaml "
+                    f"run folder {self.path} holds files but no identity.json "
                     f"({', '.join(sorted(strangers)[:3])}); give an empty or a new folder"
                 )
-            write_bytes(path, yaml.safe_dump(plain, sort_keys=False).encode())
+            write_json(path, plain)
             return
-        try:
-            old = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise StoreError(f"can't read {path}: {error}") from error
-        changed = differences(old if isinstance(old, dict) else {}, plain)
+        changed = differences(read_json(path), plain)
         if changed:
             raise StoreError(
                 f"run folder {self.path} belongs to another job; what differs:\n  "

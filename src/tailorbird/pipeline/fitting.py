@@ -1,0 +1,346 @@
+"""Targets in, students out: choose, retrain together, prove, and try again where a limit is missed.
+
+On disk, per target: ``choice.json`` when a candidate is chosen, ``retrain/`` while it trains,
+``result.json`` when it is proven. All carry the request that they answer (limits, device, recipe,
+seed), so that a changed target is done anew and an unchanged one is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from torch import fx
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import ConfigError, InfeasibleError, StoreError, TailorbirdError, TrainingError
+from tailorbird.export.bundle import load_student
+from tailorbird.graph.surgery import capture
+from tailorbird.house.build import House
+from tailorbird.pipeline.choose import Choice, choose, judge_module
+from tailorbird.pipeline.finish import Proof, cut, prove
+from tailorbird.pipeline.job import Until, check_targets
+from tailorbird.pipeline.pricing import Pricing
+from tailorbird.progress import Progress
+from tailorbird.report.record import TargetResult
+from tailorbird.runfolder import RunFolder, read_json, write_json
+from tailorbird.targets import Target
+from tailorbird.train.recipe import Recipe
+from tailorbird.train.retrain import Assignment, retrain_all
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """What one target got: the record, and the trained network where there is one."""
+
+    result: TargetResult
+    module: fx.GraphModule | None
+
+    @property
+    def met(self) -> bool:
+        """Every limit is kept, as measured."""
+        return self.result.met
+
+
+@dataclass
+class _Attempt:
+    """One target on its way; ``scale`` tightens the latency limit after a miss."""
+
+    target: Target
+    home: Path
+    request: str
+    scale: float = 1.0
+    number: int = 0
+    choice: Choice | None = None
+    module: fx.GraphModule | None = None
+    result: TargetResult | None = None
+    seconds: float = 0.0
+
+
+class Fitting:
+    """One call of `ModelHouse.fit`; see there."""
+
+    def __init__(
+        self,
+        *,
+        house: House,
+        data: ImageData,
+        folder: RunFolder,
+        pricing: Callable[[Target], Pricing],
+        recipe: Recipe,
+        rounds: int,
+        candidates: int,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.house = house
+        self.data = data
+        self.folder = folder
+        self.pricing = pricing
+        self.recipe = recipe
+        self.rounds = rounds
+        self.candidates = candidates
+        self.seed = seed
+        self.progress = progress
+
+    def run(self, targets: Sequence[Target], until: Until) -> list[Student]:
+        """Students of ``targets``, in order."""
+        problems = check_targets(tuple(targets))
+        if problems:
+            raise ConfigError(problems)
+        attempts = [self._open(target) for target in targets]
+        for number in range(self.rounds):
+            open_ones = [a for a in attempts if a.result is None]
+            if not open_ones:
+                break
+            with self.folder.stage("search"):
+                for attempt in open_ones:
+                    attempt.number = number
+                    self._choose(attempt)
+            if until == "search":
+                break
+            chosen = [a for a in open_ones if a.result is None]
+            with self.folder.stage("retrain"):
+                self._retrain(chosen)
+            if until == "retrain":
+                break
+            with self.folder.stage("export"):
+                for attempt in chosen:
+                    if attempt.result is None:
+                        self._prove(attempt, last=number == self.rounds - 1)
+        return [self._student(attempt, until) for attempt in attempts]
+
+    # one target ---------------------------------------------------------------------------------
+
+    def _open(self, target: Target) -> _Attempt:
+        asked = {
+            "limits": {limit.metric: [limit.value, limit.share] for limit in target.parsed},
+            "device": target.device.key,
+            "recipe": asdict(self.recipe),
+            "rounds": self.rounds,
+            "candidates": self.candidates,
+            "seed": self.seed,
+        }
+        request = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        attempt = _Attempt(target, self.folder.path / "students" / target.name, request)
+        stored = _load(attempt.home / "result.json", request)
+        if stored is not None:
+            attempt.result = _as(TargetResult, stored["result"])
+            if attempt.result is not None and attempt.result.onnx is not None:
+                try:
+                    attempt.module = load_student(attempt.home).module
+                except StoreError:
+                    attempt.result = None
+        return attempt
+
+    def _choose(self, attempt: _Attempt) -> None:
+        start = time.perf_counter()
+        stored = _load(attempt.home / "choice.json", attempt.request)
+        if stored is not None and stored["number"] >= attempt.number:
+            attempt.choice = _as(Choice, stored["choice"])
+            attempt.number, attempt.scale = int(stored["number"]), float(stored["scale"])
+        if attempt.choice is None:
+            try:
+                attempt.choice = choose(
+                    attempt.target,
+                    self.pricing(attempt.target),
+                    self.data.validation,
+                    scale=attempt.scale,
+                    rounds=self.rounds,
+                    candidates=self.candidates,
+                    seed=self.seed,
+                    progress=self.progress,
+                )
+            except InfeasibleError as error:
+                self._give_up(attempt, error, error.lowest)
+                return
+            write_json(
+                attempt.home / "choice.json",
+                {
+                    "request": attempt.request,
+                    "number": attempt.number,
+                    "scale": attempt.scale,
+                    "choice": asdict(attempt.choice),
+                },
+            )
+        attempt.seconds += time.perf_counter() - start
+
+    def _retrain(self, attempts: Sequence[_Attempt]) -> None:
+        """Retrain all students in one pass of the teacher per batch."""
+        assignments = []
+        for attempt in attempts:
+            module, hints = self._assemble(attempt)
+            assignments.append(
+                Assignment(
+                    name=f"{attempt.target.name}",
+                    student=module,
+                    hints=hints,
+                    checkpoint=attempt.home / "retrain" / f"{attempt.number}",
+                )
+            )
+        nodes = sorted({node for a in assignments for _, node in a.hints})
+        teacher = capture(self.house.teacher, nodes)
+        outcomes = retrain_all(
+            assignments,
+            teacher,
+            self.data,
+            recipe=self.recipe,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        for attempt, outcome in zip(attempts, outcomes, strict=True):
+            if outcome.stopped and outcome.epochs == 0:
+                self._give_up(attempt, TrainingError(outcome.stopped), {})
+            else:
+                assert isinstance(outcome.module, fx.GraphModule)
+                attempt.module = cut(outcome.module, self.house.teacher)
+                attempt.seconds += outcome.seconds
+
+    def _assemble(self, attempt: _Attempt) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
+        """The induced network, and (its submodule, teacher's node) pairs to compare."""
+        assert attempt.choice is not None
+        family = self.pricing(attempt.target).family
+        module = family.induce(attempt.choice.names)
+        blocks = {a.name: self.house.sample.blocks[a.block] for a in family.alternatives}
+        hints = [
+            (f"replaced_{number}", blocks[name].output)
+            for number, name in enumerate(attempt.choice.names)
+        ]
+        return module, hints
+
+    def _prove(self, attempt: _Attempt, *, last: bool) -> None:
+        assert attempt.module is not None
+        assert attempt.choice is not None
+        start = time.perf_counter()
+        pricing = self.pricing(attempt.target)
+        try:
+            proof = prove(
+                attempt.module,
+                attempt.target,
+                teacher=self.house.teacher,
+                base=pricing.base,
+                data=self.data,
+                folder=self.folder.path,
+            )
+        except TailorbirdError as error:
+            if isinstance(error, StoreError):
+                raise
+            self._give_up(attempt, error, {})
+            return
+        attempt.seconds += time.perf_counter() - start
+        if not proof.met and not last:
+            self._tighten(attempt, proof)
+            return
+        result = self._result(attempt, proof)
+        self._record(attempt, result)
+
+    def _tighten(self, attempt: _Attempt, proof: Proof) -> None:
+        """Ask for as much less as the student came out over its limit."""
+        bound, measured = proof.limits.get("latency_ms"), proof.measured["latency_ms"]
+        if bound is not None and measured > bound:
+            attempt.scale *= bound / measured
+        self.progress.say(
+            f"{attempt.target.name}: measured {measured:.3f} ms, over its limit; searching again"
+        )
+        attempt.choice = attempt.module = None
+
+    def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
+        assert attempt.choice is not None
+        assert attempt.module is not None
+        # The test split is read here and nowhere else: nothing is chosen from now on.
+        split = self.data.test or self.data.validation
+        teacher = self.house.teacher
+        before, _ = self._assemble(attempt)
+        known = {a.name: a for a in self.house.choices}
+        over = [m for m, bound in proof.limits.items() if proof.measured[m] > bound]
+        return TargetResult(
+            name=attempt.target.name,
+            device=attempt.target.device.key,
+            limits=proof.limits,
+            measured={**proof.measured, "teacher_latency_ms": proof.teacher_ms},
+            met=proof.met,
+            accuracy=judge_module(attempt.module, teacher, split),
+            accuracy_before=judge_module(before, teacher, split),
+            teacher_accuracy=judge_module(teacher.module, teacher, split),
+            onnx=f"students/{attempt.target.name}/model.onnx",
+            lowest={metric: proof.measured[metric] for metric in over},
+            reason=None if proof.met else f"measured over its limit after {self.rounds} rounds: "
+            + ", ".join(f"{m} {proof.measured[m]:.4g} > {proof.limits[m]:.4g}" for m in over),
+            minutes=attempt.seconds / 60,
+            replaced=tuple(
+                f"{known[n].block} -> {n} ({known[n].origin}, {known[n].variant})"
+                for n in attempt.choice.names
+            ),
+        )
+
+    def _give_up(
+        self, attempt: _Attempt, error: TailorbirdError, lowest: Mapping[str, float]
+    ) -> None:
+        base = self.pricing(attempt.target).base
+        result = TargetResult(
+            name=attempt.target.name,
+            device=attempt.target.device.key,
+            limits=attempt.target.absolute(base),
+            met=False,
+            lowest=lowest,
+            reason=str(error),
+            minutes=attempt.seconds / 60,
+        )
+        self.progress.say(f"{attempt.target.name}: {error}")
+        self._record(attempt, result)
+
+    def _record(self, attempt: _Attempt, result: TargetResult) -> None:
+        attempt.result = result
+        write_json(
+            attempt.home / "result.json",
+            {
+                "request": attempt.request,
+                "result": TypeAdapter(TargetResult).dump_python(result, mode="json"),
+            },
+        )
+
+    def _student(self, attempt: _Attempt, until: Until) -> Student:
+        if attempt.result is not None:
+            return Student(result=attempt.result, module=attempt.module)
+        choice = attempt.choice
+        base = self.pricing(attempt.target).base
+        result = TargetResult(
+            name=attempt.target.name,
+            device=attempt.target.device.key,
+            limits=attempt.target.absolute(base),
+            measured=choice.figures if choice else {},
+            met=False,
+            reason=f"the run was asked to stop after '{until}'",
+            minutes=attempt.seconds / 60,
+            replaced=choice.names if choice else (),
+        )
+        return Student(result=result, module=attempt.module)
+
+
+def _load(path: Path, request: str) -> dict[str, Any] | None:
+    """A stored answer to ``request``; ``None`` when absent, damaged or of another request."""
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+    except StoreError:
+        return None
+    if not isinstance(content, dict) or content.get("request") != request:
+        return None
+    return content
+
+
+def _as(kind: type[T], raw: object) -> T | None:
+    """Plain data as a record again; ``None`` when it no longer fits, so that it is made anew."""
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError:
+        return None

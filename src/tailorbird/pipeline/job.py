@@ -1,0 +1,120 @@
+"""What a run is asked to do, as built components."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import ConfigError
+from tailorbird.house.options import HouseOptions
+from tailorbird.targets import Target
+from tailorbird.train.recipe import Recipe
+
+Until = Literal["house", "search", "retrain", "export"]
+"""Where to stop; each value includes what comes before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A teacher, donors, images and targets.
+
+    Args:
+        teacher: trained network, or one that ``training`` says how to train.
+        donors: name -> pretrained network.
+        data: images; the validation split decides, the test split is read once, at the end.
+        targets: at least one, with distinct names.
+        run: the folder that everything is written to.
+        options: sizes and budgets of the house.
+        recipe: how students are retrained.
+        training: ``"teacher"`` or a donor's name -> how to train it before anything else.
+        rounds: most searches per target, and most retrainings of a student that is over its limit.
+        candidates: selections measured whole in each search.
+        seed: of every random choice.
+        description: the resolved job as plain data, written to ``config.yaml``.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+
+    teacher: nn.Module
+    data: ImageData
+    targets: tuple[Target, ...]
+    run: Path
+    donors: Mapping[str, nn.Module] = field(default_factory=dict)
+    options: HouseOptions = field(default_factory=HouseOptions)
+    recipe: Recipe = field(default_factory=Recipe)
+    training: Mapping[str, Recipe] = field(default_factory=dict)
+    rounds: int = 3
+    candidates: int = 4
+    seed: int = 0
+    description: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = check_targets(self.targets)
+        if self.rounds < 1:
+            problems.append(f"rounds: expected at least 1, got {self.rounds}")
+        if self.candidates < 1:
+            problems.append(f"candidates: expected at least 1, got {self.candidates}")
+        if self.seed < 0:
+            problems.append(f"seed: expected 0 or more, got {self.seed}")
+        if "teacher" in self.donors:
+            problems.append("donors: 'teacher' is taken; give the donor another name")
+        known = {"teacher", *self.donors}
+        problems += [f"training: no network named '{n}'" for n in self.training if n not in known]
+        if problems:
+            raise ConfigError(problems)
+
+
+def identity(
+    *,
+    teacher: nn.Module,
+    donors: Mapping[str, nn.Module],
+    data: ImageData,
+    options: HouseOptions,
+    training: Mapping[str, Recipe],
+    seed: int,
+) -> dict[str, object]:
+    """What decides a house, as plain data: equal identities can share a run folder."""
+    models = {"teacher": teacher, **donors}
+    return {
+        "models": {
+            name: _structure_digest(model) if name in training else digest(model)
+            for name, model in models.items()
+        },
+        "training": {name: asdict(recipe) for name, recipe in training.items()},
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "house": asdict(options),
+        "seed": seed,
+    }
+
+
+def check_targets(targets: tuple[Target, ...]) -> list[str]:
+    """Faults of a list of targets: none at all, or names that occur twice."""
+    if not targets:
+        return ["targets: the list is empty; give at least one device with a limit"]
+    names = [target.name for target in targets]
+    return [
+        f"targets: the name '{name}' occurs twice"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+
+
+def digest(model: nn.Module) -> str:
+    """A short hash of a network's weights and their names."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _structure_digest(model: nn.Module) -> str:
+    names = [f"{name}{tuple(t.shape)}" for name, t in sorted(model.state_dict().items())]
+    return hashlib.sha256("".join(names).encode()).hexdigest()[:16]

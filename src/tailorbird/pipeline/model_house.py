@@ -1,0 +1,200 @@
+"""The model house as users hold it: built once, fitted to any number of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from tailorbird.data.images import ImageData
+from tailorbird.data.sources import check_head
+from tailorbird.errors import GraphError
+from tailorbird.graph.trace import LayerGraph, trace
+from tailorbird.house.build import House, build_house
+from tailorbird.house.options import HouseOptions
+from tailorbird.house.store import HouseStore
+from tailorbird.pipeline.finish import export_teacher
+from tailorbird.pipeline.fitting import Fitting, Student
+from tailorbird.pipeline.job import Until, identity
+from tailorbird.pipeline.pricing import Pricing
+from tailorbird.progress import Progress, Silent
+from tailorbird.runfolder import RunFolder
+from tailorbird.targets import Target
+from tailorbird.train.recipe import Recipe
+
+
+class ModelHouse:
+    """A scored house in a run folder; made by `build`.
+
+    Example:
+        A run takes minutes, so this is not run as a test; ``examples`` in the documentation are::
+
+            house = ModelHouse.build(teacher, donors=[donor], data=data, run="runs/a")
+            students = house.fit([Target("edge", OnnxRuntime(threads=1), {"latency": "0.5x"})])
+    """
+
+    def __init__(
+        self,
+        house: House,
+        data: ImageData,
+        folder: RunFolder,
+        *,
+        donors: Mapping[str, LayerGraph],
+        made_from: Mapping[str, object],
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.house = house
+        self.data = data
+        self.folder = folder
+        self.donors = donors
+        self.made_from = made_from
+        self.seed = seed
+        self.progress = progress
+        self._pricings: dict[str, Pricing] = {}
+
+    @staticmethod
+    def build(
+        teacher: nn.Module,
+        *,
+        data: ImageData,
+        run: str | Path,
+        donors: Sequence[nn.Module] | Mapping[str, nn.Module] = (),
+        options: HouseOptions | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> ModelHouse:
+        """Sample, expand, distil and score; continues what ``run`` already holds.
+
+        Args:
+            teacher: trained network from images (n, C, H, W) to logits; it is left as it is.
+            data: images; the training split distils, the validation split scores.
+            run: the run folder, made when missing.
+            donors: pretrained networks that blocks are taken from.
+            options: sizes and budgets of the house.
+            seed: of every random choice.
+            progress: shown nothing by default.
+
+        Raises:
+            GraphError: when the teacher or a donor can't be traced, or no block is found.
+            ExportError: when the teacher can't be exported.
+            DataError: when the classes in the data and the teacher's head differ.
+            StoreError: for a folder of another job, in use, or not writable.
+        """
+        named = dict(donors) if isinstance(donors, Mapping) else _named(donors)
+        chosen = options or HouseOptions()
+        folder = RunFolder(Path(run))
+        made_from = identity(
+            teacher=teacher, donors=named, data=data, options=chosen, training={}, seed=seed
+        )
+        with folder.open(made_from):
+            return assemble(
+                teacher,
+                named,
+                data,
+                chosen,
+                folder=folder,
+                made_from=made_from,
+                seed=seed,
+                progress=progress or Silent(),
+            )
+
+    def fit(
+        self,
+        targets: Sequence[Target],
+        *,
+        recipe: Recipe | None = None,
+        rounds: int = 3,
+        candidates: int = 4,
+        until: Until = "export",
+    ) -> list[Student]:
+        """One student per target, in order; students are retrained together.
+
+        A student that comes out over its limit is searched for again under a tighter limit and
+        retrained, in all at most ``rounds`` times; then it is reported as not met. A target that
+        can't be met costs the others nothing: its result says the lowest figures reached.
+
+        Raises:
+            ConfigError: for no targets or names that occur twice.
+        """
+        with self.folder.open(self.made_from):
+            return self.fit_open(
+                targets,
+                recipe=recipe or Recipe(),
+                rounds=rounds,
+                candidates=candidates,
+                until=until,
+            )
+
+    def fit_open(
+        self,
+        targets: Sequence[Target],
+        *,
+        recipe: Recipe,
+        rounds: int,
+        candidates: int,
+        until: Until,
+    ) -> list[Student]:
+        """`fit` inside an open run folder."""
+        fitting = Fitting(
+            house=self.house,
+            data=self.data,
+            folder=self.folder,
+            pricing=self.pricing,
+            recipe=recipe,
+            rounds=rounds,
+            candidates=candidates,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        return fitting.run(targets, until)
+
+    def pricing(self, target: Target) -> Pricing:
+        """The house priced for the target's device, once per device."""
+        key = target.device.key
+        if key not in self._pricings:
+            with self.folder.stage("measure"):
+                self._pricings[key] = Pricing(self.house, target.device, progress=self.progress)
+        return self._pricings[key]
+
+
+def assemble(
+    teacher: nn.Module,
+    donors: Mapping[str, nn.Module],
+    data: ImageData,
+    options: HouseOptions,
+    *,
+    folder: RunFolder,
+    made_from: Mapping[str, object],
+    seed: int,
+    progress: Progress,
+) -> ModelHouse:
+    """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
+    with folder.stage("trace"):
+        graph = trace(teacher, data.input_shape, leaves=options.leaves)
+        check_head(data, graph.layer(graph.output).shape[-1])
+        traced = {}
+        for name, donor in donors.items():
+            try:
+                traced[name] = trace(donor, data.input_shape, leaves=options.leaves)
+            except GraphError as error:
+                raise GraphError(f"donor '{name}': {error}", module=error.module) from error
+        export_teacher(graph, data, folder.path)
+    house = build_house(
+        graph,
+        traced,
+        data,
+        options,
+        seed=seed,
+        store=HouseStore(folder.path / "house"),
+        stage=folder.stage,
+        progress=progress,
+    )
+    return ModelHouse(
+        house, data, folder, donors=traced, made_from=made_from, seed=seed, progress=progress
+    )
+
+
+def _named(donors: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    return {f"donor{number}": donor for number, donor in enumerate(donors)}
