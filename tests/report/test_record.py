@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tailorbird.errors import StoreError
-from tailorbird.report.record import Point, RunReport, StageCost, TargetResult, write_whole
+from tailorbird.report.record import Point, RunReport, StageCost, TargetResult
 
 
 def full() -> RunReport:
@@ -69,13 +69,3 @@ def test_foreign_files_are_refused(tmp_path, text, says):
     with pytest.raises(StoreError, match=says) as caught:
         RunReport.load(path)
     assert "report.json" in str(caught.value)
-
-
-def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path):
-    path = tmp_path / "a.json"
-    write_whole(path, b"old")
-    blocked = path / "below"
-    with pytest.raises(StoreError, match="can't be written"):
-        write_whole(blocked, b"new")
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from tailorbird.errors import StoreError
+from tailorbird.runfolder import write_bytes
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -173,7 +172,7 @@ class RunReport:
         Raises:
             StoreError: when the file can't be written.
         """
-        write_whole(path, self.to_json().encode("utf-8"))
+        write_bytes(path, self.to_json().encode("utf-8"))
 
     @staticmethod
     def load(path: Path) -> RunReport:
@@ -197,26 +196,6 @@ def _adapter() -> TypeAdapter[RunReport]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(RunReport)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename.
-
-    Raises:
-        StoreError: when the folder can't be written or is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the first fault is the one to report
-            temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def is_figure(value: object) -> TypeGuard[float]:

@@ -1,0 +1,117 @@
+"""The closing table: one row per target, and what stands behind a target that is not met."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tailorbird.report.record import RunReport, TargetResult
+from tailorbird.report.words import (
+    bare,
+    figure,
+    minutes,
+    percent,
+    printable,
+    shortfall,
+    summary,
+)
+
+WIDE = 100
+"""From this many columns on, the table also shows parameters and the teacher's share."""
+
+
+def show(report: RunReport, console: Console) -> None:
+    """Print the closing table."""
+    console.print(closing(report, width=console.width), highlight=False)
+
+
+def closing(report: RunReport, *, width: int) -> RenderableType:
+    """The closing table for a terminal of ``width`` columns.
+
+    Example:
+        >>> from tailorbird.report.record import RunReport
+        >>> Console(width=80).print(closing(RunReport(run="runs/a", seed=0), width=80))
+        no targets
+    """
+    if not report.targets:
+        return Text("no targets")
+    parts: list[RenderableType] = [*_teachers(report), _table(report, wide=width >= WIDE)]
+    for target in report.targets:
+        if not target.met:
+            line = f"{printable(target.name)}: not met: {printable(shortfall(target), limit=600)}"
+            parts.append(Text(line, style="yellow"))
+    met = sum(target.met for target in report.targets)
+    parts.append(
+        Text(
+            f"{met} of {len(report.targets)} targets met, {minutes(report.minutes)} min in all; "
+            f"accuracy is {printable(report.accuracy_kind)}, in %"
+        )
+    )
+    return Group(*parts)
+
+
+def _teachers(report: RunReport) -> list[Text]:
+    several = len(report.teacher) > 1
+    return [
+        Text(
+            f"teacher: {summary(point, report.accuracy_kind)}"
+            + (f" ({printable(device)})" if several else "")
+        )
+        for device, point in report.teacher.items()
+    ]
+
+
+def _table(report: RunReport, *, wide: bool) -> Table:
+    gap = 1 if wide else 0  # beside the one column that the box itself puts between
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("target", overflow="fold", min_width=6)
+    for name in ("limit", "measured"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("of teacher", justify="right", no_wrap=True)
+    table.add_column("met", no_wrap=True)
+    for name in ("before", "after", "teacher"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("params", justify="right", no_wrap=True)
+    for name in ("MACs", "MB", "min"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for target in report.targets:
+        table.add_row(*_row(report, target, wide=wide))
+    return table
+
+
+def _row(report: RunReport, target: TargetResult, *, wide: bool) -> list[Text]:
+    limits = list(target.limits.items())
+    measured = target.measured
+    cells = [
+        printable(target.name),
+        "\n".join(figure(metric, bound) for metric, bound in limits),
+        "\n".join(bare(metric, measured.get(metric)) for metric, _ in limits),
+    ]
+    if wide:
+        cells.append("\n".join(_share(report, target, metric) for metric, _ in limits))
+    met = Text("yes", style="green") if target.met else Text("no", style="bold red")
+    tail = [
+        percent(target.accuracy_before),
+        percent(target.accuracy),
+        percent(target.teacher_accuracy),
+    ]
+    if wide:
+        tail.append(bare("params", measured.get("params"), 3))
+    tail += [
+        bare("macs", measured.get("macs"), 3),
+        bare("size_mb", measured.get("size_mb"), 3),
+        minutes(target.minutes),
+    ]
+    return [*map(Text, cells), met, *map(Text, tail)]
+
+
+def _share(report: RunReport, target: TargetResult, metric: str) -> str:
+    """The measured figure as a share of the teacher's, such as ``0.49x``."""
+    teacher = report.teacher.get(target.device)
+    whole = getattr(teacher, metric, None)
+    part = target.measured.get(metric)
+    return f"{part / whole:.2f}x" if part is not None and whole else "-"

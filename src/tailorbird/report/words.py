@@ -1,0 +1,124 @@
+"""How figures and names are written for people, the same in table, picture and page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tailorbird.report.record import Point, TargetResult, is_figure
+
+NOTHING = "-"
+"""Stands where there is no figure."""
+
+_UNITS = {"latency_ms": "ms", "size_mb": "MB", "peak_memory_mb": "MB RAM"}
+_COUNTS = {"params": "params", "macs": "MACs"}
+
+
+def printable(text: object, *, limit: int = 200) -> str:
+    """One line without control characters, cut at ``limit`` characters.
+
+    Example:
+        >>> printable("edge\\x1b[31m\\nbox")
+        'edge?[31m?box'
+    """
+    line = "".join(char if char.isprintable() else "?" for char in str(text))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """So many significant digits, no exponent unless the value is tiny.
+
+    Example:
+        >>> significant(0.75041), significant(12.345), significant(123456.0), significant(2.618, 3)
+        ('0.7504', '12.35', '123456', '2.62')
+    """
+    if value == 0:
+        return "0"
+    if abs(value) >= 1:
+        return f"{value:.{max(digits - len(str(int(abs(value)))), 0)}f}"
+    return f"{value:.{digits}f}" if abs(value) >= 1e-2 else f"{value:.{digits - 2}g}"
+
+
+def count(value: float, digits: int = 4) -> str:
+    """A count in thousands, millions or billions.
+
+    Example:
+        >>> count(999), count(853018), count(125.75e6, 3)
+        ('999', '853.0k', '126M')
+    """
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{significant(value / size, digits)}{letter}"
+    return significant(value, digits) if value % 1 else f"{value:.0f}"
+
+
+def bare(metric: str, value: float | None, digits: int = 4) -> str:
+    """A figure without its unit.
+
+    Example:
+        >>> bare("latency_ms", 1.5), bare("macs", 2e6, 3), bare("macs", None)
+        ('1.500', '2.00M', '-')
+    """
+    if not is_figure(value):
+        return NOTHING
+    return count(value, digits) if metric in _COUNTS else significant(value, digits)
+
+
+def figure(metric: str, value: float | None) -> str:
+    """A figure with its unit, which tells the metric.
+
+    Example:
+        >>> figure("latency_ms", 1.5), figure("params", 853018), figure("size_mb", None)
+        ('1.500 ms', '853.0k params', '-')
+    """
+    if not is_figure(value):
+        return NOTHING
+    return f"{bare(metric, value)} {_UNITS.get(metric) or _COUNTS.get(metric) or metric}"
+
+
+def percent(share: float | None) -> str:
+    """An accuracy in percent with two decimals, without the sign.
+
+    Example:
+        >>> percent(0.94371), percent(None)
+        ('94.37', '-')
+    """
+    return f"{share * 100:.2f}" if is_figure(share) else NOTHING
+
+
+def minutes(value: float) -> str:
+    """Minutes, one decimal below ten.
+
+    Example:
+        >>> minutes(0.04), minutes(12.3)
+        ('0.0', '12')
+    """
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def summary(point: Point, kind: str) -> str:
+    """A network's figures in one line."""
+    accuracy = f"{percent(point.accuracy)} % {kind}" if is_figure(point.accuracy) else ""
+    parts = (
+        accuracy,
+        figure("latency_ms", point.latency_ms) if is_figure(point.latency_ms) else "",
+        figure("params", point.params),
+        figure("macs", point.macs),
+        figure("size_mb", point.size_mb),
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def shortfall(target: TargetResult) -> str:
+    """Why a target is not met and what is the lowest reachable, in one line."""
+    reached = ", ".join(figure(metric, value) for metric, value in target.lowest.items())
+    reason = target.reason or _over(target.limits, target.measured)
+    return f"{reason}; lowest reachable: {reached}" if reached else reason
+
+
+def _over(limits: Mapping[str, float], measured: Mapping[str, float]) -> str:
+    over = [
+        f"{figure(metric, measured[metric])} measured, limit {bare(metric, bound)}"
+        for metric, bound in limits.items()
+        if metric in measured and measured[metric] > bound
+    ]
+    return ", ".join(over) or "no student was made"
