@@ -1,0 +1,261 @@
+"""Clean-up of a fresh trace: dropout that follows the mode, no in-place writes, local sizes."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from tailorbird.graph.tracer import SCOPE, VALUES
+
+_DROPOUTS: dict[Callable[..., Tensor], type[nn.modules.dropout._DropoutNd]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+_ATTENTION = F.scaled_dot_product_attention
+_IN_PLACE = frozenset(
+    f"{name}_"
+    for name in (
+        *("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "clamp_min", "clamp_max"),
+        *("pow", "sqrt", "exp", "neg", "abs", "masked_fill", "floor", "addcmul", "lerp", "square"),
+    )
+)
+_OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+    F.relu_: F.relu,
+}
+
+
+class DropoutAttention(nn.Module):
+    """Scaled dot-product attention whose dropout follows train and eval mode.
+
+    Args:
+        dropout: probability with which a weight is dropped in train mode.
+    """
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Attend: query (..., n, d), key (..., m, d), value (..., m, v) to (..., n, v)."""
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+            scale=scale,
+        )
+
+
+def bound(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call of a Python function by name, or nothing where it has no signature."""
+    try:
+        signature = inspect.signature(node.target)  # type: ignore[arg-type]
+        call = signature.bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return {}
+    call.apply_defaults()
+    return dict(call.arguments)
+
+
+def mode_repairs(evaluated: fx.Graph, trained: fx.Graph) -> list[tuple[fx.Node, nn.Module]] | str:
+    """Compare the traces of eval and train mode.
+
+    Returns:
+        The nodes of ``evaluated`` to be replaced by a module that follows the mode, or the dotted
+        path of the module in which the two traces part for good.
+    """
+    repairs: list[tuple[fx.Node, nn.Module]] = []
+    pairs = list(zip(evaluated.nodes, trained.nodes, strict=False))
+    for node, other in pairs:
+        if _same(node, other):
+            continue
+        module = _follower(node, other)
+        if module is None:
+            scopes = (str(node.meta.get(SCOPE, "")), str(other.meta.get(SCOPE, "")))
+            return max(scopes, key=lambda scope: (scope.count("."), len(scope)))
+        repairs.append((node, module))
+    return repairs
+
+
+def _same(node: fx.Node, other: fx.Node) -> bool:
+    return (
+        node.op == other.op
+        and node.target is other.target
+        or (isinstance(node.target, str) and node.target == other.target and node.op == other.op)
+    ) and _plain((node.args, node.kwargs)) == _plain((other.args, other.kwargs))
+
+
+def _plain(arguments: object) -> str:
+    return repr(arguments)  # nodes print as their names, which are made the same way in both
+
+
+def _follower(node: fx.Node, other: fx.Node) -> nn.Module | None:
+    """A module that does what ``node`` does in eval and what ``other`` does in train mode."""
+    if node.target is not other.target or node.op != "call_function":
+        return None
+    if node.target in _DROPOUTS:
+        left, right = _arguments(node), _arguments(other)
+        if left["training"] is False and right["training"] is True:
+            rates = [a["p"] for a in (left, right)]
+            return _DROPOUTS[node.target](max(rates))  # type: ignore[index]
+    if node.target is _ATTENTION and len(node.args) <= 4:
+        left, right = dict(node.kwargs), dict(other.kwargs)
+        rate = right.pop("dropout_p", 0.0)
+        left.pop("dropout_p", 0.0)
+        if _plain((node.args, left)) == _plain((other.args, right)) and isinstance(rate, float):
+            return DropoutAttention(rate)
+    return None
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    arguments.setdefault("training", None)
+    return arguments
+
+
+def install(graph: fx.Graph, root: nn.Module, repairs: Iterable[tuple[fx.Node, nn.Module]]) -> None:
+    """Replace each node by a call of its module, registered on ``root``."""
+    for node, module in repairs:
+        name = f"mode_{node.name}"
+        root.add_module(name, module.eval())
+        kwargs = {key: value for key, value in node.kwargs.items() if key != "dropout_p"}
+        args = node.args
+        if not isinstance(module, DropoutAttention):
+            args, kwargs = (bound(node)["input"],), {}
+        with graph.inserting_before(node):
+            call = graph.call_module(name, args, kwargs)
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+
+
+def drop_identities(graph: fx.Graph, root: nn.Module) -> None:
+    """Remove calls that hand their input on in either mode."""
+    for node in list(graph.nodes):
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        module = root.get_submodule(str(node.target))
+        rate = getattr(module, "p", getattr(module, "drop_prob", None))
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in (
+            "DropPath",
+            "StochasticDepth",
+        )
+        if type(module) is nn.Identity or (drops and rate in (0.0, None)):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def functionalise(graph: fx.Graph, root: nn.Module) -> None:
+    """Turn in-place operations into plain ones; later readers of their input read their result."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    writers = {name for name, module in root.named_modules() if _writes(module)}
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            continue
+        if node.op == "call_module":
+            in_place = node.target in writers
+        else:
+            in_place = _made_plain(node)
+        if in_place:
+            for user in list(source.users):
+                if position[user] > position[node]:
+                    user.replace_input_with(source, node)
+    for name in writers:
+        root.get_submodule(name).inplace = False  # type: ignore[assignment]
+
+
+def _writes(module: nn.Module) -> bool:
+    return getattr(module, "inplace", False) is True
+
+
+def _made_plain(node: fx.Node) -> bool:
+    """Whether the call wrote in place; it no longer does."""
+    if node.op == "call_method" and node.target in _IN_PLACE:
+        node.target = str(node.target)[:-1]
+        return True
+    if node.op == "call_function" and node.target in _OPERATORS:
+        node.target = _OPERATORS[node.target]
+        return True
+    if node.op == "call_function" and ("inplace" in node.kwargs or len(node.args) > 1):
+        arguments = bound(node)
+        if arguments.get("inplace") is True and "input" in arguments:
+            node.args, node.kwargs = (arguments.pop("input"),), arguments | {"inplace": False}
+            return True
+    return False
+
+
+def localise_sizes(graph: fx.Graph) -> None:
+    """Let every reshape and every use of the batch size depend on its own tensor only."""
+    for node in list(graph.nodes):
+        _constant_reshape(node)
+    for node in list(graph.nodes):
+        if isinstance(_shapes(node), tuple):
+            for number in [a for a in node.all_input_nodes if _is_number(a)]:
+                _own_size(graph, node, number)
+
+
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    pair = node.meta.get(VALUES)
+    return pair if pair is not None and isinstance(pair[0], tuple) else None
+
+
+def _is_number(node: fx.Node) -> bool:
+    pair = node.meta.get(VALUES)
+    return pair is not None and not isinstance(pair[0], tuple)
+
+
+def _constant_reshape(node: fx.Node) -> None:
+    shapes = _shapes(node)
+    names = ("view", "reshape")
+    is_reshape = node.op == "call_method" and node.target in names or node.target is torch.reshape
+    if not is_reshape or shapes is None or not any(map(_is_number, node.all_input_nodes)):
+        return
+    sizes = [a if a == b else -1 for a, b in zip(*shapes, strict=True)]
+    if sizes.count(-1) == 1:
+        node.args = (node.args[0], *sizes) if node.op == "call_method" else (node.args[0], sizes)
+        node.kwargs = {}
+
+
+def _own_size(graph: fx.Graph, node: fx.Node, number: fx.Node) -> None:
+    wanted = number.meta[VALUES]
+    for tensor in node.all_input_nodes:
+        shapes = _shapes(tensor)
+        if shapes is None or len(shapes[0]) != len(shapes[1]):
+            continue
+        for d, (left, right) in enumerate(zip(*shapes, strict=True)):
+            if left == right or left % wanted[0] or left // wanted[0] * wanted[1] != right:
+                continue
+            with graph.inserting_before(node):
+                size = graph.call_method("size", (tensor, d))
+                size.meta = {VALUES: (left, right)}
+                if left != wanted[0]:
+                    size = graph.call_function(operator.floordiv, (size, left // wanted[0]))
+                    size.meta = {VALUES: wanted}
+            node.replace_input_with(number, size)
+            return

@@ -1,0 +1,387 @@
+"""From a network to a graph of layers with shapes, MACs and parameters."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from tailorbird.errors import GraphError
+from tailorbird.graph.kinds import CONSTANT, SIZE, kind_of
+from tailorbird.graph.passes import (
+    drop_identities,
+    functionalise,
+    install,
+    localise_sizes,
+    mode_repairs,
+)
+from tailorbird.graph.tracer import ValueTracer
+
+_RETRACES = 40  # each makes one more module a leaf
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of a layer graph.
+
+    Args:
+        name: the node's name, unique in its graph.
+        kind: what it does, see ``tailorbird.graph.kinds.kind_of``.
+        shape: of its output without the batch dimension; () where that is not one tensor.
+        macs: multiply-accumulate operations for one image.
+        params: parameters that it holds or, for a constant, is.
+        inputs: names of the nodes that it reads.
+        boundary: its output is one floating-point tensor with the batch first, so a block may
+            begin or end there.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    macs: int
+    params: int
+    inputs: tuple[str, ...]
+    boundary: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGraph:
+    """A traced network. Compares and hashes by identity.
+
+    Args:
+        module: a copy of the network in eval mode as a graph module; nothing changes it.
+        layers: in topological order, the image first, constants included.
+        input_shape: (C, H, W).
+        output: name of the node whose value the network returns.
+    """
+
+    module: fx.GraphModule
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, ...]
+    output: str
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Position of each layer by name."""
+        return {layer.name: i for i, layer in enumerate(self.layers)}
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    @cached_property
+    def params(self) -> int:
+        """Number of parameters that the traced computation reads, each counted once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @cached_property
+    def nodes(self) -> Mapping[str, fx.Node]:
+        """The graph module's nodes by name."""
+        return {node.name: node for node in self.module.graph.nodes}
+
+    def layer(self, name: str) -> Layer:
+        """The layer called ``name``.
+
+        Raises:
+            GraphError: naming the nearest names.
+        """
+        if name not in self.index:
+            raise GraphError(f"no layer {name!r}; near matches: {near(name, self.index)}")
+        return self.layers[self.index[name]]
+
+
+def near(name: str, known: Mapping[str, object]) -> list[str]:
+    """Up to three known names that resemble ``name``."""
+    import difflib
+
+    return difflib.get_close_matches(name, list(known), 3)
+
+
+def trace(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    leaves: Sequence[str | type[nn.Module]] = (),
+) -> LayerGraph:
+    """Trace an image network into a layer graph. The network itself is left as it is.
+
+    Any batch size works afterwards, and so do ``train()`` and ``eval()``: what behaves differently
+    while training is kept as one module. In-place operations become plain ones. The result is
+    checked against the network on an image batch before it is returned.
+
+    Args:
+        model: takes images (n, C, H, W), returns one tensor with n first.
+        input_shape: (C, H, W).
+        leaves: dotted paths or classes of modules that must not be looked into.
+
+    Raises:
+        GraphError: the network does not run on this shape, returns something else than one tensor,
+            or can't be traced; the latter names the module and the source line.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
+        >>> graph = trace(net, (3, 4, 4))
+        >>> [(layer.kind, layer.shape, layer.macs) for layer in graph.layers[1:3]]
+        [('conv', (8, 2, 2), 864), ('activation', (8, 2, 2), 0)]
+    """
+    shape = tuple(int(size) for size in input_shape)
+    root = _copy(model)
+    _check_leaves(root, leaves)
+    image = _images(root, shape, 1)
+    devices = [image.device] if image.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        expected = _reference(root, image, shape)
+        module = _program(root, shape, list(leaves))
+        found = module(image)
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise GraphError(
+                f"the traced network differs from {type(model).__name__} by up to "
+                f"{(found - expected).abs().max().item():.3g}; a module that writes into its "
+                "input or keeps state must be marked as a leaf: trace(..., leaves=['its.path'])"
+            )
+        return _describe(module, shape)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise GraphError(
+            f"{type(model).__name__} can't be copied ({error}); expected an nn.Module that "
+            "copy.deepcopy takes: remove weight norm of the old style and compiled wrappers"
+        ) from error
+
+
+def _check_leaves(root: nn.Module, leaves: Sequence[str | type[nn.Module]]) -> None:
+    paths = {name: module for name, module in root.named_modules() if name}
+    unknown = [leaf for leaf in leaves if isinstance(leaf, str) and leaf not in paths]
+    if unknown:
+        hints = "; ".join(f"{leaf!r} (near: {near(leaf, paths)})" for leaf in unknown)
+        raise GraphError(f"leaves: no module called {hints}")
+
+
+def _images(root: nn.Module, shape: tuple[int, ...], count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randn((count, *shape), generator=generator)
+    like = next((p for p in root.parameters() if p.is_floating_point()), images)
+    return images.to(device=like.device, dtype=like.dtype)
+
+
+def _reference(root: nn.Module, image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    try:
+        output = root(image.clone())
+    except Exception as error:
+        raise GraphError(
+            f"{type(root).__name__} does not run on images of shape {shape}: {error}. "
+            "Check input_shape (channels, height, width)"
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != 1:
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise GraphError(
+            f"{type(root).__name__} returns {given} for one image; expected one tensor with the "
+            "batch first: wrap the network so that forward returns its logits"
+        )
+    return output
+
+
+def _program(
+    root: nn.Module, shape: tuple[int, ...], leaves: list[str | type[nn.Module]]
+) -> fx.GraphModule:
+    """Trace in both modes, making a module that differs between them a leaf, until they agree."""
+    for _ in range(_RETRACES):
+        evaluated, home = _trace_once(root, shape, leaves, training=False)
+        trained, _ = _trace_once(root, shape, leaves, training=True)
+        repairs = mode_repairs(evaluated, trained)
+        if not isinstance(repairs, str):
+            install(evaluated, home, repairs)
+            drop_identities(evaluated, home)
+            functionalise(evaluated, home)
+            localise_sizes(evaluated)
+            module = fx.GraphModule(home, evaluated, type(root).__name__)
+            module.graph.eliminate_dead_code()
+            module.recompile()
+            return fx.GraphModule(module, module.graph, type(root).__name__).eval()
+        if not repairs:
+            raise GraphError(
+                f"{type(root).__name__}.forward itself does something else in train mode than in "
+                "eval mode; move that into a submodule and mark it as a leaf",
+                module="",
+            )
+        part = root.get_submodule(repairs)
+        leaves.append(repairs if next(part.children(), None) is not None else type(part))
+    raise GraphError(
+        f"{type(root).__name__}: more than {_RETRACES} modules differ between train and eval "
+        f"mode, the last is {repairs!r}; mark what holds them as a leaf: "
+        "trace(..., leaves=['its.path'])",
+        module=repairs,
+    )
+
+
+def _trace_once(
+    root: nn.Module,
+    shape: tuple[int, ...],
+    leaves: list[str | type[nn.Module]],
+    *,
+    training: bool,
+) -> tuple[fx.Graph, nn.Module]:
+    """The graph, and the copy of ``root`` that its constants were put on."""
+    home = copy.deepcopy(root).train(training)
+    images = (_images(root, shape, 2), _images(root, shape, 3))
+    tracer = ValueTracer(images, leaves)
+    try:
+        return tracer.trace(home), home.eval()
+    except Exception as error:
+        stack = tracer.failed_in or []
+        helper = _opaque(stack, leaves)
+        if helper is not None:
+            leaves.append(helper)
+            return _trace_once(root, shape, leaves, training=training)
+        path = stack[-1][0] if stack else ""
+        kind = type(stack[-1][1]).__name__ if stack else type(root).__name__
+        raise GraphError(
+            f"can't trace {path or 'the network itself'!r} ({kind}) at {_line(error)}: {error}. "
+            f"Mark it, or the module around it, as a leaf: trace(..., leaves=[{path!r}]), or make "
+            "the line independent of the images' values and number",
+            module=path,
+        ) from error
+
+
+def _opaque(
+    stack: list[tuple[str, nn.Module]], leaves: list[str | type[nn.Module]]
+) -> type[nn.Module] | None:
+    """The innermost failing module that timm asks not to look into."""
+    from timm.layers import is_notrace_module
+
+    for _, module in reversed(stack):
+        if is_notrace_module(type(module)) and type(module) not in leaves:
+            return type(module)
+    return None
+
+
+def _line(error: Exception) -> str:
+    """File and line of the network's own code that failed."""
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(own)]
+    frame = users[-1] if users else frames[-1]
+    return f"{frame.filename}, line {frame.lineno} ({frame.line})"
+
+
+class _MacCounter(TorchDispatchMode):
+    """Adds up multiply-accumulates of convolutions, matrix products and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        name = packet.__name__
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        elif name in ("_scaled_dot_product_flash_attention_for_cpu", "_fused_sdp_choice"):
+            if name.startswith("_scaled"):
+                query, key, value = args[:3]
+                rows = prod(query.shape[:-1]) * key.shape[-2]
+                self.flops += 2 * rows * (query.shape[-1] + value.shape[-1])
+        elif name in ("_native_multi_head_attention", "_transformer_encoder_layer_fwd"):
+            self.flops += _fused_attention(name, args)
+        return result
+
+
+def _fused_attention(name: str, args: tuple[Any, ...]) -> int:
+    """FLOPs of the fused kernels that torch.nn's attention layers choose in eval mode."""
+    query = args[0]
+    batch, tokens, width = query.shape
+    keys = args[1].shape[1] if name == "_native_multi_head_attention" else tokens
+    macs = batch * (2 * tokens * width**2 + 2 * keys * width**2 + 2 * tokens * keys * width)
+    if name == "_transformer_encoder_layer_fwd":
+        matrices = [a for a in args[7:] if isinstance(a, Tensor) and a.ndim == 2]
+        macs += batch * tokens * sum(matrix.numel() for matrix in matrices)
+    return 2 * macs
+
+
+class _Observer(fx.Interpreter):
+    """Runs the graph and keeps, per node, what kind of value came out and its cost."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, tuple[int, ...] | None] = {}
+        self.floating: dict[str, bool] = {}
+        self.numbers: set[str] = set()
+        self.flops: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
+        """Run one node under the counter."""
+        with _MacCounter() as counter:
+            value = super().run_node(n)
+        self.flops[n.name] = counter.flops
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = tuple(value.shape)
+            self.floating[n.name] = value.is_floating_point()
+        elif isinstance(value, (int, float, bool)):
+            self.numbers.add(n.name)
+        return value
+
+
+def _describe(module: fx.GraphModule, shape: tuple[int, ...]) -> LayerGraph:
+    two, three = _Observer(module), _Observer(module)
+    two.run(_images(module, shape, 2))
+    three.run(_images(module, shape, 3))
+    layers: list[Layer] = []
+    constants: set[fx.Node] = set()
+    output = ""
+    for node in module.graph.nodes:
+        node.meta = {}
+        if node.op == "output":
+            output = node.args[0].name
+            continue
+        constant = node.op != "placeholder" and constants.issuperset(node.all_input_nodes)
+        if constant:
+            constants.add(node)
+        left, right = two.shapes.get(node.name), three.shapes.get(node.name)
+        batched = bool(left) and bool(right) and (left[0], right[0]) == (2, 3)  # type: ignore[index]
+        kind = kind_of(node, module)
+        kind = CONSTANT if constant else SIZE if node.name in two.numbers else kind
+        sizes = () if left is None else left if constant else left[1:]
+        macs = (2 * two.flops[node.name] - three.flops[node.name]) // 2
+        inputs = tuple(source.name for source in node.all_input_nodes)
+        boundary = batched and not constant and two.floating[node.name]
+        layers.append(
+            Layer(node.name, kind, sizes, macs, _own_params(node, module), inputs, boundary)
+        )
+    return LayerGraph(module, tuple(layers), shape, output)
+
+
+def _own_params(node: fx.Node, module: fx.GraphModule) -> int:
+    return sum(parameter.numel() for parameter in own_parameters(node, module))
+
+
+def own_parameters(node: fx.Node, module: fx.GraphModule) -> list[nn.Parameter]:
+    """The parameters that a node holds (a module's) or is (an attribute)."""
+    if node.op == "call_module":
+        return list(module.get_submodule(str(node.target)).parameters())
+    if node.op == "get_attr":
+        value: Any = module
+        for atom in str(node.target).split("."):
+            value = getattr(value, atom)
+        return [value] if isinstance(value, nn.Parameter) else []
+    return []

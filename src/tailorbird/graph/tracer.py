@@ -1,0 +1,260 @@
+"""Symbolic tracing that knows the values: shapes steer control flow, only the batch is symbolic.
+
+``torch.fx`` alone stops at the first ``if height % window``. Here every recorded operation is also
+run, on one batch of two images and one of three. What is equal for both (heights, widths, dtypes,
+comparisons of them) enters the program as a plain Python value; what differs depends on the batch
+size and stays symbolic. So a graph can't bake a batch size in, and shape arithmetic leaves no
+nodes behind.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import types
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import Argument, Target, map_aggregate
+from torch.fx.proxy import Attribute
+
+VALUES = "tailorbird_values"  # node.meta key: the pair of shapes or numbers seen
+SCOPE = "tailorbird_scope"  # node.meta key: dotted path of the module that made the node
+
+_FACTORIES: tuple[Callable[..., Any], ...] = (
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.empty,
+    torch.arange,
+    torch.linspace,
+    torch.eye,
+    torch.rand,
+    torch.randn,
+)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class BatchDependenceError(TypeError):
+    """Python asked for the value of a number that changes with the batch size."""
+
+
+class _Shape(tuple[Any, ...]):
+    """A tensor's shape; a size that changes with the batch is a proxy."""
+
+    __slots__ = ()
+
+    def numel(self) -> Any:  # noqa: ANN401 - an int or a proxy
+        """Number of elements."""
+        return math.prod(self)
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that carries what its node gives for the two example batches."""
+
+    def __init__(self, node: fx.Node, tracer: ValueTracer, pair: tuple[Any, Any]) -> None:
+        super().__init__(node, tracer)
+        self._pair = pair
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute of a tensor
+        if name == "_pair":  # not set yet
+            raise AttributeError(name)
+        if callable(getattr(self._pair[0], name)):
+            return Attribute(self, name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    @property
+    def shape(self) -> Any:  # noqa: ANN401 - sizes are ints or proxies
+        """Sizes as ints, those that change with the batch as proxies."""
+        if not isinstance(self._pair[0], torch.Tensor):
+            return self.__getattr__("shape")
+        pairs = zip(*(value.shape for value in self._pair), strict=True)
+        return _Shape(
+            left
+            if left == right
+            else self.tracer.create_proxy("call_method", "size", (self, d), {})
+            for d, (left, right) in enumerate(pairs)
+        )
+
+    def _constant(self, what: str) -> Any:  # noqa: ANN401
+        left, right = self._pair
+        if isinstance(left, torch.Tensor) or left != right:
+            raise BatchDependenceError(
+                f"{what} needs a value that depends on the images or on the batch size"
+            )
+        return left
+
+    def __bool__(self) -> bool:
+        return bool(self._constant("a Python condition"))
+
+    def __int__(self) -> int:
+        return int(self._constant("int()"))
+
+    def __float__(self) -> float:
+        return float(self._constant("float()"))
+
+    def __index__(self) -> int:
+        return int(self._constant("an index or range()"))
+
+    def __len__(self) -> int:
+        left, right = (len(value) for value in self._pair)
+        if left != right:
+            raise BatchDependenceError("len() needs a value that depends on the batch size")
+        return left
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[i] for i in range(len(self))])
+
+
+class ValueTracer(fx.Tracer):
+    """Records the network's operations and runs each on two batches of different size.
+
+    Args:
+        examples: the two batches (2, C, H, W) and (3, C, H, W).
+        leaves: dotted paths and classes that are recorded as one node.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        examples: tuple[torch.Tensor, torch.Tensor],
+        leaves: Sequence[str | type[nn.Module]],
+    ) -> None:
+        super().__init__(autowrap_functions=_FACTORIES)
+        self._autowrap_search.append(torch)
+        self._examples = examples
+        self._leaf_paths = {leaf for leaf in leaves if isinstance(leaf, str)}
+        self._leaf_types = tuple(leaf for leaf in leaves if not isinstance(leaf, str))
+        self._running = False
+        self.failed_in: list[tuple[str, nn.Module]] | None = None
+        self._stack: list[tuple[str, nn.Module]] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers of torch.nn, classes derived from them, and what the caller names."""
+        if module_qualified_name in self._leaf_paths or isinstance(m, self._leaf_types):
+            return True
+        return is_torch_layer(m)
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[FunctionType, list[Any]]:
+        """One placeholder for the image; further arguments keep their defaults."""
+        node = self.create_node("placeholder", "image", (), {})
+        self._note(node, self._examples)
+        if not isinstance(root_fn, types.FunctionType):
+            raise TypeError(f"forward is {type(root_fn).__name__}, expected a Python function")
+        return root_fn, [self.root, ValueProxy(node, self, self._examples)]
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:  # noqa: ANN401
+        """Record a leaf, look into anything else; remember where it failed."""
+        if self._running:
+            return forward(*args, **kwargs)
+        self._stack.append((self.path_of_module(m), m))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed_in is None:
+                self.failed_in = list(self._stack)
+            raise
+        finally:
+            self._stack.pop()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:  # noqa: ANN401
+        """Parameters and buffers are recorded, except while a recorded operation runs."""
+        if self._running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Argument:  # noqa: ANN401
+        """Shapes are recorded as plain tuples."""
+        return super().create_arg(tuple(a) if isinstance(a, _Shape) else a)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Target,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Record the operation, run it on both examples, hand back what differs as a proxy."""
+        arguments, keywords = self.create_arg(args), self.create_arg(kwargs)
+        assert isinstance(arguments, tuple)
+        assert isinstance(keywords, dict)
+        node = self.create_node(kind, target, arguments, keywords, name, type_expr)
+        results = []
+        self._running = True
+        try:
+            for i in range(2):
+                here, named = map_aggregate((args, kwargs), lambda a, i=i: _value(a, i))  # type: ignore[misc]
+                results.append(self._run(kind, target, here, named))  # type: ignore[arg-type]
+        finally:
+            self._running = False
+        return self._lift(node, results[0], results[1])
+
+    def _run(self, kind: str, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        if kind == "get_attr":
+            value: Any = self.root
+            for atom in str(target).split("."):
+                value = getattr(value, atom)
+            return value
+        if kind == "call_module":
+            return self.root.get_submodule(str(target))(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], str(target))(*args[1:], **kwargs)
+        assert callable(target)
+        return target(*args, **kwargs)
+
+    def _note(self, node: fx.Node, values: tuple[Any, Any]) -> None:
+        node.meta[SCOPE] = self._stack[-1][0] if self._stack else ""
+        if isinstance(values[0], torch.Tensor):
+            node.meta[VALUES] = tuple(tuple(value.shape) for value in values)
+        elif isinstance(values[0], (int, float)):
+            node.meta[VALUES] = values
+
+    def _lift(self, node: fx.Node, left: Any, right: Any) -> Any:  # noqa: ANN401
+        self._note(node, (left, right))
+        if isinstance(left, dict):
+            return {key: self._item(node, key, left[key], right[key]) for key in left}
+        if isinstance(left, (tuple, list)) and len(left) == len(right):
+            if type(left) in (tuple, list, torch.Size):
+                items = [self._item(node, i, *pair) for i, pair in enumerate(zip(left, right))]
+                return items if isinstance(left, list) else _Shape(items)
+        elif not isinstance(left, torch.Tensor) and type(left) is type(right) and left == right:
+            return left
+        return ValueProxy(node, self, (left, right))
+
+    def _item(self, node: fx.Node, key: object, left: Any, right: Any) -> Any:  # noqa: ANN401
+        if left is None and right is None:
+            return None
+        item = self.create_node("call_function", operator.getitem, (node, key), {})  # type: ignore[arg-type]
+        return self._lift(item, left, right)
+
+
+def is_torch_layer(m: nn.Module) -> bool:
+    """Whether a module is a layer of torch.nn or derives from one, such as a norm-act layer."""
+    if isinstance(m, _CONTAINERS):
+        return False
+    return any(
+        base.__module__.startswith(("torch.nn", "torch.ao.nn")) and base is not nn.Module
+        for base in type(m).__mro__
+    )
+
+
+def _value(argument: Any, i: int) -> Any:  # noqa: ANN401
+    return argument._pair[i] if isinstance(argument, ValueProxy) else argument
