@@ -185,10 +185,9 @@ def _ready(
     """The module in eval mode on the device (a copy if it lives elsewhere); modes put back."""
     tensor = next(iter([*module.parameters(), *module.buffers()]), None)
     home = torch.device("cpu") if tensor is None else tensor.device
-    where = home if device is None else torch.device(device)
-    if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", torch.cuda.current_device())
-    net = module if home == where else copy.deepcopy(module).to(where)
+    where = home if device is None else device
+    moved = where.type != home.type or where.index not in (None, home.index)
+    net = copy.deepcopy(module).to(where) if moved else module
     modes = [(part, part.training) for part in net.modules()]
     try:
         net.eval()

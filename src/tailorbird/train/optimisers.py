@@ -86,7 +86,7 @@ def _adamw(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimize
 
 
 def _adabelief(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
-    from timm.optim import AdaBelief
+    from timm.optim.adabelief import AdaBelief
 
     optimizer: torch.optim.Optimizer = AdaBelief(groups, lr=rate, betas=(momentum, 0.999))
     return optimizer

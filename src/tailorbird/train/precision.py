@@ -52,9 +52,7 @@ def resolve(precision: str, device: torch.device, module: nn.Module | None = Non
     if precision == "bfloat16":
         return "bfloat16"
     if precision != "auto":
-        raise ConfigError(
-            f"precision: expected one of auto, float32, bfloat16, got {precision!r}"
-        )
+        raise ConfigError(f"precision: expected one of auto, float32, bfloat16, got {precision!r}")
     if device.type == "cuda":
         fine = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if fine else "float32"
@@ -130,7 +128,7 @@ def reseed(device: torch.device, seed: int) -> None:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

@@ -1,0 +1,67 @@
+"""Plain supervised training, for a teacher that does not exist yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import ConfigError, DataError, TrainingError
+from tailorbird.progress import Progress
+from tailorbird.train.loop import Trained, train
+from tailorbird.train.losses import CrossEntropy
+from tailorbird.train.recipe import Recipe
+from tailorbird.train.trainee import Student
+
+
+def fit(
+    module: nn.Module,
+    data: ImageData,
+    *,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a network on labels; the best state on validation is returned, as a new module.
+
+    The recipe's ``kl_weight`` and ``mse_weight`` play no part. The seed drives the order of the
+    images, augmentation and dropout; initial weights are those that ``module`` has.
+
+    Args:
+        module: images (n, C, H, W) to logits (n, classes); copied.
+        data: trained on ``train``, chosen on ``validation``; ``test`` is never read.
+        checkpoint: folder for the state of each epoch; a run started again continues there.
+        device: None is the first CUDA device, else the CPU.
+
+    Raises:
+        DataError: when the data has no labels.
+        TrainingError: when the loss is not finite.
+        StoreError: when the checkpoint is of another run; says what differs.
+    """
+    if not data.labelled:
+        raise DataError(f"data '{data.name}' has no labels, and training from scratch needs them")
+    if not recipe.ce_weight > 0:
+        raise ConfigError("recipe.ce_weight is 0, so there is nothing to learn; give it 1")
+    term = CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing)
+    [result] = train(
+        [Student(name="network", module=module)],
+        data,
+        terms=lambda _: [term],
+        recipe=recipe,
+        seed=seed,
+        checkpoint=checkpoint,
+        device=device,
+        progress=progress,
+        title="train",
+    )
+    if result.failed is not None:
+        raise TrainingError(
+            f"training: {result.failed}; a lower learning rate than {recipe.learning_rate:g} or a "
+            "longer warm-up usually helps",
+            step=result.failed_step,
+        )
+    return result

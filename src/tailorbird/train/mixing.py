@@ -1,0 +1,51 @@
+"""Mixup and CutMix by timm, made repeatable."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Mixer:
+    """Mixes each batch with its own reverse, driven by a seed per batch.
+
+    timm draws from numpy's global generator; it is seeded around each call and put back.
+
+    Args:
+        mixup: alpha of mixup, 0 for none.
+        cutmix: alpha of CutMix, 0 for none; with both, each batch gets one of them.
+        classes: the number of logits, for the mixed labels.
+
+    Example:
+        >>> images, labels = torch.arange(4.0).view(4, 1, 1, 1), torch.arange(4)
+        >>> mixed, target = Mixer(mixup=1.0, cutmix=0.0, classes=4)(images, labels, seed=1)
+        >>> tuple(mixed.shape), target.sum(1).tolist()
+        ((4, 1, 1, 1), [1.0, 1.0, 1.0, 1.0])
+    """
+
+    def __init__(self, *, mixup: float, cutmix: float, classes: int) -> None:
+        from timm.data.mixup import Mixup
+
+        self._mix = Mixup(
+            mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=classes
+        )
+
+    def __call__(
+        self, images: Tensor, labels: Tensor | None, *, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mixed copies of images (n, C, H, W) and label probabilities (n, classes).
+
+        An odd last image is left out, since the batch is folded onto itself.
+        """
+        even = len(images) - len(images) % 2
+        if not even:
+            return images, labels
+        target = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+        before = np.random.get_state()  # noqa: NPY002 - timm draws from this generator
+        try:
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            mixed, soft = self._mix(images[:even].clone(), target[:even])
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
+        return mixed, None if labels is None else soft

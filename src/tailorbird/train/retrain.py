@@ -1,0 +1,144 @@
+"""Retraining students after a teacher: labels, its answers, and its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import ConfigError, TrainingError
+from tailorbird.progress import Progress
+from tailorbird.train.loop import Teacher, Trained, train
+from tailorbird.train.losses import CrossEntropy, Distillation, Hints, Term
+from tailorbird.train.recipe import Recipe
+from tailorbird.train.trainee import Epoch, Student
+
+__all__ = ["Epoch", "Retrained", "Student", "Teacher", "retrain", "retrain_all"]
+
+Retrained = Trained
+
+
+def retrain(
+    student: nn.Module,
+    teacher: Teacher,
+    data: ImageData,
+    *,
+    hints: Sequence[tuple[str, str]] = (),
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    name: str = "student",
+) -> Retrained:
+    """Retrain one student; the best state on validation is returned, as a new module.
+
+    Args:
+        student: images (n, C, H, W) to logits (n, classes); copied. All parameters of the copy
+            are trained.
+        teacher: images to logits, or to activations by name with the logits as ``"output"`` (see
+            `tailorbird.graph.surgery.capture`). A module is copied and run in eval mode.
+        data: trained on ``train``, chosen on ``validation``; ``test`` is never read. Without
+            labels the teacher's answers stand in for them.
+        hints: pairs of a submodule of the student and a node that the teacher gives.
+        checkpoint: folder for the state of each epoch; a run started again continues there.
+        device: None is the first CUDA device, else the CPU.
+        name: what messages call the student.
+
+    Raises:
+        TrainingError: when the loss is not finite. With a checkpoint the best state so far is
+            kept there, and `retrain_all` with the same arguments returns it.
+        ConfigError: for hints that don't fit, or a loss without any term.
+        StoreError: when the checkpoint is of another run; says what differs.
+
+    Example:
+        >>> from tailorbird.data.images import Normalisation, TensorSplit
+        >>> images = torch.randint(0, 256, (16, 1, 4, 4), dtype=torch.uint8)
+        >>> split = TensorSplit(images, None, Normalisation((0.5,), (0.5,)))
+        >>> data = ImageData(train=split, validation=split, test=None, classes=None,
+        ...     normalisation=split.normalisation, input_shape=(1, 4, 4), labelled=False, name="x")
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> done = retrain(net, net, data, recipe=Recipe(epochs=1, batch_size=8), seed=0)
+        >>> done.accuracy_before, done.epochs
+        (1.0, 1.0)
+    """
+    one = Student(name=name, module=student, hints=tuple(hints))
+    [result] = retrain_all(
+        [one],
+        teacher,
+        data,
+        recipe=recipe,
+        seed=seed,
+        checkpoint=checkpoint,
+        device=device,
+        progress=progress,
+    )
+    if result.failed is not None:
+        kept = "" if checkpoint is None else f" (kept in {checkpoint})"
+        raise TrainingError(
+            f"retraining '{name}': {result.failed}; the best state before it was that of epoch "
+            f"{result.best_epoch:g} with accuracy {result.accuracy:.4f}{kept}. A lower learning "
+            f"rate than {recipe.learning_rate:g} or a lower clip_norm usually helps",
+            step=result.failed_step,
+        )
+    return result
+
+
+def retrain_all(
+    students: Sequence[Student],
+    teacher: Teacher,
+    data: ImageData,
+    *,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> list[Retrained]:
+    """Retrain several students with one pass of the teacher per batch.
+
+    Each ends exactly as it would alone: it has its own optimiser and average, and the random
+    numbers of a step depend on the seed and the step only. A student whose loss is not finite
+    stops with a reason in ``failed`` and its best state; the others go on. With ``minutes`` in
+    the recipe, the time is shared.
+
+    Args:
+        students: with distinct names. Other args are those of `retrain`.
+
+    Raises:
+        ConfigError: for hints that don't fit, or a loss without any term.
+        StoreError: when the checkpoint is of another run; says what differs.
+    """
+
+    def terms(student: Student) -> list[Term]:
+        found: list[Term] = [
+            Distillation(weight=recipe.kl_weight, temperature=recipe.temperature),
+        ]
+        if data.labelled:
+            found.append(CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing))
+        if student.hints:
+            found.append(Hints(pairs=student.hints, weight=recipe.mse_weight))
+        return found
+
+    idle = [s.name for s in students if not any(term.weight > 0 for term in terms(s))]
+    if idle:
+        raise ConfigError(
+            f"nothing to learn from for {', '.join(idle)}: kl_weight is {recipe.kl_weight:g}, "
+            f"ce_weight {recipe.ce_weight:g} ({'with' if data.labelled else 'without'} labels), "
+            f"mse_weight {recipe.mse_weight:g}; raise one that applies"
+        )
+    return train(
+        students,
+        data,
+        terms=terms,
+        recipe=recipe,
+        seed=seed,
+        teacher=teacher,
+        checkpoint=checkpoint,
+        device=device,
+        progress=progress,
+        title="retrain",
+    )
