@@ -1,0 +1,272 @@
+"""Rules of the code base that no linter knows: who imports whom, and what is never read."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "tailorbird"
+FILES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts): path.read_text()
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob("*.py"))}
+
+CORE = {"errors", "space", "family", "targets", "progress"}
+TOP = {"pipeline", "config", "cli", "demo"}
+SEES_ALL = TOP | {"__init__", "__main__"}
+FORBIDDEN = {
+    "search": {"graph", "house", "supernet"},
+    "graph": {"search"},
+    "house": {"search", "supernet"},
+    "supernet": {"search", "house"},
+    "train": {"house", "search"},
+    "measure": {"house", "search"},
+    "export": {"house", "search"},
+}
+"""Package -> packages that it must not import; ``TOP`` is forbidden to all but ``SEES_ALL``."""
+
+PARTS = {name.partition(".")[0] for name in FILES} | TOP | FORBIDDEN.keys()
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+RESEEDING = {
+    "torch.manual_seed",
+    "torch.seed",
+    "np.random.seed",
+    "numpy.random.seed",
+    "random.seed",
+}
+RESTORING = ("fork_rng", "set_state", "setstate", "set_rng_state")
+UNSAFE_YAML = {"unsafe_load", "full_load", "load_all", "unsafe_load_all", "full_load_all"}
+SAFE_LOADERS = {"SafeLoader", "CSafeLoader"}
+
+
+def imported(module: str, text: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of each import, relative ones resolved, those in functions included."""
+    package = ["tailorbird", *module.split(".")][:-1]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield node.lineno, base
+            yield from ((node.lineno, f"{base}.{name.name}") for name in node.names)
+
+
+def import_faults(module: str, text: str) -> list[str]:
+    """Imports that the module's place in the layout forbids."""
+    place = module.partition(".")[0]
+    faults = []
+    for line, name in imported(module, text):
+        root, _, rest = name.partition(".")
+        part = rest.partition(".")[0]
+        if root != "tailorbird" or not part or part == place:
+            continue
+        if place in CORE:
+            wrong = part not in CORE and part in PARTS
+        else:
+            wrong = part in FORBIDDEN.get(place, set()) | (set() if place in SEES_ALL else TOP)
+        if wrong:
+            faults.append(f"{module}:{line} must not import tailorbird.{part}")
+    return sorted(set(faults))
+
+
+def dotted(node: ast.expr) -> str:
+    """``a.b.c`` of a name or attribute; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def is_true(call: ast.Call, name: str) -> bool:
+    return any(
+        keyword.arg == name
+        and isinstance(keyword.value, ast.Constant)
+        and keyword.value.value is True
+        for keyword in call.keywords
+    )
+
+
+def safe_loaders(tree: ast.AST) -> set[str]:
+    """YAML loaders that are safe: the library's and those derived from them in this file."""
+    known = set(SAFE_LOADERS)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and known & {
+            dotted(base).rpartition(".")[2] for base in node.bases
+        }:
+            known.add(node.name)
+    return known
+
+
+def call_fault(call: ast.Call, loaders: set[str]) -> str | None:
+    """What is wrong with a call, if anything."""
+    name = dotted(call.func)
+    if name in ("eval", "exec", "__import__"):
+        return f"{name} runs text as code"
+    if name == "torch.load" and not is_true(call, "weights_only"):
+        return "torch.load without weights_only=True"
+    if name in ("np.load", "numpy.load") and is_true(call, "allow_pickle"):
+        return "numpy.load with pickle"
+    if name.startswith("yaml.") and name.partition(".")[2] in UNSAFE_YAML:
+        return f"{name} instead of a safe loader"
+    if name == "yaml.load":
+        given = [keyword.value for keyword in call.keywords if keyword.arg == "Loader"]
+        given += call.args[1:2]
+        if not given or dotted(given[0]).rpartition(".")[2] not in loaders:
+            return "yaml.load without a safe loader"
+    return None
+
+
+def reseeding_faults(module: str, tree: ast.Module) -> list[str]:
+    """Calls that reseed a global generator where nobody in the file puts its state back.
+
+    A function is safe if it borrows the state itself, or is private and only called by safe ones.
+    """
+    calls = {node: dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    safe: set[ast.AST] = set()
+    grown = True
+    while grown:
+        before = len(safe)
+        for function in functions:
+            callers = [call for call, name in calls.items() if name == function.name]
+            borrowed = any(calls.get(node, "").endswith(RESTORING) for node in ast.walk(function))
+            inner = function.name.startswith("_") and callers and safe.issuperset(callers)
+            if borrowed or inner:
+                safe.update(ast.walk(function))
+        grown = len(safe) > before
+    return [
+        f"{module}:{call.lineno} {name} reseeds a global generator and leaves it so"
+        for call, name in calls.items()
+        if name in RESEEDING and call not in safe
+    ]
+
+
+def safety_faults(module: str, text: str) -> list[str]:
+    """Imports and calls that read code from data, or reseed what others draw from."""
+    tree = ast.parse(text)
+    loaders = safe_loaders(tree)
+    roots = {(line, name.partition(".")[0]) for line, name in imported(module, text)}
+    faults = [
+        f"{module}:{line} imports {root}" for line, root in sorted(roots) if root in UNSAFE_MODULES
+    ]
+    for node in ast.walk(tree):
+        fault = call_fault(node, loaders) if isinstance(node, ast.Call) else None
+        if fault:
+            faults.append(f"{module}:{node.lineno} {fault}")
+    return [*faults, *reseeding_faults(module, tree)]
+
+
+def docstring_faults(module: str, text: str) -> list[str]:
+    """Public modules, classes, functions and methods without a docstring."""
+    tree = ast.parse(text)
+    faults = [] if ast.get_docstring(tree) else [f"{module}: no docstring"]
+    scopes: list[tuple[str, ast.Module | ast.ClassDef]] = [(module, tree)]
+    while scopes:
+        where, scope = scopes.pop()
+        for node in scope.body:
+            if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            decorators = {dotted(item).rpartition(".")[2] for item in node.decorator_list}
+            if node.name.startswith("_") or decorators & {"overload", "override", "setter"}:
+                continue
+            if not ast.get_docstring(node):
+                faults.append(f"{where}.{node.name}:{node.lineno} has no docstring")
+            if isinstance(node, ast.ClassDef):
+                scopes.append((f"{where}.{node.name}", node))
+    return faults
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_follow_the_layout(module):
+    assert import_faults(module, FILES[module]) == []
+
+
+@pytest.mark.parametrize("module", [*FILES, *SCRIPTS])
+def test_nothing_reads_code_from_data(module):
+    assert safety_faults(module, (FILES | SCRIPTS)[module]) == []
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_public_names_are_documented(module):
+    assert docstring_faults(module, FILES[module]) == []
+
+
+def test_no_file_is_a_grab_bag():
+    bags = [name for name in FILES if name.split(".")[-1] in {"utils", "helpers", "util", "misc"}]
+    assert bags == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "part"),
+    [
+        ("space", "from tailorbird.graph.trace import trace", "graph"),
+        ("search.exact", "def f():\n    import tailorbird.house.store", "house"),
+        ("graph.blocks", "from tailorbird import search", "search"),
+        ("graph.blocks", "from ..search import exact", "search"),
+        ("house.score", "from tailorbird.supernet import family", "supernet"),
+        ("supernet.family", "from tailorbird.house.family import HouseFamily", "house"),
+        ("train.retrain", "from tailorbird.config import build", "config"),
+        ("report.table", "from tailorbird.pipeline import execute", "pipeline"),
+    ],
+)
+def test_a_forbidden_import_is_found(module, text, part):
+    faults = import_faults(module, text)
+    assert len(faults) == 1
+    assert faults[0].endswith(f"must not import tailorbird.{part}")
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("targets", "from tailorbird.errors import ConfigError"),
+        ("search.front", "from . import exact\nfrom tailorbird.family import AdditiveProblem"),
+        ("cli", "from tailorbird.house import store\nfrom tailorbird.search import exact"),
+        ("pipeline.execute", "from tailorbird.pipeline.job import Job"),
+        ("export.bundle", "from tailorbird.graph.serial import save_module"),
+    ],
+)
+def test_an_allowed_import_passes(module, text):
+    assert import_faults(module, text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import torch\ntorch.load('a')",
+        "import torch\ntorch.load('a', weights_only=False)",
+        "import yaml\nyaml.load('a')",
+        "import yaml\nyaml.load('a', Loader=yaml.Loader)",
+        "import yaml\nyaml.unsafe_load('a')",
+        "import numpy as np\nnp.load('a', allow_pickle=True)",
+        "eval('1')",
+        "import torch\ntorch.manual_seed(0)",
+        "import random\ndef f():\n    random.seed(1)\n    return random.getstate()",
+    ],
+)
+def test_an_unsafe_read_is_found(text):
+    assert len(safety_faults("config", text)) == 1
+
+
+def test_a_safe_read_passes():
+    text = (
+        "import torch, yaml\ntorch.load('a', weights_only=True)\nyaml.safe_load('a')\n"
+        "class Strict(yaml.SafeLoader): pass\nyaml.load('a', Loader=Strict)\n"
+        "torch.Generator().manual_seed(0)\nmodel.eval()\n"
+        "def f():\n    with torch.random.fork_rng():\n        torch.manual_seed(0)"
+    )
+    assert safety_faults("config", text) == []
+
+
+def test_a_missing_docstring_is_found():
+    text = "'''Doc.'''\nclass A:\n    '''Doc.'''\n    def f(self): pass\n    def _g(self): pass"
+    assert docstring_faults("module", text) == ["module.A.f:4 has no docstring"]
