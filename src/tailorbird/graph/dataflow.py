@@ -1,0 +1,365 @@
+"""Channel ids that flow through a network: which channels are tied, pinned, read, known zero.
+
+Every layer that makes channels afresh (a convolution, a linear layer, a parameter, the input)
+gives each an id. Element-wise layers hand ids on, additions unite them, concatenations join
+them. A channel may be cut when every layer that carries its id can follow. What no rule here
+describes *pins* the ids that it touches: they then stay, with the reason on record.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import fx, nn
+
+from tailorbird.errors import GraphError
+
+Value = object
+"""What a node computes: a tensor, an integer, a tuple of those."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A tensor's channels: the axis (batch is 0), one id each, and which are surely zero."""
+
+    axis: int
+    ids: tuple[int, ...]
+    zero: tuple[bool, ...]
+
+    def moved(self, axis: int) -> Tag:
+        """The same channels on another axis."""
+        return Tag(axis, self.ids, self.zero)
+
+    def filled(self) -> Tag:
+        """The same channels, none of them known zero any more."""
+        return Tag(self.axis, self.ids, (False,) * len(self.ids))
+
+
+@dataclass(frozen=True)
+class ShapeOf:
+    """The shape of a tagged tensor, as a value in the graph."""
+
+    tag: Tag
+
+
+@dataclass(frozen=True)
+class SizeOf:
+    """The number of some channels, as an integer in the graph."""
+
+    ids: tuple[int, ...]
+
+
+State = Tag | ShapeOf | SizeOf | None
+
+
+@dataclass
+class RawCut:
+    """One thing that has to follow a cut: a module, a parameter, or a padding node."""
+
+    kind: str
+    path: str
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    dim: int = 0
+    node: int = -1
+
+
+@dataclass(frozen=True)
+class RawReader:
+    """A layer that mixes channels: where a removed channel counts as zero."""
+
+    path: str
+    tag: Tag
+
+
+@dataclass
+class Call:
+    """One node under way: what the rules see."""
+
+    node: fx.Node
+    path: str
+    module: nn.Module | None
+    args: tuple[Value, ...]
+    kwargs: dict[str, Value]
+    states: list[State]
+    value: Value
+
+    @property
+    def name(self) -> str:
+        """Class name of the module, or name of the function or method without final ``_``."""
+        if self.module is not None:
+            return type(self.module).__name__
+        target = self.node.target
+        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        return name.rstrip("_")
+
+    def argument(self, position: int, name: str, default: Value = None) -> Value:
+        """An argument by position or keyword, as evaluated."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    @property
+    def tag(self) -> Tag:
+        """The first argument's tag; KeyError where it has none (the caller then pins)."""
+        state = self.states[0] if self.states else None
+        if not isinstance(state, Tag):
+            raise KeyError("no channels known")
+        return state
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The first argument as a tensor."""
+        value = self.args[0]
+        if not isinstance(value, torch.Tensor):
+            raise TypeError("expected a tensor")
+        return value
+
+    @property
+    def out(self) -> torch.Tensor:
+        """The result as a tensor."""
+        if not isinstance(self.value, torch.Tensor):
+            raise TypeError("expected a tensor")
+        return self.value
+
+
+@dataclass
+class Flow:
+    """Everything found while a network was walked. Ids are integers from 0."""
+
+    parent: list[int] = field(default_factory=list)
+    batches: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    pins: dict[int, str] = field(default_factory=dict)
+    inexact: set[int] = field(default_factory=set)
+    cuts: dict[tuple[object, ...], RawCut] = field(default_factory=dict)
+    readers: list[RawReader] = field(default_factory=list)
+    masked: set[int] = field(default_factory=set)
+    owners: dict[int, dict[tuple[object, ...], None]] = field(default_factory=dict)
+
+    def find(self, item: int) -> int:
+        """The representative of an id's class (union-find, path halving)."""
+        parent = self.parent
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    def unite(self, first: Sequence[int], second: Sequence[int]) -> None:
+        """Tie two equally long lists of ids position by position."""
+        for a, b in zip(first, second, strict=True):
+            low, high = sorted((self.find(a), self.find(b)))
+            self.parent[high] = low
+
+    def fresh(self, count: int, axis: int, layer: str) -> Tag:
+        """A tag of ``count`` new ids made by ``layer``."""
+        ids = tuple(range(len(self.parent), len(self.parent) + count))
+        self.parent.extend(ids)
+        self.batches.append((layer, ids))
+        return Tag(axis, ids, (False,) * count)
+
+    def pin(self, ids: Iterable[int], reason: str) -> None:
+        """Keep these channels for good."""
+        for item in ids:
+            self.pins.setdefault(item, reason)
+
+    def pin_states(self, states: Iterable[State], reason: str) -> None:
+        """Keep whatever channels these states speak of."""
+        for state in states:
+            if isinstance(state, Tag | SizeOf):
+                self.pin(state.ids, reason)
+            elif isinstance(state, ShapeOf):
+                self.pin(state.tag.ids, reason)
+
+    def pinned(self, value: torch.Tensor, layer: str, reason: str) -> Tag | None:
+        """New channels that must stay, on the axis where channels usually are."""
+        if value.ndim == 0:
+            return None
+        axis = {1: 0, 2: 1, 3: 2}.get(value.ndim, 1)
+        tag = self.fresh(value.shape[axis], axis, layer)
+        self.pin(tag.ids, reason)
+        return tag
+
+    def register(
+        self, key: tuple[object, ...], cut: RawCut, tensors: Iterable[torch.Tensor]
+    ) -> RawCut:
+        """Note what follows a cut; a second call of one module ties its channels to the first's."""
+        known = self.cuts.setdefault(key, cut)
+        if known is not cut:
+            self.unite(known.rows, cut.rows)
+            self.unite(known.columns, cut.columns)
+        for tensor in tensors:
+            self.owners.setdefault(id(tensor), {})[key] = None
+        return known
+
+    def settle(self) -> None:
+        """Pin what shares one parameter between different layers: their cuts could differ."""
+        for keys in self.owners.values():
+            if len(keys) > 1:
+                paths = " and ".join(sorted(self.cuts[key].path for key in keys))
+                for key in keys:
+                    cut = self.cuts[key]
+                    self.pin((*cut.rows, *cut.columns), f"{paths} share one parameter")
+
+
+def device_of(body: nn.Module) -> torch.device:
+    """Where the body's first parameter or buffer lives; the CPU if it has none."""
+    for tensor in (*body.parameters(), *body.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def input_axis(body: fx.GraphModule, rank: int) -> int:
+    """The axis of the input's channels (batch is 0): 1, or the last for token layouts.
+
+    The first layer met on the way from the input decides: a linear layer or layer norm reads
+    the last axis, a convolution or batch norm axis 1.
+    """
+    queue = [node for node in body.graph.nodes if node.op == "placeholder"]
+    seen = set(queue)
+    while queue:
+        node = queue.pop(0)
+        if node.op == "call_module":
+            module = body.get_submodule(str(node.target))
+            if isinstance(module, fx.GraphModule):
+                return input_axis(module, rank)
+            name = type(module).__name__
+            if isinstance(module, nn.Linear) or name in ("LayerNorm", "RmsNorm", "Attention"):
+                return rank
+            if "Conv" in name or "BatchNorm" in name or name.endswith("2d"):
+                return 1
+        for user in node.users:
+            if user not in seen:
+                seen.add(user)
+                queue.append(user)
+    return rank if rank == 2 else 1
+
+
+def walk(body: fx.GraphModule, in_shape: Sequence[int]) -> tuple[Flow, Tag, Tag, tuple[int, ...]]:
+    """Run ``body`` once at batch 2 and follow its channels.
+
+    Returns:
+        The flow, the input's tag, the output's tag, and the output's shape without batch.
+
+    Raises:
+        GraphError: if the body can't run at ``in_shape``, or is not one tensor in, one out.
+    """
+    places = [node for node in body.graph.nodes if node.op == "placeholder"]
+    if len(places) != 1:
+        raise GraphError(
+            f"expected a body with one input, got {len(places)}; extract it as a block"
+        )
+    work = copy.deepcopy(body).eval()
+    flow = Flow()
+    tag = flow.fresh(
+        in_shape[input_axis(body, len(in_shape)) - 1], input_axis(body, len(in_shape)), "input"
+    )
+    image = torch.zeros((2, *in_shape), device=device_of(body))
+    with torch.no_grad():
+        value, state = _run(flow, work, "", [image], [tag])
+    if not isinstance(value, torch.Tensor):
+        raise GraphError(f"expected a body that returns one tensor, got {type(value).__name__}")
+    if not isinstance(state, Tag):
+        state = flow.pinned(value, "output", "the output's channels are not known")
+        if state is None:
+            raise GraphError("expected a body that returns a batch of tensors, got a scalar")
+    flow.settle()
+    return flow, tag, state, tuple(value.shape[1:])
+
+
+@dataclass
+class _Scope:
+    """One graph module under way, perhaps nested in another."""
+
+    owner: fx.GraphModule
+    prefix: str
+    env: dict[fx.Node, Value] = field(default_factory=dict)
+    tags: dict[fx.Node, State] = field(default_factory=dict)
+
+
+def _run(
+    flow: Flow, owner: fx.GraphModule, prefix: str, values: list[Value], states: list[State]
+) -> tuple[Value, State]:
+    scope = _Scope(owner, prefix)
+    env, tags = scope.env, scope.tags
+    feed = iter(zip(values, states, strict=True))
+    for node in owner.graph.nodes:
+        if node.op == "placeholder":
+            env[node], tags[node] = next(feed)
+        elif node.op == "get_attr":
+            env[node], tags[node] = _attribute(flow, owner, prefix, node)
+        elif node.op == "output":
+            result = node.args[0]
+            if isinstance(result, fx.Node):
+                return env[result], tags[result]
+            flow.pin_states((tags[n] for n in node.all_input_nodes), "returned in a tuple")
+            return _evaluate(result, env), None
+        else:
+            env[node], tags[node] = _step(flow, scope, node)
+    raise GraphError("the graph has no output node")
+
+
+def _evaluate(argument: fx.node.Argument, env: Mapping[fx.Node, Value]) -> Value:
+    return fx.node.map_arg(argument, lambda node: cast(fx.node.Argument, env[node]))
+
+
+def _attribute(
+    flow: Flow, owner: fx.GraphModule, prefix: str, node: fx.Node
+) -> tuple[Value, State]:
+    value: Value = owner
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    if not isinstance(value, torch.Tensor) or value.numel() <= 1:
+        return value, None
+    wide = [axis for axis, size in enumerate(value.shape) if size > 1]
+    axis = wide[-1]
+    path = prefix + str(node.target)
+    key = ("parameter", id(value))
+    known = flow.cuts.get(key)
+    if known is None:
+        tag = flow.fresh(value.shape[axis], axis, path)
+        flow.register(key, RawCut("parameter", path, rows=tag.ids, dim=axis), [value])
+        return value, tag
+    return value, Tag(axis, known.rows, (False,) * len(known.rows))
+
+
+def _step(flow: Flow, scope: _Scope, node: fx.Node) -> tuple[Value, State]:
+    """Compute one node and its tag; whatever no rule describes pins what it touches."""
+    from tailorbird.graph.rules import apply_rule
+
+    owner, prefix, env, tags = scope.owner, scope.prefix, scope.env, scope.tags
+    args = cast(tuple[Value, ...], _evaluate(node.args, env))
+    kwargs = cast(dict[str, Value], _evaluate(node.kwargs, env))
+    inputs = [tags.get(arg) if isinstance(arg, fx.Node) else None for arg in node.args]
+    module = owner.get_submodule(str(node.target)) if node.op == "call_module" else None
+    path = prefix + (str(node.target) if module is not None else node.name)
+    if isinstance(module, fx.GraphModule):
+        return _run(flow, module, path + ".", list(args), inputs)
+    shapes = [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]
+    try:
+        if module is not None:
+            value = module(*args, **kwargs)
+        elif node.op == "call_method":
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            value = node.target(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise GraphError(
+            f"'{path}' can't run on inputs of shape {shapes}: {error}; give the input shape "
+            "that the block was made for",
+            module=path,
+        ) from error
+    call = Call(node, path, module, tuple(args), dict(kwargs), inputs, value)
+    call_tags = [tags.get(n) for n in node.all_input_nodes]
+    covered, state = apply_rule(flow, call, prefix, tags)
+    if covered:
+        return value, state
+    reason = f"'{call.name}' at '{path}' can't follow a cut"
+    flow.pin_states(call_tags, reason)
+    if isinstance(value, torch.Tensor):
+        return value, flow.pinned(value, path, reason)
+    return value, None
