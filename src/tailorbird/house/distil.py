@@ -182,7 +182,7 @@ def activation_bytes(module: fx.GraphModule, in_shape: Sequence[int]) -> int:
 class _Sizes(fx.Interpreter):
     total = 0
 
-    def run_node(self, n: fx.Node) -> object:  # type: ignore[override]
+    def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.total += 4 * value.numel()
@@ -237,8 +237,7 @@ def _train(job: _Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, f
     trainees = [_trainee(job, alternative) for alternative in bunch]
     names = sorted({name for t in trainees for name in (t.block.input, t.block.output)})
     probe = capture(job.teacher, names).to(job.device)
-    if memory_format(job.teacher.input_shape) is torch.channels_last:
-        probe = probe.to(memory_format=torch.channels_last)
+    _lay_out(probe, job.teacher.input_shape)
     total = total_steps(job.data, job.options)
     step = _resume(job, trainees)
     task.advance(step)
@@ -264,12 +263,19 @@ def _train(job: _Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, f
 def _trainee(job: _Bunch, alternative: Alternative) -> Trainee:
     block = job.sample.blocks[alternative.block]
     module = copy.deepcopy(job.sample.modules[alternative.name]).to(job.device)
-    if memory_format(block.in_shape) is torch.channels_last:
-        module = module.to(memory_format=torch.channels_last)
+    _lay_out(module, block.in_shape)
     optimizer = torch.optim.SGD(
         module.parameters(), lr=job.options.learning_rate, momentum=MOMENTUM, nesterov=True
     )
     return Trainee(alternative, block, module, optimizer)
+
+
+def _lay_out(module: fx.GraphModule, shape: Sequence[int]) -> None:
+    """Put convolution weights into the layout that suits inputs of ``shape``."""
+    layout = memory_format(shape)
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=layout)
 
 
 def _epoch(job: _Bunch, step: int, total: int) -> Iterator[Tensor]:
@@ -313,7 +319,8 @@ def _loss(job: _Bunch, trainee: Trainee, seen: Mapping[str, Tensor]) -> Tensor:
     with autocast(job.device, job.options.precision):
         output = trainee.module(seen[trainee.block.input])
     error = (output.float() - target).square().mean()
-    return error / target.square().mean().clamp_min(1e-12)
+    loss: Tensor = error / target.square().mean().clamp_min(1e-12)
+    return loss
 
 
 @torch.no_grad()
@@ -390,7 +397,8 @@ def _finish(job: _Bunch, trainee: Trainee) -> fx.GraphModule | None:
     """Write the best weights and give the trained module, or `None` for one that was stopped."""
     if trainee.best:
         trainee.module.load_state_dict(trainee.best)
-    module = trainee.module.cpu().eval().to(memory_format=torch.contiguous_format)
+    module = trainee.module.cpu().eval()
+    _lay_out(module, ())
     module.requires_grad_(False)
     figures = {
         "relative_error": trainee.best_loss if math.isfinite(trainee.best_loss) else None,

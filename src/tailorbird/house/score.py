@@ -42,7 +42,9 @@ MEASURE_CHUNK = 48
 
 
 @dataclass(frozen=True)
-class _Suffix:
+class Suffix:
+    """The network behind a block, and the teacher's tensors that feed it."""
+
     module: fx.GraphModule
     inputs: tuple[str, ...]  # teacher's nodes: the block's input first, then the paths around it
 
@@ -139,10 +141,11 @@ def _score_group(
     }
 
 
-def suffix(teacher: LayerGraph, block: Block, device: torch.device) -> _Suffix:
+def suffix(teacher: LayerGraph, block: Block, device: torch.device) -> Suffix:
     """What runs behind ``block``, and the names of the teacher's tensors that it needs."""
-    parts = split(teacher, block)
-    return _Suffix(parts.suffix.to(device).eval(), parts.names)
+    module = split(teacher, block).suffix
+    _, *others = (str(node.target) for node in module.graph.nodes if node.op == "placeholder")
+    return Suffix(module.to(device).eval(), (block.input, *others))
 
 
 def measure_structures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import os
 import platform
@@ -159,8 +160,6 @@ def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Mo
         progress.say(f"{name}: trained to {100 * outcome.accuracy:.2f} % on validation")
         state = {k: v.cpu().contiguous() for k, v in outcome.module.state_dict().items()}
         write_bytes(path, dump_tensors(state))
-    import copy
-
     twin = copy.deepcopy(model)
     twin.load_state_dict(load_tensors(path.read_bytes()))
     return twin.eval()

@@ -1,7 +1,7 @@
 """Targets in, students out: choose, retrain together, prove, and try again where a limit is missed.
 
-On disk, per target: ``choice.json`` when a candidate is chosen, ``retrain/`` while it trains,
-``result.json`` when it is proven. All carry the request that they answer (limits, device, recipe,
+On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``retrain/`` while students
+train, ``students/TARGET/result.json`` when one is proven. All carry the request that they answer (limits, device, recipe,
 seed), so that a changed target is done anew and an unchanged one is not.
 """
 
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import fx
 
 from tailorbird.data.images import ImageData
-from tailorbird.errors import ConfigError, InfeasibleError, StoreError, TailorbirdError, TrainingError
+from tailorbird.errors import ConfigError, InfeasibleError, StoreError, TailorbirdError
 from tailorbird.export.bundle import load_student
 from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
@@ -32,7 +32,8 @@ from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import RunFolder, read_json, write_json
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
-from tailorbird.train.retrain import Assignment, retrain_all
+from tailorbird.train.retrain import Student as Learner
+from tailorbird.train.retrain import retrain_all
 
 T = TypeVar("T")
 
@@ -175,45 +176,44 @@ class Fitting:
 
     def _retrain(self, attempts: Sequence[_Attempt]) -> None:
         """Retrain all students in one pass of the teacher per batch."""
-        assignments = []
+        learners = []
         for attempt in attempts:
             module, hints = self._assemble(attempt)
-            assignments.append(
-                Assignment(
-                    name=f"{attempt.target.name}",
-                    student=module,
-                    hints=hints,
-                    checkpoint=attempt.home / "retrain" / f"{attempt.number}",
-                )
-            )
-        nodes = sorted({node for a in assignments for _, node in a.hints})
-        teacher = capture(self.house.teacher, nodes)
+            learners.append(Learner(name=attempt.target.name, module=module, hints=hints))
+        if not learners:
+            return
+        nodes = sorted({node for learner in learners for _, node in learner.hints})
+        asked = "".join(f"{a.request}{a.number}" for a in attempts)
+        checkpoint = self.folder.path / "retrain" / hashlib.sha256(asked.encode()).hexdigest()[:12]
         outcomes = retrain_all(
-            assignments,
-            teacher,
+            learners,
+            capture(self.house.teacher, nodes),
             self.data,
             recipe=self.recipe,
             seed=self.seed,
+            checkpoint=checkpoint,
             progress=self.progress,
         )
         for attempt, outcome in zip(attempts, outcomes, strict=True):
-            if outcome.stopped and outcome.epochs == 0:
-                self._give_up(attempt, TrainingError(outcome.stopped), {})
-            else:
-                assert isinstance(outcome.module, fx.GraphModule)
-                attempt.module = cut(outcome.module, self.house.teacher)
-                attempt.seconds += outcome.seconds
+            if outcome.failed is not None:
+                self.progress.say(
+                    f"{attempt.target.name}: retraining stopped: {outcome.failed}; going on with "
+                    f"the best weights, of epoch {outcome.best_epoch:g}"
+                )
+            assert isinstance(outcome.module, fx.GraphModule)
+            attempt.module = cut(outcome.module, self.house.teacher)
+            attempt.seconds += outcome.seconds
 
-    def _assemble(self, attempt: _Attempt) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
+    def _assemble(self, attempt: _Attempt) -> tuple[fx.GraphModule, tuple[tuple[str, str], ...]]:
         """The induced network, and (its submodule, teacher's node) pairs to compare."""
         assert attempt.choice is not None
         family = self.pricing(attempt.target).family
         module = family.induce(attempt.choice.names)
         blocks = {a.name: self.house.sample.blocks[a.block] for a in family.alternatives}
-        hints = [
+        hints = tuple(
             (f"replaced_{number}", blocks[name].output)
             for number, name in enumerate(attempt.choice.names)
-        ]
+        )
         return module, hints
 
     def _prove(self, attempt: _Attempt, *, last: bool) -> None:

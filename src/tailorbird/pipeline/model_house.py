@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tailorbird.data.images import ImageData
-from tailorbird.data.sources import check_head
+from tailorbird.data.images import ImageData, check_head
 from tailorbird.errors import GraphError
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
