@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,13 @@ class Encoded(Protocol):
     def name(self, index: int) -> str:
         """How a message calls image ``index``."""
 
-    def read(self, index: int) -> bytes:
-        """The encoded bytes of image ``index``."""
+    def open(self, index: int) -> BinaryIO:
+        """The encoded bytes of image ``index``.
+
+        Raises:
+            ValueError: where there is nothing to open.
+            OSError: for a file that can't be read.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,37 +61,47 @@ class Files:
         """The file's path."""
         return str(self.paths[index])
 
-    def read(self, index: int) -> bytes:
-        """The file's content."""
-        return self.paths[index].read_bytes()
+    def open(self, index: int) -> BinaryIO:
+        """The file, opened."""
+        return self.paths[index].open("rb")
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Images in cells of a table: bytes, or a path beside the table where bytes are null."""
+    """Images in a table's cells: bytes, or a path beside the table where the bytes are null.
 
-    content: pyarrow.Array
-    paths: pyarrow.Array | None
-    labels: tuple[str, ...]
-    root: Path
+    Args:
+        content: binary, one per image.
+        paths: strings, one per image, or None.
+        files: the tables' files.
+        starts: each file's first row in ``content``.
+    """
+
+    content: pyarrow.ChunkedArray
+    paths: pyarrow.ChunkedArray | None
+    files: tuple[Path, ...]
+    starts: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.content)
 
     def name(self, index: int) -> str:
         """File, row, and the cell's path where there is one."""
+        which = bisect_right(self.starts, index) - 1
         path = None if self.paths is None else self.paths[index].as_py()
-        return f"{self.labels[index]}{f' ({path})' if path else ''}"
+        row = f"{self.files[which]} row {index - self.starts[which]}"
+        return f"{row} ({path})" if path else row
 
-    def read(self, index: int) -> bytes:
-        """The cell's bytes, or the content of the file that it names."""
+    def open(self, index: int) -> BinaryIO:
+        """The cell's bytes, or the file that it names."""
         content = self.content[index].as_py()
         if isinstance(content, bytes):
-            return content
+            return io.BytesIO(content)
         path = None if self.paths is None else self.paths[index].as_py()
         if path is None:
             raise ValueError("neither bytes nor a path")
-        return (self.root / str(path)).read_bytes()
+        which = bisect_right(self.starts, index) - 1
+        return (self.files[which].parent / str(path)).open("rb")
 
 
 @dataclass(frozen=True)
@@ -228,7 +244,7 @@ def peek(encoded: Encoded, index: int, decoder: Decoder) -> tuple[int, int, int]
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(encoded.read(index))) as image:
+        with encoded.open(index) as file, Image.open(file) as image:
             grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
             width, height = image.size
     except (SyntaxError, OSError, Image.DecompressionBombError) as error:
@@ -239,52 +255,89 @@ def peek(encoded: Encoded, index: int, decoder: Decoder) -> tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Images in memory: ``images`` (m, C, H, W) uint8, the ``kept`` indices (m,), and the rest."""
+    """What came of decoding.
+
+    Args:
+        images: (m, C, H, W) uint8; m is 0 where ``problems`` forbid stacking.
+        kept: (m,) indices of the whole images.
+        faults: the images that are not whole.
+        problems: why images don't stack.
+    """
 
     images: Tensor
     kept: npt.NDArray[np.int64]
     faults: tuple[Fault, ...]
+    problems: tuple[str, ...]
 
 
-def decode_all(encoded: Encoded, decoder: Decoder, *, workers: int | None = None) -> Decoded:
-    """Decode every image, in threads (the decoders work outside the interpreter's lock).
+def decode_all(encoded: Encoded, decoder: Decoder, *, workers: int = 0) -> Decoded:
+    """Decode every image into memory, in threads (decoders work outside the interpreter's lock).
 
-    Raises:
-        DataError: where the images' sizes or channels differ, naming the way out.
+    Args:
+        workers: threads; 0 means one per core, at most eight.
     """
     count = len(encoded)
-    shapes: list[tuple[int, ...]] = [()] * count
-    reasons: dict[int, str] = {}
     pixels: list[Pixels | None] = [None] * count
+    reasons: dict[int, str] = {}
 
-    def work(start: int) -> None:
-        for index in range(start, min(start + _CHUNK, count)):
-            try:
-                image = decoder(encoded.read(index))
-            except (ValueError, OSError) as error:
-                reasons[index] = str(error)
-                continue
-            shapes[index] = image.shape
-            pixels[index] = image
+    def work(index: int) -> None:
+        try:
+            with encoded.open(index) as file:
+                content = file.read()
+            pixels[index] = decoder(content)
+        except (ValueError, OSError) as error:
+            reasons[index] = str(error)
 
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(work, range(0, count, _CHUNK)))
-    check_shapes([shape for shape in shapes if shape])
+    _in_threads(work, count, workers)
     kept = np.array([i for i, image in enumerate(pixels) if image is not None], np.int64)
-    shape = shapes[kept[0]] if len(kept) else (1, 1, 1)
-    images = np.empty((len(kept), *shape), np.uint8)
-    for row, index in enumerate(kept):
+    problems = shape_problems([image.shape for image in pixels if image is not None])
+    faults = tuple(Fault(encoded.name(i), reasons[i]) for i in sorted(reasons))
+    shape = next((image.shape for image in pixels if image is not None), (1, 1, 1))
+    images = np.empty((0 if problems else len(kept), *shape), np.uint8)
+    for row, index in enumerate(kept[: len(images)]):
         images[row] = pixels[index]
         pixels[index] = None  # Frees as it goes: the peak stays near one copy.
+    return Decoded(torch.from_numpy(images), kept, faults, tuple(problems))
+
+
+def peek_all(encoded: Encoded, decoder: Decoder, *, workers: int = 0) -> Decoded:
+    """As `decode_all`, from the headers alone; ``images`` stays empty, in the images' shape."""
+    count = len(encoded)
+    shapes: dict[int, tuple[int, int, int]] = {}
+    reasons: dict[int, str] = {}
+
+    def work(index: int) -> None:
+        try:
+            shapes[index] = peek(encoded, index, decoder)
+        except (ValueError, OSError) as error:
+            reasons[index] = str(error)
+
+    _in_threads(work, count, workers)
+    kept = np.array(sorted(shapes), np.int64)
     faults = tuple(Fault(encoded.name(i), reasons[i]) for i in sorted(reasons))
-    return Decoded(torch.from_numpy(images), kept, faults)
+    shape = next(iter(shapes.values()), (1, 1, 1))
+    problems = shape_problems(list(shapes.values()))
+    return Decoded(torch.empty((0, *shape), dtype=torch.uint8), kept, faults, tuple(problems))
 
 
-def check_shapes(shapes: Sequence[tuple[int, ...]]) -> None:
-    """Make sure that images (C, H, W) can be stacked.
+def _in_threads(work: Callable[[int], None], count: int, workers: int) -> None:
+    def chunk(start: int) -> None:
+        for index in range(start, min(start + _CHUNK, count)):
+            work(index)
 
-    Raises:
-        DataError: listing the commonest sizes, and grey beside colour, each with its way out.
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(chunk, range(0, count, _CHUNK)):
+            pass
+
+
+def shape_problems(shapes: Sequence[tuple[int, ...]]) -> list[str]:
+    """Why images (C, H, W) don't stack: the commonest sizes, grey beside colour, the ways out.
+
+    Example:
+        >>> shape_problems([(3, 32, 32), (3, 32, 32)])
+        []
+        >>> len(shape_problems([(3, 32, 32), (1, 28, 32)]))
+        2
     """
     problems = []
     sizes = Counter(shape[1:] for shape in shapes)
@@ -299,8 +352,7 @@ def check_shapes(shapes: Sequence[tuple[int, ...]]) -> None:
         problems.append(
             f"{colours[1]} grey and {colours[3]} colour images; set channels: 3 (or 1) to convert"
         )
-    if problems:
-        fail(problems)
+    return problems
 
 
 def corrupt(faults: Sequence[Fault]) -> str:

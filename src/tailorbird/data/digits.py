@@ -40,7 +40,7 @@ def digits(
     Example:
         >>> data = digits()
         >>> data.size, data.input_shape
-        ({'train': 1222, 'validation': 215, 'test': 360}, (1, 16, 16))
+        ({'train': 1222, 'validation': 216, 'test': 359}, (1, 16, 16))
     """
     from sklearn.datasets import load_digits
 

@@ -190,14 +190,10 @@ class TensorSplit:
     ) -> Iterator[Batch]:
         """Walk the images once; see `Split.batches`."""
         check_walk(size, generator, augment)
-        count = len(self)
-        order = None if generator is None else torch.randperm(count, generator=generator)
+        order = None if generator is None else torch.randperm(len(self), generator=generator)
         moves = None
-        if augment and generator is not None and (self.crop_padding or self.flip):
-            span = 2 * self.crop_padding + 1
-            offsets = torch.randint(0, span, (count, 2), generator=generator)
-            mirrored = torch.randint(0, 2, (count, 1), generator=generator) * int(self.flip)
-            moves = torch.cat([offsets, mirrored], dim=1)
+        if augment and generator is not None:
+            moves = draw_moves(len(self), self.crop_padding, self.flip, generator)
         return self._walk(size, order, moves, drop_last, device or self.images.device)
 
     def _walk(
@@ -220,11 +216,20 @@ class TensorSplit:
                 labels = None if self.labels is None else self.labels[index]
             images = images.to(device)
             if moves is not None:
-                images = _shift(images, moves[start:stop].to(device), self.crop_padding)
+                images = shift(images, moves[start:stop].to(device), self.crop_padding)
             yield self.normalisation(images), None if labels is None else labels.to(device)
 
 
-def _shift(images: Tensor, moves: Tensor, padding: int) -> Tensor:
+def draw_moves(count: int, padding: int, flip: bool, generator: torch.Generator) -> Tensor | None:
+    """Random row, column and mirror (count, 3) for `shift`; None where nothing moves."""
+    if not (padding or flip):
+        return None
+    offsets = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator) * int(flip)
+    return torch.cat([offsets, mirrored], dim=1)
+
+
+def shift(images: Tensor, moves: Tensor, padding: int) -> Tensor:
     """Crop (n, C, H, W) out of its zero-padded self at ``moves`` (n, 3): row, column, mirror.
 
     One gather over flattened pixels; an image costs its own size, whatever the padding.

@@ -1,0 +1,228 @@
+"""From encoded images and labels to `ImageData`: check, divide, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tailorbird.data.decode import (
+    Decoded,
+    Decoder,
+    Encoded,
+    Fault,
+    corrupt,
+    decode_all,
+    fail,
+    peek,
+    peek_all,
+    shape_problems,
+)
+from tailorbird.data.division import divide
+from tailorbird.data.images import IMAGENET, ImageData, Normalisation, TensorSplit
+from tailorbird.data.loader import EncodedImages, LoaderSplit
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The images of one split as found, with their labels (n,) or None."""
+
+    name: str
+    encoded: Encoded
+    labels: Labels | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How encoded images are read; the fields are the arguments of `folder` and `parquet`."""
+
+    image_size: int | tuple[int, int] | None
+    channels: int | None
+    normalisation: Normalisation | None
+    validation: float
+    seed: int
+    crop_padding: int
+    flip: bool
+    crop_scale: float | None
+    memory_mb: int
+    workers: int
+    skip_corrupt: bool
+
+    def problems(self) -> list[str]:
+        """What is wrong with the arguments."""
+        found = []
+        size = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or (1,)
+        if len(size) > 2 or not all(side >= 1 for side in size):
+            found.append(f"image_size: expected pixels or [height, width], got {self.image_size}")
+        if self.channels not in (None, 1, 3):
+            found.append(f"channels: expected 1, 3 or null, got {self.channels}")
+        if not 0 < self.validation < 1:
+            found.append(
+                f"validation: expected a share between 0 and 1 (exclusive), got {self.validation}"
+            )
+        if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
+            found.append(
+                f"crop_scale: expected a share of the area in (0, 1], got {self.crop_scale}"
+            )
+        if self.crop_padding < 0:
+            found.append(f"crop_padding: expected 0 or more, got {self.crop_padding}")
+        if self.memory_mb < 0:
+            found.append(f"memory_mb: expected 0 or more, got {self.memory_mb}")
+        return found
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that these arguments ask for."""
+        size = self.image_size
+        return Decoder(self.channels, (size, size) if isinstance(size, int) else size)
+
+
+def default_normalisation(channels: int) -> Normalisation:
+    """ImageNet's for colour; mean and deviation 0.5 for anything else."""
+    return IMAGENET if channels == 3 else Normalisation((0.5,) * channels, (0.5,) * channels)
+
+
+def assemble(
+    name: str,
+    parts: Sequence[Part],
+    classes: tuple[str, ...] | None,
+    reading: Reading,
+) -> ImageData:
+    """Make the data of ``parts`` named train and, where they exist, validation and test.
+
+    Small images are decoded once into memory; where that would pass ``memory_mb``, or random
+    cutting needs the whole image, they are read when a batch wants them.
+
+    Raises:
+        DataError: listing every fault found at once.
+    """
+    problems = [line for part in parts for line in _label_problems(part, classes)]
+    labelled = parts[0].labels is not None
+    if any((part.labels is not None) != labelled for part in parts):
+        has = ", ".join(f"{p.name} {'has' if p.labels is not None else 'lacks'}" for p in parts)
+        problems.append(f"labels in some splits only: {has} them; leave the labels out of all")
+    in_memory = reading.crop_scale is None and _bytes(parts, reading) <= reading.memory_mb * 1e6
+    look = decode_all if in_memory else peek_all
+    seen = [look(part.encoded, reading.decoder, workers=reading.workers) for part in parts]
+    faults = [fault for one in seen for fault in one.faults]
+    problems += _image_problems(parts, seen, faults, reading.skip_corrupt)
+    if problems:
+        fail(problems)
+
+    shape = seen[0].images.shape[1:]
+    normalisation = reading.normalisation or default_normalisation(shape[0])
+    if len(normalisation.mean) != shape[0]:
+        fail(
+            [
+                f"normalisation is for {len(normalisation.mean)} channels, the images have "
+                f"{shape[0]}; set channels, or give one mean and std per channel"
+            ]
+        )
+    splits = {
+        part.name: _split(part, one, normalisation, reading, in_memory)
+        for part, one in zip(parts, seen, strict=True)
+    }
+    if "validation" not in splits:
+        train = splits["train"]
+        labels = None if train.labels is None else train.labels.numpy()
+        stay, held = divide(labels, len(train), reading.validation, seed=reading.seed)
+        splits["train"] = train.take(torch.from_numpy(stay))
+        splits["validation"] = train.take(torch.from_numpy(held))
+    return ImageData(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        classes=classes if labelled else None,
+        normalisation=normalisation,
+        input_shape=(shape[0], shape[1], shape[2]),
+        labelled=labelled,
+        name=name,
+        skipped=len(faults),
+    )
+
+
+def _label_problems(part: Part, classes: tuple[str, ...] | None) -> list[str]:
+    if not len(part.encoded):
+        return [f"{part.name}: no images"]
+    if part.labels is None:
+        return []
+    problems = []
+    top = len(classes) if classes is not None else np.iinfo(np.int64).max
+    wrong = np.flatnonzero((part.labels < 0) | (part.labels >= top))
+    if len(wrong) == len(part.labels):
+        problems.append(
+            f"{part.name}: no image has a label; leave these files out, or set the label column "
+            "to null to use the images without labels"
+        )
+    elif len(wrong):
+        named = "; ".join(f"{part.encoded.name(i)}: {part.labels[i]}" for i in wrong[:5])
+        expected = f"0 to {top - 1}" if classes is not None else "0 or more"
+        problems.append(
+            f"{part.name}: {len(wrong)} labels out of range (expected {expected}; -1 stands for "
+            f"missing): {named}"
+        )
+    elif part.name == "train" and len(np.unique(part.labels)) == 1:
+        problems.append(
+            f"train: all {len(part.labels)} images are of one class; give images of two classes or "
+            "more, or leave the labels out to distil without them"
+        )
+    return problems
+
+
+def _image_problems(
+    parts: Sequence[Part], seen: Sequence[Decoded], faults: Sequence[Fault], skip: bool
+) -> list[str]:
+    problems = [corrupt(faults)] if faults and not skip else []
+    for part, one in zip(parts, seen, strict=True):
+        problems += [f"{part.name}: {line}" for line in one.problems]
+        if len(part.encoded) and not len(one.kept):
+            problems.append(f"{part.name}: not one whole image")
+    if not any(one.problems for one in seen):
+        shapes = [tuple(one.images.shape[1:]) for one in seen if len(one.kept)]
+        problems += [f"between splits: {line}" for line in shape_problems(shapes)]
+    return problems
+
+
+def _bytes(parts: Sequence[Part], reading: Reading) -> float:
+    """Memory that all images would take, judged by the first few that can be read."""
+    total = sum(len(part.encoded) for part in parts)
+    for part in parts:
+        for index in range(min(100, len(part.encoded))):
+            try:
+                return float(total * np.prod(peek(part.encoded, index, reading.decoder)))
+            except (ValueError, OSError):
+                continue
+    return 0.0
+
+
+def _split(
+    part: Part, seen: Decoded, normalisation: Normalisation, reading: Reading, in_memory: bool
+) -> TensorSplit | LoaderSplit:
+    kept = torch.from_numpy(seen.kept)
+    labels = None if part.labels is None else torch.from_numpy(part.labels)[kept]
+    if in_memory:
+        return TensorSplit(
+            seen.images,
+            labels,
+            normalisation,
+            crop_padding=reading.crop_padding,
+            flip=reading.flip,
+        )
+    plain = EncodedImages(part.encoded, reading.decoder)
+    varied = EncodedImages(part.encoded, reading.decoder, reading.crop_scale)
+    return LoaderSplit(
+        plain,
+        labels,
+        normalisation,
+        augmented=None if reading.crop_scale is None else varied,
+        indices=kept,
+        crop_padding=reading.crop_padding,
+        flip=reading.flip,
+        workers=reading.workers,
+        skip_corrupt=reading.skip_corrupt,
+    )

@@ -1,0 +1,250 @@
+"""Images that stay where they are until a batch wants them: any torch Dataset, with workers."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tailorbird.data.decode import Decoder, Encoded, as_pixels, cover
+from tailorbird.data.images import Batch, Normalisation, check_walk, draw_moves, shift, spaced
+from tailorbird.errors import DataError
+
+_Key = tuple[int, int | None]
+_Item = tuple[int, Tensor | None, str]
+_Read = tuple[Tensor, list[Tensor], list[str]]
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A map-style dataset: an image, or a sequence that starts with one."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def __getitem__(self, index: int, /) -> object:
+        """Image ``index``: Pillow image, (C, H, W) tensor or uint8 array; then maybe a label."""
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Run a block under a seed of its own and put every global generator back afterwards.
+
+    Transforms draw from global generators and take no argument; so the state is borrowed, never
+    left changed.
+    """
+    if seed is None:
+        yield
+        return
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    try:
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Encoded images as a dataset; ``crop_scale`` cuts a random part of at least that area."""
+
+    encoded: Encoded
+    decoder: Decoder
+    crop_scale: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Image ``index`` (C, H, W) uint8, cut at random where ``crop_scale`` is given."""
+        try:
+            with self.encoded.open(index) as file:
+                content = file.read()
+            if self.crop_scale is None:
+                return torch.from_numpy(self.decoder(content).copy())
+            whole = Decoder(self.decoder.channels)(content)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{self.encoded.name(index)}: {error}") from error
+        from torchvision.transforms.v2 import RandomResizedCrop
+
+        size = self.decoder.size or whole.shape[1:]
+        crop = RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)
+        top, left, height, width = crop.make_params([torch.from_numpy(whole)]).values()
+        part = whole[:, top : top + height, left : left + width]
+        return torch.from_numpy(cover(part, (size[0], size[1])).copy())
+
+
+@dataclass(frozen=True)
+class _Keyed(Dataset[_Item]):
+    """Reads ``(position, seed)`` keys and hands faults on as values: an error loses its type on
+    the way out of a worker."""
+
+    dataset: Indexed
+    indices: Tensor | None
+
+    def __getitem__(self, key: _Key, /) -> _Item:
+        position, seed = key
+        index = position if self.indices is None else int(self.indices[position])
+        try:
+            with seeded(seed):
+                item = self.dataset[index]
+            image = item[0] if isinstance(item, tuple | list) else item
+            return position, as_pixels(image), ""
+        except DataError as error:
+            return position, None, str(error)
+        except Exception as error:  # the user's code may raise anything; it becomes a named fault
+            return position, None, f"image {index}: {type(error).__name__}: {error}"
+
+
+def _collate(items: list[_Item]) -> _Read:
+    positions = torch.tensor([at for at, image, _ in items if image is not None], dtype=torch.int64)
+    images = [image for _, image, _ in items if image is not None]
+    if len({(image.shape, image.dtype) for image in images}) == 1:
+        images = [torch.stack(images)]
+    elif images:
+        images = [image[None] for image in images]
+    return positions, images, [reason for _, image, reason in items if image is None]
+
+
+@dataclass(frozen=True, eq=False)
+class LoaderSplit:
+    """Images read when needed, through `torch.utils.data.DataLoader`.
+
+    Batches are the same for any number of workers: every image is read under a seed of its own.
+
+    Args:
+        dataset: gives images in (C, H, W) of one size; its labels are not looked at.
+        labels: (n,) integers, or None.
+        normalisation: applied to every batch.
+        augmented: gives the same images with random augmentation; None means ``dataset``.
+        indices: the images of ``dataset`` that belong to this split; None means all.
+        crop_padding: augmentation as in `TensorSplit`.
+        flip: augmentation as in `TensorSplit`.
+        workers: processes that read; 0 reads in this one.
+        skip_corrupt: leave out images that can't be read, with a warning that names each once.
+
+    Raises:
+        DataError: while walking, naming an image that can't be read or has another size.
+    """
+
+    dataset: Indexed
+    labels: Tensor | None
+    normalisation: Normalisation
+    augmented: Indexed | None = None
+    indices: Tensor | None = None
+    crop_padding: int = 0
+    flip: bool = False
+    workers: int = 0
+    skip_corrupt: bool = False
+    _named: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self):
+            raise DataError(f"labels: expected {len(self)}, got {len(self.labels)}")
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.indices is None else len(self.indices)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether batches carry labels."""
+        return self.labels is not None
+
+    def take(self, indices: Tensor) -> LoaderSplit:
+        """The images at positions ``indices`` (m,), in that order."""
+        chosen = indices if self.indices is None else self.indices[indices]
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, labels=labels, indices=chosen)
+
+    def sample(self, count: int) -> Tensor:
+        """Up to ``count`` images, normalised, evenly spaced over the split."""
+        keys: list[_Key] = [(int(position), 0) for position in spaced(len(self), count)]
+        return torch.cat([self.normalisation(x) for _, x in self._read(self.dataset, [keys], 0)])
+
+    def batches(
+        self,
+        size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
+        """Walk the images once; see `Split.batches`. An image left out makes its batch smaller."""
+        check_walk(size, generator, augment)
+        count = len(self)
+        order = torch.arange(count)
+        seeds: Tensor | None = None
+        moves: Tensor | None = None
+        dataset = self.dataset
+        if generator is not None:
+            order = torch.randperm(count, generator=generator)
+            seeds = torch.randint(2**31, (count,), generator=generator)
+            if augment:
+                moves = draw_moves(count, self.crop_padding, self.flip, generator)
+                dataset = self.augmented or dataset
+        keys: list[_Key] = [
+            (position, 0 if seeds is None else int(seeds[position])) for position in order.tolist()
+        ]
+        stop = count - count % size if drop_last else count
+        plan = [keys[start : min(start + size, stop)] for start in range(0, stop, size)]
+        return self._walk(dataset, plan, moves, device or torch.device("cpu"))
+
+    def _walk(
+        self,
+        dataset: Indexed,
+        plan: Sequence[list[_Key]],
+        moves: Tensor | None,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        for positions, images in self._read(dataset, plan, self.workers):
+            labels = None if self.labels is None else self.labels[positions].to(device)
+            pixels = images.to(device, non_blocking=True)
+            if moves is not None:
+                pixels = shift(pixels, moves[positions].to(device), self.crop_padding)
+            yield self.normalisation(pixels), labels
+
+    def _read(
+        self, dataset: Indexed, plan: Sequence[list[_Key]], workers: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        loader: DataLoader[_Item] = DataLoader(
+            _Keyed(dataset, self.indices),
+            batch_sampler=plan,
+            num_workers=workers,
+            collate_fn=_collate,
+            generator=torch.Generator(),  # its own, or it would draw from the global one
+            pin_memory=False,
+        )
+        for positions, images, faults in loader:
+            self._report(faults)
+            if len(images) > 1:
+                shapes = sorted({str(tuple(image.shape[1:])) for image in images})
+                raise DataError(
+                    f"images of different shapes (C, H, W) in one batch: {', '.join(shapes[:5])}; "
+                    "set image_size, or resize in the dataset"
+                )
+            if images:
+                yield positions, images[0]
+
+    def _report(self, faults: Sequence[str]) -> None:
+        if faults and not self.skip_corrupt:
+            raise DataError(
+                f"{faults[0]}; repair or remove the image, or set skip_corrupt: true to leave it "
+                "out"
+            )
+        for fault in faults:
+            if fault not in self._named:
+                self._named.add(fault)
+                warnings.warn(f"left out {fault}", stacklevel=2)
