@@ -35,6 +35,7 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # uv picks one build of torch for torch and torchvision; pip may mix two that don't fit.
+# --system-certs: behind a company's proxy, the machine's own certificates are the right ones.
 $(STAMP): pyproject.toml constraints.txt
 	@set -eu; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
@@ -50,5 +51,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$found" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python \
+	  -c constraints.txt -e ".[dev]"
 	@touch $@
