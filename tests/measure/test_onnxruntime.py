@@ -42,6 +42,27 @@ def test_runs_and_warmup_are_told_and_gc_is_restored(files):
     assert {latency.runs for latency in bounded} == {measuring.LEAST_RUNS}
 
 
+class Scripted(measuring._Runner):
+    def __init__(self, attempts):
+        self._attempts, self._script = measuring.ATTEMPTS, iter(attempts)
+
+    def _attempt(self):
+        return next(self._script)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "expected"),
+    [
+        ([(100_000, 0)], 100_000),
+        ([(4_100_000, 4_000_000), (101_000, 500)], 101_000),
+        ([(9_000, 8_000), (500_000, 30_000), (8_000_000, 7_000_000), (7_500, 6_900)], 7_500),
+        ([(9e6, 8e6), (5e6, 3e6), (9e6, 7e6), (8e6, 7e6), (1, 0)], 5e6),
+    ],
+)
+def test_a_sample_cut_by_another_process_is_taken_again(attempts, expected):
+    assert Scripted(attempts)._sample() == expected
+
+
 def test_two_threads_are_another_setting(files):
     device = OnnxRuntime(threads=2, runs=5)
     assert device.measure(files[:1])[0].median_ms > 0
