@@ -359,4 +359,4 @@ def _outside(box: Bbox, frame: Bbox) -> float:
     """Pixels of ``box`` that lie outside of the frame."""
     width = max(0.0, min(box.x1, frame.x1) - max(box.x0, frame.x0))
     height = max(0.0, min(box.y1, frame.y1) - max(box.y0, frame.y0))
-    return float(box.width * box.height) - width * height
+    return float(box.width * box.height - width * height)
