@@ -1,0 +1,372 @@
+"""CIFAR-10: ResNet-56 to three latencies, the model house beside its peers in one run.
+
+    python bench/compress_cifar10.py --data ../shared/data            # about 2 hours on 2 cores
+    python bench/compress_cifar10.py --data ../shared/data --quick    # about 5 minutes
+
+Every method gets the same images, loss, recipe and number of retraining epochs, and every network
+is measured exported, in ONNX Runtime, on one thread at batch 1, interleaved with the teacher. All
+choices use 5,000 images held out from training; the test split is read once, at the end.
+
+Stops and continues: what is trained and measured is kept in ``--run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from cifar_resnet import DEPTHS, trained
+from peers import FastNas, best_donor, residual_layers, torch_pruning
+from record import write_result
+from torch import nn
+
+import tailorbird as tb
+from tailorbird.data.images import ImageData
+from tailorbird.data.sources import parquet
+from tailorbird.errors import InfeasibleError
+from tailorbird.export.onnx import export_many
+from tailorbird.graph.surgery import capture
+from tailorbird.house.build import House
+from tailorbird.measure.counts import count
+from tailorbird.pipeline.choose import MARGIN, choose
+from tailorbird.pipeline.pricing import Names, Pricing
+from tailorbird.report.terminal import terminal
+from tailorbird.search import random as random_search
+from tailorbird.train.evaluate import accuracy
+from tailorbird.train.recipe import Recipe
+from tailorbird.train.retrain import Student as Learner
+from tailorbird.train.retrain import retrain_all
+
+SHARES = (0.75, 0.6, 0.4)
+SHAPE = (3, 32, 32)
+OURS = "tailorbird"
+
+
+@dataclass
+class Entry:
+    """One network of the comparison; ``module`` is replaced by its retrained self."""
+
+    method: str
+    share: float
+    module: nn.Module
+    hints: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+    before: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is spent."""
+
+    house: tb.HouseOptions
+    recipe: Recipe
+    images: int | None
+    fastnas_images: int
+
+
+def scale(quick: bool, epochs: float, house_epochs: float) -> Scale:
+    """The full and the quick form."""
+    options = tb.HouseOptions(
+        teacher_blocks=20 if quick else 60,
+        donor_blocks=12 if quick else 60,
+        pruned=8 if quick else 30,
+        recall=0.35,
+        donor_recall=0.35,
+        epochs=0.3 if quick else house_epochs,
+        learning_rate=0.05,
+    )
+    recipe = Recipe(
+        epochs=0.5 if quick else epochs,
+        learning_rate=0.02,
+        kl_weight=2.0,
+        temperature=2.0,
+        mse_weight=0.5,
+        label_smoothing=0.0,
+        validation_limit=1000 if quick else None,
+    )
+    return Scale(options, recipe, 6000 if quick else None, 256 if quick else 1000)
+
+
+def load(root: Path, limit: int | None) -> ImageData:
+    """CIFAR-10 with the normalisation that the networks were trained with."""
+    folder = root / "cifar10"
+    data = parquet(
+        sorted(folder.glob("train-*.parquet")),
+        test=sorted(folder.glob("test-*.parquet")),
+        normalisation=tb.Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        validation=0.1,
+        crop_padding=4,
+        flip=True,
+        name="cifar10",
+    )
+    return data if limit is None else data.head(limit)
+
+
+def latency_of(teacher: nn.Module, device: tb.OnnxRuntime, base_ms: float) -> Callable[[nn.Module], float]:
+    """A measurement relative to the teacher in the same session, in ms of the base session."""
+
+    def measure(module: nn.Module) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = export_many([(teacher, SHAPE), (module, SHAPE)], Path(folder), ["t", "m"])
+            reference, own = device.measure(paths)
+        return own.median_ms / reference.median_ms * base_ms
+
+    return measure
+
+
+def subset(house: House, keep: Callable[[str, str], bool]) -> House:
+    """The house with only those scored alternatives that ``keep(name, origin)`` lets stay."""
+    names = {a.name for a in house.choices if keep(a.name, a.origin)}
+    return replace(house, scores={k: v for k, v in house.scores.items() if k in names})
+
+
+def induced(pricing: Pricing, names: Names, method: str, share: float) -> Entry:
+    """An entry made of a house's alternatives, with its hints."""
+    blocks = {a.name: pricing.family.blocks[a.block] for a in pricing.family.alternatives}
+    hints = tuple((f"replaced_{i}", blocks[name].output) for i, name in enumerate(names))
+    return Entry(method, share, pricing.family.induce(names), hints, note=" ".join(names))
+
+
+def house_baselines(
+    house: House, target: tb.Target, share: float, data: ImageData, device: tb.OnnxRuntime, seed: int
+) -> list[Entry]:
+    """The paper's Rand and Only, and random parts of the house (its Table 6)."""
+    rng = np.random.default_rng(seed)
+    draw = {a.name: float(rng.random()) for a in house.choices}
+    parts: Mapping[str, Callable[[str, str], bool]] = {
+        "only (no donors)": lambda _, origin: origin in ("teacher", "identity"),
+        "half of the house": lambda name, _: draw[name] < 0.5,
+        "3/4 of the house": lambda name, _: draw[name] < 0.75,
+    }
+    progress = terminal()
+    entries = []
+    for method, keep in parts.items():
+        pricing = Pricing(subset(house, keep), device, progress=progress)
+        try:
+            choice = choose(
+                target, pricing, data.validation, rounds=3, candidates=4, seed=seed,
+                progress=progress,
+            )
+        except InfeasibleError as error:
+            print(f"{method} at {share}x: {error}")
+            continue
+        entries.append(induced(pricing, choice.names, method, share))
+    pricing = Pricing(house, device, progress=progress)
+    bound = target.absolute(pricing.base)["latency_ms"] * (1 - MARGIN)
+    for attempt in range(20):
+        chosen = random_search.select(
+            pricing.problem(), {"latency_ms": bound}, seed=seed * 100 + attempt
+        ).chosen
+        names = pricing.names(chosen)
+        if pricing.measure([names])[names]["latency_ms"] <= bound:
+            entries.append(induced(pricing, names, "random choice", share))
+            break
+    return entries
+
+
+def peer_entries(
+    teacher: nn.Module,
+    donors: Mapping[str, nn.Module],
+    data: ImageData,
+    measure: Callable[[nn.Module], float],
+    base_ms: float,
+    images: int,
+    work: Path,
+) -> list[Entry]:
+    """Off-the-shelf donors, torch-pruning and FastNAS at every share."""
+    held, labels = next(iter(data.validation.batches(images)))
+    calibration, _ = next(iter(data.train.batches(2500)))
+    nas = FastNas(
+        teacher=teacher, images=held, labels=labels, calibration=calibration, folder=work
+    )
+    example = torch.zeros(1, *SHAPE)
+    entries = []
+    for share in SHARES:
+        limit = share * base_ms * (1 - MARGIN)
+        makers = {
+            "best donor, retrained": lambda: best_donor(
+                donors, measure, limit, accuracy_of=lambda m: accuracy(m, data.validation)
+            ),
+            "torch-pruning": lambda: torch_pruning(
+                teacher, example, measure, limit, ignore=residual_layers
+            ),
+            "FastNAS": lambda: nas.within(measure, limit),
+        }
+        for method, make in makers.items():
+            start = time.perf_counter()
+            try:
+                peer = make()
+            except InfeasibleError as error:
+                print(f"{method} at {share}x: {error}", flush=True)
+                continue
+            seconds = time.perf_counter() - start
+            entries.append(Entry(method, share, peer.module, note=peer.name, seconds=seconds))
+            print(f"{method} at {share}x: {peer.latency_ms:.3f} ms, {seconds:.0f} s", flush=True)
+    return entries
+
+
+def judge(
+    entries: list[Entry], teacher: nn.Module, data: ImageData, device: tb.OnnxRuntime
+) -> list[dict[str, object]]:
+    """Final figures: latency of the exported networks in one interleaved session, test top-1."""
+    assert data.test is not None
+    modules = [teacher, *(entry.module for entry in entries)]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [
+            export_many([(module, SHAPE)], Path(folder), [f"m{i}"])[0]
+            for i, module in enumerate(modules)
+        ]
+        base, *latencies = device.measure(paths)
+    rows: list[dict[str, object]] = []
+    for entry, latency in zip(entries, latencies, strict=True):
+        counts = count(entry.module, SHAPE)
+        rows.append(
+            {
+                "method": entry.method,
+                "target": entry.share,
+                "limit_ms": round(entry.share * base.median_ms, 4),
+                "latency_ms": round(latency.median_ms, 4),
+                "share_of_teacher": round(latency.median_ms / base.median_ms, 4),
+                "met": latency.median_ms <= entry.share * base.median_ms,
+                "top1_before": round(100 * entry.before, 2),
+                "top1": round(100 * accuracy(entry.module, data.test), 2),
+                "macs": counts.macs,
+                "params": counts.params,
+                "note": entry.note,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Run everything, print the table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--run", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--epochs", type=float, default=3.0, help="retraining")
+    parser.add_argument("--house-epochs", type=float, default=1.0, help="distillation")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default=None, help="of the result file")
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    spend = scale(arguments.quick, arguments.epochs, arguments.house_epochs)
+    progress = terminal()
+    data = load(arguments.data, spend.images)
+    assert data.test is not None
+    networks = {f"resnet{depth}": trained(depth, arguments.data) for depth in DEPTHS}
+    teacher = networks.pop("resnet56")
+    device = tb.OnnxRuntime(threads=1)
+    house = tb.ModelHouse.build(
+        teacher, donors=networks, data=data, run=arguments.run, options=spend.house,
+        seed=arguments.seed, progress=progress,
+    )
+    targets = {
+        share: tb.Target(f"x{share:g}", device, {"latency": f"{share}x"}) for share in SHARES
+    }
+    students = house.fit(list(targets.values()), recipe=spend.recipe)
+    ours_minutes = house.folder.seconds()
+    print("ours done after", round((time.perf_counter() - start) / 60, 1), "minutes", flush=True)
+    base_ms = house.pricing(targets[SHARES[0]]).base["latency_ms"]
+    with tempfile.TemporaryDirectory() as work:
+        entries = peer_entries(
+            teacher, networks, data, latency_of(teacher, device, base_ms), base_ms,
+            spend.fastnas_images, Path(work),
+        )
+    for share, target in targets.items():
+        entries += house_baselines(
+            house.house, target, share, data, device, arguments.seed
+        )
+    as_is = [
+        replace(entry, method="best donor, as it is")
+        for entry in entries
+        if entry.method == "best donor, retrained"
+    ]
+    retrain(entries, house.house, data, spend.recipe, arguments)
+    for share, student in zip(SHARES, students, strict=True):
+        if student.module is not None:
+            entries.append(
+                Entry(
+                    OURS, share, student.module, note=" | ".join(student.result.replaced),
+                    before=student.result.accuracy_before or 0.0,
+                )
+            )
+    entries += as_is
+    rows = judge(entries, teacher, data, device)
+    figures = {
+        "rows": sorted(rows, key=lambda row: (-float(str(row["target"])), str(row["method"]))),
+        "networks": {
+            name: {"top1": round(100 * accuracy(module, data.test), 2)}
+            for name, module in {"resnet56": teacher, **networks}.items()
+        },
+        "margin": margins(rows),
+        "epochs": spend.recipe.epochs,
+        "house_epochs": spend.house.epochs,
+        "house_seconds": ours_minutes,
+        "minutes": round((time.perf_counter() - start) / 60, 1),
+        "alternatives": len(house.house.choices),
+    }
+    name = arguments.name or ("compress_cifar10_quick" if arguments.quick else "compress_cifar10")
+    print("written:", write_result(name, figures, seed=arguments.seed))
+    show(figures)
+
+
+def retrain(
+    entries: list[Entry], house: House, data: ImageData, recipe: Recipe, arguments: argparse.Namespace
+) -> None:
+    """Retrain all baselines as the students were; each entry's module is replaced."""
+    assert data.test is not None
+    learners = []
+    for number, entry in enumerate(entries):
+        entry.before = accuracy(entry.module, data.test)
+        learners.append(Learner(name=f"e{number}", module=entry.module, hints=entry.hints))
+    nodes = sorted({node for learner in learners for _, node in learner.hints})
+    outcomes = retrain_all(
+        learners, capture(house.teacher, nodes), data, recipe=recipe, seed=arguments.seed,
+        checkpoint=arguments.run / "peers", progress=terminal(),
+    )
+    for entry, outcome in zip(entries, outcomes, strict=True):
+        entry.module = outcome.module
+
+
+def margins(rows: list[dict[str, object]]) -> dict[str, dict[str, object]]:
+    """Per target: ours, the best of the others that meets the limit, and the difference."""
+    found: dict[str, dict[str, object]] = {}
+    for share in SHARES:
+        at = [row for row in rows if row["target"] == share and row["met"]]
+        own = [float(str(row["top1"])) for row in at if row["method"] == OURS]
+        others = [row for row in at if row["method"] != OURS]
+        if own and others:
+            best = max(others, key=lambda row: float(str(row["top1"])))
+            found[f"{share}x"] = {
+                "ours": own[0],
+                "best_other": best["top1"],
+                "best_method": best["method"],
+                "difference": round(own[0] - float(str(best["top1"])), 2),
+            }
+    return found
+
+
+def show(figures: Mapping[str, object]) -> None:
+    """Print the README's table."""
+    print("| target | method | measured | met | top-1 before | top-1 |")
+    print("|---|---|---|---|---|---|")
+    rows = figures["rows"]
+    assert isinstance(rows, list)
+    for row in rows:
+        print(
+            f"| {row['target']}x | {row['method']} | {row['share_of_teacher']:.3f}x | "
+            f"{'yes' if row['met'] else 'no'} | {row['top1_before']:.2f} | {row['top1']:.2f} |"
+        )
+    print(figures["margin"], figures["minutes"], "minutes")
+
+
+if __name__ == "__main__":
+    main()
