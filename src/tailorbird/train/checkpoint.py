@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tailorbird.errors import StoreError
 from tailorbird.runfolder import write_bytes, write_json
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 _NAME = re.compile(r"epoch-(\d{6})\.json")
 

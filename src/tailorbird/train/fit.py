@@ -13,7 +13,7 @@ from tailorbird.progress import Progress
 from tailorbird.train.loop import Trained, train
 from tailorbird.train.losses import CrossEntropy
 from tailorbird.train.recipe import Recipe
-from tailorbird.train.trainee import Student
+from tailorbird.train.trainee import Assignment
 
 
 def fit(
@@ -48,20 +48,19 @@ def fit(
         raise ConfigError("recipe.ce_weight is 0, so there is nothing to learn; give it 1")
     term = CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing)
     [result] = train(
-        [Student(name="network", module=module)],
+        [Assignment(name="network", student=module, checkpoint=checkpoint)],
         data,
         terms=lambda _: [term],
         recipe=recipe,
         seed=seed,
-        checkpoint=checkpoint,
         device=device,
         progress=progress,
         title="train",
     )
-    if result.failed is not None:
+    if result.stopped is not None:
         raise TrainingError(
-            f"training: {result.failed}; a lower learning rate than {recipe.learning_rate:g} or a "
+            f"training: {result.stopped}; a lower learning rate than {recipe.learning_rate:g} or a "
             "longer warm-up usually helps",
-            step=result.failed_step,
+            step=result.stopped_step,
         )
     return result

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from torch import Tensor
+
+Mix: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Mixer:
@@ -27,7 +32,8 @@ class Mixer:
     def __init__(self, *, mixup: float, cutmix: float, classes: int) -> None:
         from timm.data.mixup import Mixup
 
-        self._mix = Mixup(
+        make: Callable[..., Mix] = Mixup
+        self._mix = make(
             mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=classes
         )
 
@@ -42,10 +48,10 @@ class Mixer:
         if not even:
             return images, labels
         target = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
-        before = np.random.get_state()  # noqa: NPY002 - timm draws from this generator
+        before = np.random.get_state()
         try:
-            np.random.seed(seed % 2**32)  # noqa: NPY002
+            np.random.seed(seed % 2**32)
             mixed, soft = self._mix(images[:even].clone(), target[:even])
         finally:
-            np.random.set_state(before)  # noqa: NPY002
+            np.random.set_state(before)
         return mixed, None if labels is None else soft

@@ -85,6 +85,11 @@ def memory_format(shape: Sequence[int]) -> torch.memory_format:
     return torch.channels_last if len(shape) == 3 else torch.contiguous_format
 
 
+def set_layout(module: nn.Module, layout: torch.memory_format) -> None:
+    """Bring a module's parameters and buffers into a memory layout, in place."""
+    module.to(memory_format=layout)  # type: ignore[call-overload]
+
+
 def runs_channels_last(module: nn.Module, images: Tensor) -> bool:
     """Whether a network can run on channels-last images; some reshape with ``view``.
 

@@ -11,12 +11,13 @@ from torch import nn
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError, TrainingError
 from tailorbird.progress import Progress
-from tailorbird.train.loop import Teacher, Trained, train
+from tailorbird.train.answers import Teacher
+from tailorbird.train.loop import Trained, train
 from tailorbird.train.losses import CrossEntropy, Distillation, Hints, Term
 from tailorbird.train.recipe import Recipe
-from tailorbird.train.trainee import Epoch, Student
+from tailorbird.train.trainee import Assignment, Epoch
 
-__all__ = ["Epoch", "Retrained", "Student", "Teacher", "retrain", "retrain_all"]
+__all__ = ["Assignment", "Epoch", "Retrained", "Teacher", "retrain", "retrain_all"]
 
 Retrained = Trained
 
@@ -65,36 +66,34 @@ def retrain(
         >>> done.accuracy_before, done.epochs
         (1.0, 1.0)
     """
-    one = Student(name=name, module=student, hints=tuple(hints))
+    one = Assignment(name=name, student=student, hints=hints, checkpoint=checkpoint)
     [result] = retrain_all(
         [one],
         teacher,
         data,
         recipe=recipe,
         seed=seed,
-        checkpoint=checkpoint,
         device=device,
         progress=progress,
     )
-    if result.failed is not None:
+    if result.stopped is not None:
         kept = "" if checkpoint is None else f" (kept in {checkpoint})"
         raise TrainingError(
-            f"retraining '{name}': {result.failed}; the best state before it was that of epoch "
+            f"retraining '{name}': {result.stopped}; the best state before it was that of epoch "
             f"{result.best_epoch:g} with accuracy {result.accuracy:.4f}{kept}. A lower learning "
             f"rate than {recipe.learning_rate:g} or a lower clip_norm usually helps",
-            step=result.failed_step,
+            step=result.stopped_step,
         )
     return result
 
 
 def retrain_all(
-    students: Sequence[Student],
+    assignments: Sequence[Assignment],
     teacher: Teacher,
     data: ImageData,
     *,
     recipe: Recipe,
     seed: int,
-    checkpoint: Path | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> list[Retrained]:
@@ -102,28 +101,29 @@ def retrain_all(
 
     Each ends exactly as it would alone: it has its own optimiser and average, and the random
     numbers of a step depend on the seed and the step only. A student whose loss is not finite
-    stops with a reason in ``failed`` and its best state; the others go on. With ``minutes`` in
+    stops with a reason in ``stopped`` and its best state; the others go on. With ``minutes`` in
     the recipe, the time is shared.
 
     Args:
-        students: with distinct names. Other args are those of `retrain`.
+        assignments: students with distinct names, their hints and checkpoints; none give none.
+            Other args are those of `retrain`.
 
     Raises:
         ConfigError: for hints that don't fit, or a loss without any term.
         StoreError: when the checkpoint is of another run; says what differs.
     """
 
-    def terms(student: Student) -> list[Term]:
+    def terms(assignment: Assignment) -> list[Term]:
         found: list[Term] = [
             Distillation(weight=recipe.kl_weight, temperature=recipe.temperature),
         ]
         if data.labelled:
             found.append(CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing))
-        if student.hints:
-            found.append(Hints(pairs=student.hints, weight=recipe.mse_weight))
+        if assignment.hints:
+            found.append(Hints(pairs=tuple(assignment.hints), weight=recipe.mse_weight))
         return found
 
-    idle = [s.name for s in students if not any(term.weight > 0 for term in terms(s))]
+    idle = [a.name for a in assignments if not any(term.weight > 0 for term in terms(a))]
     if idle:
         raise ConfigError(
             f"nothing to learn from for {', '.join(idle)}: kl_weight is {recipe.kl_weight:g}, "
@@ -131,13 +131,12 @@ def retrain_all(
             f"mse_weight {recipe.mse_weight:g}; raise one that applies"
         )
     return train(
-        students,
+        assignments,
         data,
         terms=terms,
         recipe=recipe,
         seed=seed,
         teacher=teacher,
-        checkpoint=checkpoint,
         device=device,
         progress=progress,
         title="retrain",

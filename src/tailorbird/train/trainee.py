@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -14,30 +15,32 @@ from torch import Tensor, nn
 
 from tailorbird.data.images import Split
 from tailorbird.errors import ConfigError, TrainingError
-from tailorbird.train.checkpoint import Json
+from tailorbird.train.checkpoint import Checkpoint, Json, digest
 from tailorbird.train.evaluate import Score, score
 from tailorbird.train.losses import Seen, Term, total
 from tailorbird.train.optimisers import build_optimizer, set_rate
-from tailorbird.train.precision import autocast, resolve, runs_channels_last
+from tailorbird.train.precision import autocast, resolve, runs_channels_last, set_layout
 from tailorbird.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
-    """A network to train and where it should follow the teacher.
+class Assignment:
+    """A network to train, and where it should follow the teacher.
 
     Args:
         name: what messages and the checkpoint call it; distinct among those trained together.
-        module: images (n, C, H, W) to logits (n, classes). It is copied, never changed.
+        student: images (n, C, H, W) to logits (n, classes). It is copied, never changed.
         hints: pairs of one of its submodules and the teacher's node to imitate there.
+        checkpoint: its own folder for the state of each epoch; None for none.
     """
 
     name: str
-    module: nn.Module
-    hints: tuple[tuple[str, str], ...] = ()
+    student: nn.Module
+    hints: Sequence[tuple[str, str]] = ()
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class Trainee:
     """A student's own copy with everything that its training changes.
 
     Args:
-        student: copied; all of the copy's parameters are trained.
+        assignment: its student is copied; all of the copy's parameters are trained.
         terms: summands of its loss.
         example: two images (2, C, H, W) on the device, for a dry run.
         answers: what the teacher says to them, by node name; empty without a teacher.
@@ -81,7 +84,7 @@ class Trainee:
 
     def __init__(
         self,
-        student: Student,
+        assignment: Assignment,
         *,
         terms: Sequence[Term],
         recipe: Recipe,
@@ -89,19 +92,19 @@ class Trainee:
         example: Tensor,
         answers: Mapping[str, Tensor],
     ) -> None:
-        self.name = student.name
+        self.name = assignment.name
         self.recipe = recipe
         self.device = device
         self.terms = tuple(terms)
-        self.module = copy.deepcopy(student.module).to(device).eval().requires_grad_(True)
+        self.module = copy.deepcopy(assignment.student).to(device).eval().requires_grad_(True)
         self.precision = resolve(recipe.precision, device, self.module)
         self.format = self._layout(example)
         self.ema = self._average()
         self.activations: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._overwritten: set[str] = set()
-        self._hooks = self._listen(student.hints)
-        self.classes = self._rehearse(example, answers, student.hints)
+        self._hooks = self._listen(assignment.hints)
+        self.classes = self._rehearse(example, answers, assignment.hints)
         self.optimizer = build_optimizer(
             recipe.optimizer,
             self.module,
@@ -113,10 +116,24 @@ class Trainee:
         self.best_score = Score(-1.0, math.inf)
         self.best_epoch = 0.0
         self.history: list[Epoch] = []
-        self.failed: str | None = None
-        self.failed_step: int | None = None
+        self.stopped: str | None = None
+        self.stopped_step: int | None = None
+        self.before = 0.0
+        self.at = 0
+        self.total = 0
+        self.seconds = 0.0
+        self.done = False
+        self.store: Checkpoint | None = None
         self._pending: list[Tensor] = []
         self._losses: list[float] = []
+
+    def open(self, assignment: Assignment, identity: Mapping[str, Json]) -> None:
+        """Take up a checkpoint folder, for a run with this identity."""
+        if assignment.checkpoint is None:
+            return
+        hints: list[Json] = [f"{submodule} -> {node}" for submodule, node in assignment.hints]
+        own: dict[str, Json] = {"student": digest(assignment.student), "hints": hints}
+        self.store = Checkpoint(assignment.checkpoint, {**identity, **own})
 
     def step(
         self,
@@ -135,7 +152,7 @@ class Trainee:
         if loss is None:
             raise TrainingError(f"'{self.name}': no term of the loss applies", step=number)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.activations.clear()
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
@@ -143,13 +160,14 @@ class Trainee:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.module, step=number)
+        self.at = number
         self._pending.append(loss.detach())
 
     def settle(self, step: int) -> float:
         """Fetch the losses since the last call, the newest of which is of ``step``.
 
         The one place where the loop waits for the device. Returns the newest loss; where one is
-        not finite, the trainee is marked as failed.
+        not finite, the trainee is stopped.
         """
         if not self._pending:
             return math.nan
@@ -158,15 +176,15 @@ class Trainee:
         for offset, value in enumerate(values):
             if not math.isfinite(value):
                 first = step - len(values) + 1 + offset
-                self.fail(f"the loss is {value} at step {first}", first)
+                self.stop(f"the loss is {value} at step {first}", first)
                 break
             self._losses.append(value)
         return float(values[-1])
 
-    def fail(self, reason: str, step: int) -> None:
+    def stop(self, reason: str, step: int) -> None:
         """Stop this trainee; its best state so far stays."""
-        self.failed = reason
-        self.failed_step = step
+        self.stopped = reason
+        self.stopped_step = step
         self._pending.clear()
 
     def validate(
@@ -175,7 +193,6 @@ class Trainee:
         answers: Tensor | None,
         *,
         epoch: float,
-        step: int,
         rate: float,
         seconds: float,
     ) -> None:
@@ -184,7 +201,7 @@ class Trainee:
         scores = [self.evaluate(net, split, answers, self.recipe.validation_limit)
                   for net in candidates]  # fmt: skip
         if not all(math.isfinite(one.loss) for one in scores):
-            self.fail(f"the validation loss is not finite after step {step}", step)
+            self.stop(f"the validation loss is not finite after step {self.at}", self.at)
             return
         for net, one in zip(candidates, scores, strict=True):
             if one.beats(self.best_score):
@@ -194,7 +211,7 @@ class Trainee:
         self.history.append(
             Epoch(
                 epoch=epoch,
-                step=step,
+                step=self.at,
                 loss=loss,
                 accuracy=scores[0].accuracy,
                 validation_loss=scores[0].loss,
@@ -221,17 +238,29 @@ class Trainee:
         return result
 
     def release(self) -> nn.Module:
-        """The copy without hooks, holding the best state, on the CPU in eval mode."""
+        """The copy without hooks, holding the best state, in eval mode."""
         for hook in self._hooks:
             hook.remove()
         self.module.load_state_dict(self.best)
         self.optimizer.zero_grad(set_to_none=True)
-        return self.module.cpu().to(memory_format=torch.contiguous_format).eval()
+        return self.module.eval()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint stores as tensors; `record` has the rest."""
+    def resume(self) -> bool:
+        """Continue from the checkpoint; whether there was one."""
+        state = None if self.store is None else self.store.load()
+        if state is not None:
+            self._restore(*state)
+        return state is not None
+
+    def save(self, epoch: int) -> None:
+        """Write a checkpoint, if one is kept."""
+        if self.store is not None:
+            self.store.save(epoch, self._tensors(), self._record())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint stores as tensors; `_record` has the rest."""
         found = {f"best/{name}": value for name, value in self.best.items()}
-        if self.failed is not None:
+        if self.stopped is not None:
             return found
         found |= {f"model/{name}": value for name, value in self.module.state_dict().items()}
         if self.ema is not None:
@@ -243,7 +272,7 @@ class Trainee:
                     found[f"optimizer/{index}/{name}"] = value
         return found
 
-    def record(self) -> dict[str, Json]:
+    def _record(self) -> dict[str, Json]:
         """What a checkpoint stores as JSON."""
         numbers: dict[str, Json] = {
             str(index): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
@@ -253,24 +282,34 @@ class Trainee:
         return {
             "history": [cast("dict[str, Json]", asdict(epoch)) for epoch in self.history],
             "best_score": [self.best_score.accuracy, self.best_score.loss] if scored else None,
+            "before": self.before,
+            "step": self.at,
+            "total": self.total,
+            "seconds": self.seconds,
+            "done": self.done,
             "best_epoch": self.best_epoch,
-            "failed": self.failed,
-            "failed_step": self.failed_step,
+            "stopped": self.stopped,
+            "stopped_step": self.stopped_step,
             "optimizer": numbers,
         }
 
-    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Json]) -> None:
-        """Take up the state that `tensors` and `record` gave."""
+    def _restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Json]) -> None:
+        """Take up the state that `_tensors` and `_record` gave."""
         history = cast("list[dict[str, float]]", record["history"])
         self.history = [Epoch(**epoch) for epoch in history]  # type: ignore[arg-type]
         best = cast("list[float] | None", record["best_score"])
         if best is not None:
             self.best_score = Score(best[0], best[1])
+        self.at = cast("int", record["step"])
+        self.before = cast("float", record["before"])
+        self.total = cast("int", record["total"])
+        self.seconds = cast("float", record["seconds"])
+        self.done = cast("bool", record["done"])
         self.best_epoch = cast("float", record["best_epoch"])
-        self.failed = cast("str | None", record["failed"])
-        self.failed_step = cast("int | None", record["failed_step"])
+        self.stopped = cast("str | None", record["stopped"])
+        self.stopped_step = cast("int | None", record["stopped_step"])
         self.best = {k: v.to(self.device) for k, v in _under("best/", tensors).items()}
-        if self.failed is not None:
+        if self.stopped is not None:
             return
         self.module.load_state_dict(_under("model/", tensors))
         if self.ema is not None:
@@ -288,24 +327,26 @@ class Trainee:
             owner = parameters[int(index)]
             if value.shape == owner.shape and value.ndim:
                 # In the parameter's own layout, so that fused kernels go the same way as before.
-                value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[name] = value
+                laid_out = torch.empty_like(owner, dtype=value.dtype).copy_(value)
+                state.setdefault(int(index), {})[name] = laid_out
+            else:
+                state.setdefault(int(index), {})[name] = value
         fresh = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**fresh, "state": state})
 
     def _layout(self, example: Tensor) -> torch.memory_format:
         if not self.recipe.channels_last or example.ndim != 4:
             return torch.contiguous_format
-        self.module.to(memory_format=torch.channels_last)
+        set_layout(self.module, torch.channels_last)
         if runs_channels_last(self.module, example):
             return torch.channels_last
-        self.module.to(memory_format=torch.contiguous_format)
+        set_layout(self.module, torch.contiguous_format)
         return torch.contiguous_format
 
     def _average(self) -> ModelEmaV3 | None:
         if self.recipe.ema is None:
             return None
-        from timm.utils import ModelEmaV3
+        from timm.utils.model_ema import ModelEmaV3
 
         return ModelEmaV3(self.module, decay=self.recipe.ema, use_warmup=True)
 
