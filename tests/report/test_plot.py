@@ -74,7 +74,7 @@ def test_a_student_far_below_does_not_press_the_rest_together(crowded, monkeypat
     figure = drawn(crowded, monkeypatch)
     low, high = figure.axes[0].get_ylim()
     assert low > 80 and high < 100
-    assert "50.0 %" in [text.get_text() for text in figure.axes[0].texts]
+    assert "50 %" in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_one_panel_per_device(monkeypatch):

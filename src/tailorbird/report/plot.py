@@ -128,7 +128,7 @@ def _raised(panel: Panel) -> Panel:
     def raised(mark: Mark) -> Mark:
         if mark.kind != "before" or mark.accuracy >= floor:
             return mark
-        return Mark("below", f"{mark.accuracy:.1f} %", mark.cost, floor)
+        return Mark("below", f"{mark.accuracy:.0f} %", mark.cost, floor)
 
     marks = tuple(raised(mark) for mark in panel.marks)
     moves = tuple((raised(before), after) for before, after in panel.moves)
@@ -228,12 +228,16 @@ def _place_labels(figure_: Figure, panels: Sequence[Panel]) -> None:
     figure_.set_layout_engine("none")
     for axes, panel in zip(figure_.axes, panels, strict=True):
         taken = [_around(axes, mark, 7.0) for mark in panel.marks]
-        taken += [label.get_window_extent() for label in _limit_labels(axes, panel, taken)]
         lines = [_line(axes, position) for _, position in panel.limits]
-        named = [mark for mark in panel.marks if mark.kind != "before"]
-        for mark in sorted(named, key=lambda mark: (mark.cost, mark.accuracy)):
-            label = _label(axes, mark)
-            taken.append(_best_place(axes, label, mark, taken, lines))
+        lines += [_line(axes, after.cost) for _, after in panel.moves]
+        named = sorted(panel.marks, key=lambda mark: (mark.cost, mark.accuracy))
+        for mark in named:
+            if mark.kind == "below":
+                taken.append(_best_place(axes, _label(axes, mark), taken, [], _UNDER))
+        taken += [label.get_window_extent() for label in _limit_labels(axes, panel, taken)]
+        for mark in named:
+            if mark.kind not in ("before", "below"):
+                taken.append(_best_place(axes, _label(axes, mark), taken, lines, _SIDES))
 
 
 def _around(axes: Axes, mark: Mark, radius: float) -> Bbox:
@@ -287,12 +291,15 @@ def _along(label: Annotation, position: float, height: float, side: str) -> None
 
 
 def _label(axes: Axes, mark: Mark) -> Annotation:
+    from matplotlib.patheffects import withStroke
+
     return axes.annotate(
         mark.name,
         (mark.cost, mark.accuracy),
         xytext=(0, 0),
         textcoords="offset points",
-        fontsize=9,
+        fontsize=8 if mark.kind == "below" else 9,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
         color=_NAME_COLOURS.get(mark.kind, "#a34700"),
         zorder=4,
         parse_math=False,
@@ -313,16 +320,23 @@ _SIDES = (
 )
 
 
+_UNDER = (("center", "top", 0, -1), ("center", "bottom", 0, 1))
+
+
 def _best_place(
-    axes: Axes, label: Annotation, mark: Mark, taken: Sequence[Bbox], lines: Sequence[Bbox]
+    axes: Axes,
+    label: Annotation,
+    taken: Sequence[Bbox],
+    lines: Sequence[Bbox],
+    sides: Sequence[tuple[str, str, float, float]],
 ) -> Bbox:
     best: tuple[float, _Place, Bbox] | None = None
-    for distance, (horizontal, vertical, right, up) in product((8, 14, 22, 32, 44), _SIDES):
+    for distance, (horizontal, vertical, right, up) in product((8, 14, 22, 32, 44), sides):
         place = _Place(horizontal, vertical, right * distance, up * distance)
         place.apply(label)
         box = label.get_window_extent()
-        fault = _overlap(box, taken) + 0.3 * _overlap(box, lines) + 5 * _outside(box, axes.bbox)
-        fault += 0.01 * float(box.width * box.height) * (distance / 8 - 1)
+        fault = _overlap(box, taken) + 0.1 * _overlap(box, lines) + 5 * _outside(box, axes.bbox)
+        fault += 0.08 * float(box.width * box.height) * (distance / 8 - 1)
         if best is None or fault < best[0]:
             best = (fault, place, box)
     if best is None:
