@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from tailorbird.errors import GraphError, StoreError
+from tailorbird.graph.masks import ChannelMask
 from tailorbird.graph.serial import (
     from_spec,
     load_module,
@@ -25,6 +27,7 @@ from tailorbird.graph.serial import (
     to_spec,
     write_file,
 )
+from tailorbird.graph.trace import trace
 
 
 class Basic(nn.Module):
@@ -334,7 +337,7 @@ HOSTILE = {
         "subprocess.Popen",
     ),
     "no layer": (
-        lambda n: n["children"]["stem"].update({"class": "timm.models._hub.Path"}),
+        lambda n: n["children"]["stem"].update({"class": "torch.nn.modules.conv.Tensor"}),
         "expected a layer class",
     ),
     "source in a placeholder": (
@@ -453,3 +456,89 @@ def test_the_argument_is_left_alone(tmp_path):
     ]
     pairs = zip(module.state_dict().values(), twin.state_dict().values(), strict=True)
     assert all(torch.equal(left, right) for left, right in pairs)
+
+
+# ---------------------------------------------------------------- real layers, random damage
+
+
+def timm_net(name: str, **arguments: object) -> fx.GraphModule:
+    model = pytest.importorskip("timm").create_model(name, num_classes=4, **arguments)
+    return trace(model, (3, 32, 32)).module
+
+
+def with_masks() -> fx.GraphModule:
+    layers = [nn.Conv2d(3, 4, 1), ChannelMask(torch.tensor([1, 0, 1, 1])), nn.ReLU()]
+    return trace(nn.Sequential(*layers), (3, 8, 8)).module
+
+
+TRACED = {
+    "cifar": lambda: trace(CifarNet(), (3, 8, 8)).module,
+    "masks": with_masks,
+    "mobilenetv3": lambda: timm_net("mobilenetv3_small_050"),
+    "regnet": lambda: timm_net("regnety_002"),
+    "vit": lambda: timm_net(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        depth=2,
+        embed_dim=24,
+        drop_path_rate=0.2,
+        attn_drop_rate=0.2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_traced_networks_round_trip_in_both_modes(name, tmp_path):
+    module = TRACED[name]()
+    save_module(module, tmp_path, "net", {})
+    again, _ = load_module(tmp_path, "net")
+    images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    for training in (False, True):
+        module.train(training)
+        again.train(training)
+        assert torch.equal(logits(module, images), logits(again, images))
+    assert structure_key(module, (3, 32, 32)) == structure_key(again, (3, 32, 32))
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """Paths of all parts of a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, item in items:
+        found.append((*path, key))
+        if isinstance(item, (dict, list)):
+            found.extend(places(item, (*path, key)))
+    return found
+
+
+def test_random_damage_is_refused_or_harmless():
+    rng = np.random.default_rng(0)
+    whole = json.loads(json.dumps(to_spec(NETS["awkward"]())))
+    every = places(whole)
+    junk = [
+        None,
+        -1,
+        2**70,
+        1.5,
+        "x",
+        "__class__",
+        "torch.load",
+        [],
+        {},
+        [[1]],
+        {"node": "x"},
+        True,
+    ]
+    refused = 0
+    for _ in range(150):
+        spec = copy.deepcopy(whole)
+        *path, last = every[rng.integers(len(every))]
+        holder = spec
+        for key in path:
+            holder = holder[key]
+        holder[last] = junk[rng.integers(len(junk))]
+        try:
+            from_spec(spec)
+        except StoreError:
+            refused += 1
+    assert refused > 75

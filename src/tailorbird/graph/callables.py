@@ -50,10 +50,16 @@ _NOT_LAYERS = tuple(
     f"tailorbird.graph.{name}"
     for name in ("callables", "describe", "encoding", "rebuild", "serial")
 )
-_FUNCTION_ROOTS = ("timm.", "torchvision.", "tailorbird.graph.", "tailorbird.supernet.")
+_FUNCTION_ROOTS = (
+    "timm.layers.",
+    "timm.models.",
+    "torchvision.ops.",
+    "tailorbird.graph.",
+    "tailorbird.supernet.",
+)
 _ENUM_ROOTS = ("timm.layers.", "torch.nn.")
 _CLASS_ROOTS = (
-    "torch.nn.modules.", "timm.", "torchvision.ops.", "torchvision.models.",
+    "torch.nn.modules.", "timm.layers.", "timm.models.", "torchvision.ops.", "torchvision.models.",
     "tailorbird.graph.", "tailorbird.house.", "tailorbird.supernet.",
 )  # fmt: skip
 
@@ -140,7 +146,7 @@ def _is_layer_function(function: FunctionType) -> bool:
     if function.__module__.startswith("tailorbird."):
         return function.__module__ not in _NOT_LAYERS
     if function.__module__.startswith("torchvision."):
-        return function.__module__.startswith("torchvision.ops.")
+        return True
     from timm.layers._fx import is_notrace_function
 
     extra = function.__module__ == "timm.layers.drop" and function.__name__.startswith("drop_")

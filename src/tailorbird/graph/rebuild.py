@@ -150,7 +150,10 @@ def _rebuild_graph(table: Json, path: str, built: dict[str, nn.Module]) -> nn.Mo
         nodes[cast(str, record["name"])] = node
     if not nodes or next(reversed(nodes.values())).op != "output":
         raise StoreError(f"module {path!r}: the graph has no output")
-    return fx.GraphModule(root, graph)
+    try:
+        return fx.GraphModule(root, graph)
+    except Exception as error:  # torch.fx compiles the graph, which fails in many ways
+        raise StoreError(f"module {path!r}: its graph makes no sense: {error}") from error
 
 
 def _add_node(
