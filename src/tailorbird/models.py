@@ -141,8 +141,10 @@ def _timm(name: str) -> Callable[..., object]:
         near = _near(name, timm.list_models()) or "; see timm.list_models()"
         raise ConfigError(f"model timm:{name}: timm knows no such model{near}")
 
+    create = cast("Callable[..., object]", timm.create_model)
+
     def make(**arguments: object) -> object:
-        return timm.create_model(name, **arguments)
+        return create(name, **arguments)
 
     return make
 
@@ -239,7 +241,9 @@ def _read(file: Path) -> dict[str, Tensor]:
             "where you trust it: safetensors.torch.save_file({k: v.contiguous() for k, v in "
             "model.state_dict().items()}, 'weights.safetensors')"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # torch's reader fails on a foreign file in any way it likes
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreError(
             f"checkpoint {file}: neither safetensors nor a whole torch file: {cause}"

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 
-_LOSSLESS = (b"\x89PNG\r\n\x1a\n", b"RIFF")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_WEBP = b"RIFF"
 _SHOWN = 5
 _CHUNK = 256
 
@@ -133,7 +134,7 @@ class Decoder:
         """
         if not content:
             raise ValueError("empty")
-        pixels = _quick(content) if content.startswith(_LOSSLESS) else None
+        pixels = _quick(content) if _is_plain(content) else None
         if pixels is None:
             pixels = _careful(content)
         if self.channels is not None and len(pixels) != self.channels:
@@ -141,6 +142,13 @@ class Decoder:
         if self.size is not None and pixels.shape[1:] != self.size:
             pixels = cover(pixels, self.size)
         return pixels
+
+
+def _is_plain(content: bytes) -> bool:
+    """WebP, or PNG of 8 bits without a palette (torchvision would give the palette's indices)."""
+    if content.startswith(_PNG):
+        return content[24:25] == b"\x08" and content[25:26] != b"\x03"
+    return content.startswith(_WEBP)
 
 
 def _quick(content: bytes) -> Pixels | None:

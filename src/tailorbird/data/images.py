@@ -331,9 +331,10 @@ def check_head(data: ImageData, outputs: int) -> None:
         if split is not None and split.labels is not None and len(split.labels):
             largest = max(largest, int(split.labels.max()))
     if data.classes is not None and len(data.classes) != outputs:
+        named = ", ".join(data.classes[:3]) + (", ..." if len(data.classes) > 3 else "")
         raise DataError(
             f"data '{data.name}' has {len(data.classes)} classes "
-            f"({', '.join(data.classes[:3])}, ...) but the network has {outputs} outputs; load the "
+            f"({named}) but the network has {outputs} outputs; load the "
             f"network with num_classes={len(data.classes)} and a checkpoint trained on these "
             "classes, or leave the labels out (label column null) to distil without them"
         )

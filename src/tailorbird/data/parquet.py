@@ -222,7 +222,9 @@ def _image_column(table: _Table, asked: str | None, problems: list[str]) -> str:
 
     def suits(kind: pyarrow.DataType) -> bool:
         if pa.types.is_struct(kind):
-            kind = next((field.type for field in kind if field.name == "bytes"), pa.null())
+            kind = next((field.type for field in kind if field.name == "bytes"), pa.int8())
+            if pa.types.is_null(kind):
+                return True  # Every cell names a file instead.
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     schema = table.table.schema
