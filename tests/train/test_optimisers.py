@@ -28,7 +28,7 @@ def test_each_optimiser_fits_a_line(name, rate):
         loss = nn.functional.mse_loss(net(inputs), 3 * inputs + 1)
         loss.backward()
         optimizer.step()
-    assert float(loss) < 1e-2
+    assert loss.item() < 1e-2
 
 
 def test_the_rate_rises_then_falls_and_never_jumps():
