@@ -312,9 +312,12 @@ class ImageData:
                 continue
             if split.labels is not None:
                 digest.update(split.labels.cpu().numpy().tobytes())
-            # Rounded, so that the last bit of float arithmetic does not make it another data set.
-            pixels = split.sample(16).mul(256).round().to(torch.int32)
-            digest.update(pixels.cpu().contiguous().numpy().tobytes())
+            # Back to whole pixel values, so that the last bit of float arithmetic can't matter.
+            images = split.sample(16).cpu()
+            std = images.new_tensor(norm.std).view(1, -1, 1, 1)
+            mean = images.new_tensor(norm.mean).view(1, -1, 1, 1)
+            pixels = ((images * std + mean) * 255).round().to(torch.int32)
+            digest.update(pixels.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
