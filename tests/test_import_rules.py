@@ -282,7 +282,8 @@ def test_an_unsafe_read_is_found(text):
 
 def test_a_safe_read_passes():
     text = (
-        "import pickle, torch, yaml\npickle.UnpicklingError\ntorch.load('a', weights_only=True)\nyaml.safe_load('a')\n"
+        "import pickle, torch, yaml\npickle.UnpicklingError\n"
+        "torch.load('a', weights_only=True)\nyaml.safe_load('a')\n"
         "class Strict(yaml.SafeLoader): pass\nyaml.load('a', Loader=Strict)\n"
         "torch.Generator().manual_seed(0)\nmodel.eval()\n"
         "def f():\n    with torch.random.fork_rng():\n        torch.manual_seed(0)"
