@@ -169,7 +169,7 @@ def _wanted(
     starts: Collection[str],
     ends: Collection[str],
     share: float,
-) -> Iterator[Block] | list[Block]:
+) -> list[Block]:
     if len(flow.inputs[start]) != 1:
         return []
     source = flow.inputs[start][0]

@@ -28,6 +28,7 @@ _FUNCTIONS = {
     "pool": (
         *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"),
         *("boolean_dispatch", "amax", "max_pool2d_with_indices", "lp_pool2d"),
+        "sum",
     ),
     "dropout": ("dropout", "dropout1d", "dropout2d", "alpha_dropout", "stochastic_depth"),
     "resize": ("interpolate", "upsample"),
@@ -35,6 +36,7 @@ _FUNCTIONS = {
         *("view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze"),
         *("unsqueeze", "contiguous", "chunk", "split", "unbind", "expand", "getitem", "roll"),
         *("pad", "swapaxes", "movedim", "pixel_shuffle", "pixel_unshuffle", "unfold", "narrow"),
+        *("reshape_as", "view_as", "expand_as", "tile", "repeat", "flip"),
     ),
 }
 _BY_NAME = {name: kind for kind, names in _FUNCTIONS.items() for name in names}
@@ -56,6 +58,17 @@ _MODULES: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("resize", (nn.Upsample,)),
     ("shape", (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)),
 )
+
+_BY_PART = {
+    "droppath": "dropout",
+    "dropblock": "dropout",
+    "dropout": "dropout",
+    "stochasticdepth": "dropout",
+    "attention": "attention",
+    "batchnorm": "norm",
+    "layernorm": "norm",
+    "groupnorm": "norm",
+}
 
 
 def kind_of(node: fx.Node, root: nn.Module) -> str:
@@ -79,16 +92,12 @@ def kind_of_module(module: nn.Module) -> str:
     for kind, classes in _MODULES:
         if isinstance(module, classes):
             return kind
-    named = type(module).__name__.lower()
-    if any(part in named for part in ("droppath", "dropblock", "stochasticdepth", "dropout")):
-        return "dropout"
     homes = {base.__module__ for base in type(module).__mro__}
-    if "torch.nn.modules.activation" in homes:
-        return "activation"
-    if "torch.nn.modules.pooling" in homes:
-        return "pool"
-    if next(module.children(), None) is not None:
-        return "attention" if "attention" in named else "composite"
-    if "attention" in named:
-        return "attention"
-    return "norm" if "norm" in named else "other"
+    for kind in ("activation", "pooling"):
+        if f"torch.nn.modules.{kind}" in homes:
+            return "pool" if kind == "pooling" else kind
+    named = type(module).__name__.lower()
+    for part, kind in _BY_PART.items():
+        if part in named:
+            return kind
+    return "other" if next(module.children(), None) is None else "composite"

@@ -50,7 +50,7 @@ class DropoutAttention(nn.Module):
         super().__init__()
         self.dropout = dropout
 
-    def forward(
+    def forward(  # noqa: PLR0917 - the signature of torch.nn.functional
         self,
         query: Tensor,
         key: Tensor,
@@ -72,7 +72,7 @@ class DropoutAttention(nn.Module):
 
 
 def bound(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call of a Python function by name, or nothing where it has no signature."""
+    """The arguments of a call by name, or nothing where the function shows no signature."""
     try:
         signature = inspect.signature(node.target)  # type: ignore[arg-type]
         call = signature.bind(*node.args, **node.kwargs)
@@ -103,11 +103,11 @@ def mode_repairs(evaluated: fx.Graph, trained: fx.Graph) -> list[tuple[fx.Node, 
 
 
 def _same(node: fx.Node, other: fx.Node) -> bool:
-    return (
-        node.op == other.op
-        and node.target is other.target
-        or (isinstance(node.target, str) and node.target == other.target and node.op == other.op)
-    ) and _plain((node.args, node.kwargs)) == _plain((other.args, other.kwargs))
+    called = node.target is other.target
+    if isinstance(node.target, str):
+        called = node.target == other.target
+    same = node.op == other.op and called
+    return same and _plain((node.args, node.kwargs)) == _plain((other.args, other.kwargs))
 
 
 def _plain(arguments: object) -> str:
@@ -122,7 +122,7 @@ def _follower(node: fx.Node, other: fx.Node) -> nn.Module | None:
         left, right = _arguments(node), _arguments(other)
         if left["training"] is False and right["training"] is True:
             rates = [a["p"] for a in (left, right)]
-            return _DROPOUTS[node.target](max(rates))  # type: ignore[index]
+            return _DROPOUTS[node.target](max(rates))
     if node.target is _ATTENTION and len(node.args) <= 4:
         left, right = dict(node.kwargs), dict(other.kwargs)
         rate = right.pop("dropout_p", 0.0)
@@ -178,11 +178,8 @@ def functionalise(graph: fx.Graph, root: nn.Module) -> None:
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node):
             continue
-        if node.op == "call_module":
-            in_place = node.target in writers
-        else:
-            in_place = _made_plain(node)
-        if in_place:
+        is_module = node.op == "call_module"
+        if node.target in writers if is_module else _made_plain(node):
             for user in list(source.users):
                 if position[user] > position[node]:
                     user.replace_input_with(source, node)
@@ -233,8 +230,12 @@ def _is_number(node: fx.Node) -> bool:
 def _constant_reshape(node: fx.Node) -> None:
     shapes = _shapes(node)
     names = ("view", "reshape")
-    is_reshape = node.op == "call_method" and node.target in names or node.target is torch.reshape
-    if not is_reshape or shapes is None or not any(map(_is_number, node.all_input_nodes)):
+    is_method = node.op == "call_method" and node.target in names
+    if (
+        not (is_method or node.target is torch.reshape)
+        or shapes is None
+        or not any(map(_is_number, node.all_input_nodes))
+    ):
         return
     sizes = [a if a == b else -1 for a, b in zip(*shapes, strict=True)]
     if sizes.count(-1) == 1:

@@ -25,10 +25,12 @@ class Split:
     Args:
         prefix: images -> tuple of the block's input and every other tensor that the suffix needs.
         suffix: (block's output, *others) -> logits.
+        names: nodes of the network that the prefix returns, in order.
     """
 
     prefix: fx.GraphModule
     suffix: fx.GraphModule
+    names: tuple[str, ...]
 
 
 def extract(graph: LayerGraph, block: Block) -> fx.GraphModule:
@@ -127,7 +129,7 @@ def split(graph: LayerGraph, block: Block) -> Split:
     rest = fx.Graph()
     made = {graph.nodes[name]: rest.placeholder(name) for name in [block.output, *others]}
     rest.output(_copy_into(rest, made, graph, graph.output))
-    return Split(_own(graph, before, "Prefix"), _own(graph, rest, "Suffix"))
+    return Split(_own(graph, before, "Prefix"), _own(graph, rest, "Suffix"), tuple(wanted))
 
 
 def capture(graph: LayerGraph, names: Sequence[str]) -> fx.GraphModule:

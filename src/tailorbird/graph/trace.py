@@ -199,33 +199,43 @@ def _program(
     root: nn.Module, shape: tuple[int, ...], leaves: list[str | type[nn.Module]]
 ) -> fx.GraphModule:
     """Trace in both modes, making a module that differs between them a leaf, until they agree."""
+    path = ""
     for _ in range(_RETRACES):
         evaluated, home = _trace_once(root, shape, leaves, training=False)
         trained, _ = _trace_once(root, shape, leaves, training=True)
         repairs = mode_repairs(evaluated, trained)
         if not isinstance(repairs, str):
-            install(evaluated, home, repairs)
-            drop_identities(evaluated, home)
-            functionalise(evaluated, home)
-            localise_sizes(evaluated)
-            module = fx.GraphModule(home, evaluated, type(root).__name__)
-            module.graph.eliminate_dead_code()
-            module.recompile()
-            return fx.GraphModule(module, module.graph, type(root).__name__).eval()
-        if not repairs:
+            return _finish(evaluated, home, repairs, type(root).__name__)
+        path = repairs
+        if not path:
             raise GraphError(
                 f"{type(root).__name__}.forward itself does something else in train mode than in "
-                "eval mode; move that into a submodule and mark it as a leaf",
+                "eval mode; move that into a submodule, which is then kept as one layer",
                 module="",
             )
-        part = root.get_submodule(repairs)
-        leaves.append(repairs if next(part.children(), None) is not None else type(part))
+        part = root.get_submodule(path)
+        leaves.append(path if next(part.children(), None) is not None else type(part))
     raise GraphError(
         f"{type(root).__name__}: more than {_RETRACES} modules differ between train and eval "
-        f"mode, the last is {repairs!r}; mark what holds them as a leaf: "
+        f"mode, the last is {path!r}; mark what holds them as a leaf: "
         "trace(..., leaves=['its.path'])",
-        module=repairs,
+        module=path,
     )
+
+
+def _finish(
+    graph: fx.Graph, home: nn.Module, repairs: list[tuple[fx.Node, nn.Module]], name: str
+) -> fx.GraphModule:
+    """Clean the program up and keep only the modules that it calls."""
+    install(graph, home, repairs)
+    drop_identities(graph, home)
+    functionalise(graph, home)
+    localise_sizes(graph)
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)
+    module = fx.GraphModule(home, graph, name)
+    module.graph.eliminate_dead_code()
+    return fx.GraphModule(module, module.graph, name).eval()
 
 
 def _trace_once(
@@ -247,12 +257,16 @@ def _trace_once(
         if helper is not None:
             leaves.append(helper)
             return _trace_once(root, shape, leaves, training=training)
-        path = stack[-1][0] if stack else ""
-        kind = type(stack[-1][1]).__name__ if stack else type(root).__name__
+        path, part = stack[-1] if stack else ("", root)
+        where = f"{path!r} ({type(part).__name__})" if path else f"{type(root).__name__}.forward"
+        leaf = (
+            f"Mark it, or the module around it, as a leaf: trace(..., leaves=[{path!r}])"
+            if path
+            else "Move that line into a submodule and mark that as a leaf: trace(..., leaves=[...])"
+        )
         raise GraphError(
-            f"can't trace {path or 'the network itself'!r} ({kind}) at {_line(error)}: {error}. "
-            f"Mark it, or the module around it, as a leaf: trace(..., leaves=[{path!r}]), or make "
-            "the line independent of the images' values and number",
+            f"can't trace {where} at {_line(error)}: {error}. {leaf}, or make the line "
+            "independent of the images' values and number",
             module=path,
         ) from error
 
@@ -261,7 +275,7 @@ def _opaque(
     stack: list[tuple[str, nn.Module]], leaves: list[str | type[nn.Module]]
 ) -> type[nn.Module] | None:
     """The innermost failing module that timm asks not to look into."""
-    from timm.layers import is_notrace_module
+    from timm.layers._fx import is_notrace_module
 
     for _, module in reversed(stack):
         if is_notrace_module(type(module)) and type(module) not in leaves:
@@ -278,11 +292,11 @@ def _line(error: Exception) -> str:
     return f"{frame.filename}, line {frame.lineno} ({frame.line})"
 
 
-class _MacCounter(TorchDispatchMode):
+class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up multiply-accumulates of convolutions, matrix products and attention."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(
@@ -316,7 +330,7 @@ def _fused_attention(name: str, args: tuple[Any, ...]) -> int:
     if name == "_transformer_encoder_layer_fwd":
         matrices = [a for a in args[7:] if isinstance(a, Tensor) and a.ndim == 2]
         macs += batch * tokens * sum(matrix.numel() for matrix in matrices)
-    return 2 * macs
+    return int(2 * macs)
 
 
 class _Observer(fx.Interpreter):

@@ -9,6 +9,7 @@ nodes behind.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import types
@@ -24,16 +25,10 @@ from torch.fx.proxy import Attribute
 VALUES = "tailorbird_values"  # node.meta key: the pair of shapes or numbers seen
 SCOPE = "tailorbird_scope"  # node.meta key: dotted path of the module that made the node
 
-_FACTORIES: tuple[Callable[..., Any], ...] = (
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    torch.empty,
-    torch.arange,
-    torch.linspace,
-    torch.eye,
-    torch.rand,
-    torch.randn,
+# Functions that take a number before any tensor, so torch.fx does not see a symbolic one.
+_FACTORIES: tuple[tuple[types.ModuleType, str], ...] = (
+    *((torch, name) for name in ("zeros", "ones", "full", "empty", "arange", "linspace", "eye")),
+    *((math, name) for name in ("ceil", "floor", "sqrt", "log", "log2", "prod")),
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -106,7 +101,10 @@ class ValueProxy(fx.Proxy):
         return left
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self))])
+        return (
+            self.tracer.create_proxy("call_function", operator.getitem, (self, i), {})
+            for i in range(len(self))
+        )
 
 
 class ValueTracer(fx.Tracer):
@@ -124,14 +122,39 @@ class ValueTracer(fx.Tracer):
         examples: tuple[torch.Tensor, torch.Tensor],
         leaves: Sequence[str | type[nn.Module]],
     ) -> None:
-        super().__init__(autowrap_functions=_FACTORIES)
-        self._autowrap_search.append(torch)
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self._examples = examples
         self._leaf_paths = {leaf for leaf in leaves if isinstance(leaf, str)}
         self._leaf_types = tuple(leaf for leaf in leaves if not isinstance(leaf, str))
         self._running = False
         self.failed_in: list[tuple[str, nn.Module]] | None = None
         self._stack: list[tuple[str, nn.Module]] = []
+
+    def trace(
+        self,
+        root: nn.Module | Callable[..., Any],
+        concrete_args: dict[str, Any] | None = None,
+    ) -> fx.Graph:
+        """The network's program on one image batch."""
+        originals = [(home, name, getattr(home, name)) for home, name in _FACTORIES]
+        try:
+            for home, name, function in originals:
+                setattr(home, name, self._recorded(function))
+            return super().trace(root, concrete_args)
+        finally:
+            for home, name, function in originals:
+                setattr(home, name, function)
+
+    def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def recorded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            proxies: list[Any] = []
+            map_aggregate((args, kwargs), proxies.append)
+            if any(isinstance(a, ValueProxy) for a in proxies):
+                return self.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return recorded
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch.nn, classes derived from them, and what the caller names."""
@@ -182,14 +205,14 @@ class ValueTracer(fx.Tracer):
         """Shapes are recorded as plain tuples."""
         return super().create_arg(tuple(a) if isinstance(a, _Shape) else a)
 
-    def create_proxy(
+    def create_proxy(  # noqa: PLR0917 - the signature of torch.fx
         self,
         kind: str,
         target: Target,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         name: str | None = None,
-        type_expr: Any | None = None,
+        type_expr: Any | None = None,  # noqa: ANN401
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:  # noqa: ANN401
         """Record the operation, run it on both examples, hand back what differs as a proxy."""
@@ -233,7 +256,10 @@ class ValueTracer(fx.Tracer):
             return {key: self._item(node, key, left[key], right[key]) for key in left}
         if isinstance(left, (tuple, list)) and len(left) == len(right):
             if type(left) in (tuple, list, torch.Size):
-                items = [self._item(node, i, *pair) for i, pair in enumerate(zip(left, right))]
+                items = [
+                    self._item(node, i, *pair)
+                    for i, pair in enumerate(zip(left, right, strict=True))
+                ]
                 return items if isinstance(left, list) else _Shape(items)
         elif not isinstance(left, torch.Tensor) and type(left) is type(right) and left == right:
             return left
