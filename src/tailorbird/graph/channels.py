@@ -369,6 +369,21 @@ def _cut_pad(
         node.update_kwarg("pad", tuple(amounts))
 
 
+def _cut_literal(
+    student: fx.GraphModule, cut: Cut, rows: Sequence[int], columns: Sequence[int]
+) -> None:
+    """A channel count written into a view or reshape."""
+    owner = student.get_submodule(cut.path)
+    assert isinstance(owner, fx.GraphModule)
+    node = list(owner.graph.nodes)[cut.node]
+    if isinstance(node.args[1], list | tuple):
+        sizes = list(node.args[1])
+        sizes[cut.dim] = len(rows)
+        node.update_arg(1, tuple(sizes))
+    else:
+        node.update_arg(1 + cut.dim, len(rows))
+
+
 _CUTTERS: Mapping[str, Callable[[fx.GraphModule, Cut, Sequence[int], Sequence[int]], None]] = {
     "dense": _cut_dense,
     "transposed": _cut_dense,
@@ -376,4 +391,5 @@ _CUTTERS: Mapping[str, Callable[[fx.GraphModule, Cut, Sequence[int], Sequence[in
     "vector": _cut_vector,
     "parameter": _cut_parameter,
     "pad": _cut_pad,
+    "literal": _cut_literal,
 }

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from tailorbird.errors import GraphError
 from tailorbird.graph.channels import Channels, Place, analyse, apply_keep
+from tailorbird.graph.dataflow import device_of
 from tailorbird.graph.importance import Scores, choose_keep
 
 
@@ -41,7 +42,7 @@ class ChannelMask(nn.Module):
         if values.ndim != 1 or not ((values == 0) | (values == 1)).all() or not values.any():
             raise GraphError(
                 "mask: expected a vector of zeros and ones with a one in it, "
-                f"got shape {tuple(values.shape)}, values {sorted(set(values.flatten().tolist()))[:5]}"
+                f"got shape {tuple(values.shape)}, values {values.flatten().tolist()[:8]}"
             )
         self.axis = axis
         self.register_buffer("mask", values)
@@ -253,7 +254,7 @@ def _insert(
     """Put a mask between ``source`` and some of its users."""
     while hasattr(owner, name):
         name += "_"
-    owner.add_submodule(name, module)
+    owner.add_submodule(name, module.to(device_of(owner)))
     with owner.graph.inserting_after(source):
         node = owner.graph.call_module(name, (source,))
     for user in users:

@@ -320,8 +320,12 @@ def _view(flow: Flow, call: Call, prefix: str, tags: Tags) -> State:
             _need(not isinstance(state, SizeOf))
         elif isinstance(state, SizeOf):
             flow.unite(state.ids, result.ids)
-        else:
-            _need(isinstance(dim, int) and dim == -1)
+        elif dim != -1:
+            literal = isinstance(dim, int) and dim == len(result.ids)
+            _need(literal and len(set(result.ids)) == len(result.ids))
+            at = _position(call.node)
+            cut = RawCut("literal", prefix.rstrip("."), rows=result.ids, dim=axis, node=at)
+            flow.register(("literal", id(call.node)), cut, ())
     return result
 
 
