@@ -40,8 +40,7 @@ from tailorbird.report.terminal import terminal
 from tailorbird.search import random as random_search
 from tailorbird.train.evaluate import accuracy
 from tailorbird.train.recipe import Recipe
-from tailorbird.train.retrain import Student as Learner
-from tailorbird.train.retrain import retrain_all
+from tailorbird.train.retrain import Assignment, retrain_all
 
 SHARES = (0.75, 0.6, 0.4)
 SHAPE = (3, 32, 32)
@@ -323,14 +322,21 @@ def retrain(
 ) -> None:
     """Retrain all baselines as the students were; each entry's module is replaced."""
     assert data.test is not None
-    learners = []
+    assignments = []
     for number, entry in enumerate(entries):
         entry.before = accuracy(entry.module, data.test)
-        learners.append(Learner(name=f"e{number}", module=entry.module, hints=entry.hints))
-    nodes = sorted({node for learner in learners for _, node in learner.hints})
+        assignments.append(
+            Assignment(
+                name=f"e{number}",
+                student=entry.module,
+                hints=entry.hints,
+                checkpoint=arguments.run / "peers" / f"e{number}",
+            )
+        )
+    nodes = sorted({node for assignment in assignments for _, node in assignment.hints})
     outcomes = retrain_all(
-        learners, capture(house.teacher, nodes), data, recipe=recipe, seed=arguments.seed,
-        checkpoint=arguments.run / "peers", progress=terminal(),
+        assignments, capture(house.teacher, nodes), data, recipe=recipe, seed=arguments.seed,
+        progress=terminal(),
     )
     for entry, outcome in zip(entries, outcomes, strict=True):
         entry.module = outcome.module

@@ -16,9 +16,12 @@ Quirks met, and what is done about them:
   convolution of each block is prunable. FastNAS comes to the same search space by itself.
 - modelopt reads ``torchprofile.profile.handlers``, gone since torchprofile 0.1; an empty tuple
   serves, and then BatchNorm counts as FLOPs, which does not matter as latency decides.
-- FastNAS re-estimates BatchNorm after each cut only if its queue of exactly 50 batches is full;
-  otherwise it merely warns, and its sensitivities are of little worth. The queue is filled here.
-- Its profile (minutes) is kept in its own checkpoint; later searches reuse it. These are run
+- FastNAS re-estimates BatchNorm after each cut only if its queue of 50 batches is full; otherwise
+  it merely warns, and its sensitivities are of little worth. The queue is always filled here, and
+  shortened to the batches given, since each of hundreds of steps runs all of them.
+- Both can only narrow the first convolution of each block, to one multiple at least, so there is a
+  latency below which they can't go; then ``InfeasibleError`` says where it lies.
+- FastNAS's profile (minutes) is kept in its own checkpoint; later searches reuse it. These are run
   without images, since they need none and would re-estimate BatchNorm at every step.
 """
 
@@ -27,6 +30,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib
 import io
 import tempfile
 import warnings
@@ -42,7 +46,7 @@ from tailorbird.errors import InfeasibleError
 
 LatencyOf = Callable[[nn.Module], float]
 MULTIPLE = 8
-QUEUE = 50  # modelopt's own constant: batches it wants for BatchNorm
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def torch_pruning(
     limit_ms: float,
     *,
     ignore: Callable[[nn.Module], list[nn.Module]],
+    multiple: int = MULTIPLE,
     steps: int = 10,
 ) -> Peer:
     """torch-pruning: group magnitude, global, channels in multiples of 8, ratio bisected.
@@ -106,6 +111,7 @@ def torch_pruning(
         latency_of: the measurement, in ms.
         limit_ms: the bound.
         ignore: gives the layers of a copy of the teacher that must stay whole.
+        multiple: of which the widths that stay are; also the narrowest.
         steps: bisection steps.
 
     Raises:
@@ -113,7 +119,7 @@ def torch_pruning(
     """
 
     def prune(ratio: float) -> nn.Module:
-        return prune_by_magnitude(teacher, example, ratio, ignore=ignore)
+        return prune_by_magnitude(teacher, example, ratio, ignore=ignore, multiple=multiple)
 
     return _bisect("torch-pruning", prune, latency_of, limit_ms, low=0.0, high=0.99, steps=steps)
 
@@ -124,6 +130,7 @@ def prune_by_magnitude(
     ratio: float,
     *,
     ignore: Callable[[nn.Module], list[nn.Module]],
+    multiple: int = MULTIPLE,
 ) -> nn.Module:
     """One run of torch-pruning at ``ratio``, the share of prunable channels to remove."""
     import torch_pruning as tp
@@ -141,7 +148,7 @@ def prune_by_magnitude(
         global_pruning=True,
         pruning_ratio=ratio,
         ignored_layers=ignore(pruned),
-        round_to=MULTIPLE,
+        round_to=multiple,
     )
     pruner.step()
     return pruned
@@ -164,7 +171,7 @@ class FastNas:
         teacher: left as it is; in its device the search runs.
         images: (n, C, H, W) normalised, on which each cut is scored.
         labels: (n,).
-        calibration: at least 50 training images for BatchNorm; 50 batches are made of them.
+        calibration: training images (n, C, H, W) for BatchNorm; some hundreds will do.
         folder: where modelopt keeps its profile; give a temporary one.
     """
 
@@ -175,12 +182,6 @@ class FastNas:
     folder: Path
     evaluations: int = field(default=0, init=False)
     profile_s: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        if len(self.calibration) < QUEUE:
-            raise ValueError(
-                f"calibration: modelopt wants {QUEUE} batches, got {len(self.calibration)} images"
-            )
 
     def fit(self, latency_of: LatencyOf, limit_ms: float, *, steps: int = 10) -> Peer:
         """The network with the most FLOPs that meets the limit, FLOPs bisected on latency.
@@ -222,9 +223,8 @@ class FastNas:
         }
         if fresh:
             settings |= {
-                "data_loader": list(self.calibration.tensor_split(QUEUE)),
+                "data_loader": self._batches(),
                 "collect_func": lambda batch: batch,
-                "max_iter_data_loader": QUEUE,
             }
         with _quiet():
             found, _ = mtn.search(
@@ -240,7 +240,9 @@ class FastNas:
     def _space(self) -> nn.Module:
         """The teacher's copy, made into modelopt's search space."""
         import modelopt.torch.nas as mtn
+        from modelopt.torch.nas import autonas
 
+        autonas.MODELOPT_QUEUE_MAXLEN = len(self._batches())
         rules = {
             "nn.Conv2d": {"*": {"channel_divisor": MULTIPLE}},
             "nn.BatchNorm2d": {"*": {"feature_divisor": MULTIPLE}},
@@ -250,14 +252,19 @@ class FastNas:
         assert isinstance(space, nn.Module)
         return space
 
+    def _batches(self) -> list[Tensor]:
+        count = max(1, len(self.calibration) // BATCH)
+        return list(self.calibration.tensor_split(count))
+
     def _score(self, network: nn.Module) -> float:
         """Top-1 on the images; ``eval()`` is what makes modelopt re-estimate BatchNorm."""
         self.evaluations += 1
         network.eval()
         right = 0
         with torch.inference_mode():
-            for images, labels in zip(self.images.split(256), self.labels.split(256), strict=True):
-                right += int((network(images).argmax(1) == labels).sum())
+            for start in range(0, len(self.images), 256):
+                logits = network(self.images[start : start + 256])
+                right += int((logits.argmax(1) == self.labels[start : start + 256]).sum())
         return right / len(self.images)
 
 
@@ -321,11 +328,10 @@ def _too_slow(what: str, limit_ms: float, lowest: float) -> InfeasibleError:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence modelopt's chatter and give it the attribute of torchprofile that it looks for."""
-    import torchprofile.profile
-
-    patched = not hasattr(torchprofile.profile, "handlers")
+    module = importlib.import_module("torchprofile.profile")
+    patched = not hasattr(module, "handlers")
     if patched:
-        torchprofile.profile.handlers = ()
+        module.handlers = ()  # type: ignore[attr-defined]  # what modelopt looks for
     try:
         with (
             warnings.catch_warnings(),
@@ -336,7 +342,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         if patched:
-            del torchprofile.profile.handlers
+            del module.handlers
 
 
 def _first_convolutions(network: nn.Module) -> list[int]:
@@ -367,7 +373,7 @@ def main() -> None:
 
         def latency_of(network: nn.Module) -> float:
             path = export_onnx(network, (3, 32, 32), folder / "model.onnx")
-            return device.measure([path])[0].median_ms
+            return float(device.measure([path])[0].median_ms)
 
         def accuracy_of(network: nn.Module) -> float:
             with torch.inference_mode():

@@ -14,7 +14,13 @@ from torch import Tensor, fx
 
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
-from tailorbird.graph.importance import discrepancy_scores, magnitude_scores, prune_interior
+from tailorbird.graph.importance import (
+    discrepancy_scores,
+    interface_masks,
+    magnitude_scores,
+    prune_interior,
+)
+from tailorbird.graph.masks import masked
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
@@ -22,6 +28,9 @@ from tailorbird.house.sample import TRIES, Collector
 
 RATIOS = (0.05, 0.075, 0.1, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 METHODS = ("discrepancy", "magnitude")
+MASKED = 0.25
+"""Share of the variants whose ends are masked too, by half the ratio. Masks stay while the student
+is retrained, since its activations are compared to the teacher's at full width, and are cut then."""
 
 
 def block_inputs(
@@ -63,7 +72,8 @@ def add_pruned(
             parent = whole[pick - len(blocks)]
             block, origin, source = collector.blocks[parent.block], parent.origin, parent.source
             body = collector.modules[parent.name]
-        variant = f"{method} {ratio:g}"
+        ends = bool(rng.random() < MASKED)
+        variant = f"{method} {ratio:g}{' masked' if ends else ''}"
         if collector.known(block, origin, source, variant):
             continue
         cache = (block.key, origin, source, method)
@@ -77,6 +87,15 @@ def add_pruned(
                 scores=scores[cache],
                 multiple=options.width_multiple,
             )
+            if ends:
+                masks = interface_masks(
+                    body,
+                    block.in_shape,
+                    ratio=ratio / 2,
+                    scores=scores[cache],
+                    multiple=options.width_multiple,
+                )
+                pruned = masked(pruned, *masks, in_shape=block.in_shape)
         except GraphError as error:
             collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
             continue

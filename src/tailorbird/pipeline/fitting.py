@@ -32,8 +32,7 @@ from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import RunFolder, read_json, write_json
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
-from tailorbird.train.retrain import Student as Learner
-from tailorbird.train.retrain import retrain_all
+from tailorbird.train.retrain import Assignment, retrain_all
 
 T = TypeVar("T")
 
@@ -176,28 +175,32 @@ class Fitting:
 
     def _retrain(self, attempts: Sequence[_Attempt]) -> None:
         """Retrain all students in one pass of the teacher per batch."""
-        learners = []
+        assignments = []
         for attempt in attempts:
             module, hints = self._assemble(attempt)
-            learners.append(Learner(name=attempt.target.name, module=module, hints=hints))
-        if not learners:
+            assignments.append(
+                Assignment(
+                    name=attempt.target.name,
+                    student=module,
+                    hints=hints,
+                    checkpoint=attempt.home / "retrain" / f"{attempt.request}-{attempt.number}",
+                )
+            )
+        if not assignments:
             return
-        nodes = sorted({node for learner in learners for _, node in learner.hints})
-        asked = "".join(f"{a.request}{a.number}" for a in attempts)
-        checkpoint = self.folder.path / "retrain" / hashlib.sha256(asked.encode()).hexdigest()[:12]
+        nodes = sorted({node for assignment in assignments for _, node in assignment.hints})
         outcomes = retrain_all(
-            learners,
+            assignments,
             capture(self.house.teacher, nodes),
             self.data,
             recipe=self.recipe,
             seed=self.seed,
-            checkpoint=checkpoint,
             progress=self.progress,
         )
         for attempt, outcome in zip(attempts, outcomes, strict=True):
-            if outcome.failed is not None:
+            if outcome.stopped is not None:
                 self.progress.say(
-                    f"{attempt.target.name}: retraining stopped: {outcome.failed}; going on with "
+                    f"{attempt.target.name}: retraining stopped: {outcome.stopped}; going on with "
                     f"the best weights, of epoch {outcome.best_epoch:g}"
                 )
             assert isinstance(outcome.module, fx.GraphModule)
