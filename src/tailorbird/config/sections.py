@@ -1,0 +1,197 @@
+"""Sections of a job: fields taken from the functions they feed, faults collected, not raised."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from tailorbird.config.reader import Path_, show
+from tailorbird.errors import ConfigError
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a section: its type, and its default unless it is `REQUIRED`."""
+
+    kind: object
+    default: object = REQUIRED
+    hint: str = ""
+
+
+def fields_of(
+    source: Callable[..., object], *, without: Iterable[str] = (), **changed: Field
+) -> dict[str, Field]:
+    """The keyword arguments of a function or data class as fields of a section.
+
+    Example:
+        >>> def make(size: int, *, flip: bool = False) -> None: ...
+        >>> fields_of(make, without=["flip"])
+        {'size': Field(kind=<class 'int'>, default=<class 'inspect._empty'>, hint='')}
+    """
+    init = source.__init__ if isinstance(source, type) else source  # type: ignore[misc]
+    kinds = typing.get_type_hints(init)
+    found = {
+        name: Field(kinds[name], parameter.default)
+        for name, parameter in inspect.signature(source).parameters.items()
+    }
+    return {k: v for k, v in (found | changed).items() if k not in set(without)}
+
+
+@dataclass
+class Faults:
+    """All that is wrong with one job, each with its place."""
+
+    lines: Mapping[Path_, int]
+    found: list[str] = field(default_factory=list)
+
+    def add(self, path: Path_, message: str) -> None:
+        """Note a fault at ``path``, with the line of the nearest key that is written down."""
+        near = path
+        while near and near not in self.lines:
+            near = near[:-1]
+        line = f" (line {self.lines[near]})" if near else ""
+        self.found.append(f"{show(path) or 'job'}{line}: {message}")
+
+    def adopt(self, path: Path_, error: ConfigError, *, prefix: str = "") -> None:
+        """Note the faults of ``error``, whose texts begin with ``prefix`` and a key."""
+        for problem in error.problems:
+            key, colon, rest = problem.removeprefix(prefix).partition(": ")
+            if prefix and problem.startswith(prefix) and colon and key.isidentifier():
+                self.add((*path, key), rest)
+            else:
+                self.add(path, problem)
+
+    def check(
+        self, path: Path_, raw: object, fields: Mapping[str, Field]
+    ) -> dict[str, object] | None:
+        """Values of all ``fields``, defaults filled in; ``None`` when there was a fault."""
+        before = len(self.found)
+        values = self.values(path, raw, fields)
+        return None if len(self.found) > before else values
+
+    def values(self, path: Path_, raw: object, fields: Mapping[str, Field]) -> dict[str, object]:
+        """As `check`, but faulty keys take their default, or ``None`` where they have none."""
+        values = {k: None if f.default is REQUIRED else f.default for k, f in fields.items()}
+        raw = {} if raw is None else raw
+        if not isinstance(raw, dict):
+            self.add(path, f"expected keys and values ({', '.join(fields)}), got {short(raw)}")
+            return values
+        for key in raw:
+            if key not in fields:
+                self.add((*path, key), f"unknown key{near(key, fields)}")
+        for key, one in fields.items():
+            if key not in raw and one.default is REQUIRED:
+                hint = f"; {one.hint}" if one.hint else ""
+                self.add((*path, key), f"missing, expected {words(one.kind)}{hint}")
+        known = {key: value for key, value in raw.items() if key in fields}
+        wrong = _misfits(known, fields)
+        for key in wrong:
+            quotes = "; put it in quotes" if _wants_quotes(fields[key].kind, raw[key]) else ""
+            expected = words(fields[key].kind)
+            self.add((*path, key), f"expected {expected}, got {short(raw[key])}{quotes}")
+        return values | {k: _plain(v, fields[k].kind) for k, v in known.items() if k not in wrong}
+
+
+def _misfits(values: Mapping[str, object], fields: Mapping[str, Field]) -> list[str]:
+    """Keys whose values are not of their field's type, by pydantic's strict rules for JSON."""
+    definitions: dict[str, typing.Any] = {
+        f"f{n}": (fields[key].kind, ...) for n, key in enumerate(values)
+    }
+    config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+    model: type[BaseModel] = create_model("Section", __config__=config, **definitions)
+    text = json.dumps({f"f{n}": value for n, value in enumerate(values.values())})
+    try:
+        model.model_validate_json(text)
+    except ValidationError as error:
+        numbers = {int(str(fault["loc"][0])[1:]) for fault in error.errors(include_url=False)}
+        return [key for n, key in enumerate(values) if n in numbers]
+    return []
+
+
+def _plain(value: object, kind: object) -> object:
+    """Lists become tuples where the type asks for one; whole numbers become floats."""
+    choices = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if isinstance(value, list) and any(typing.get_origin(c) is tuple for c in choices):
+        return tuple(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in choices:
+        return value if int in choices else float(value)
+    return value
+
+
+def _is_union(kind: object) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
+def _wants_quotes(kind: object, value: object) -> bool:
+    choices = typing.get_args(kind) if _is_union(kind) else (kind,)
+    return str in choices and isinstance(value, (int, float))
+
+
+_WORDS: dict[object, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    bool: ("true or false", "trues and falses"),
+    type(None): ("null", "nulls"),
+    object: ("keys and values", "values"),
+    Path: ("", ""),  # only ever beside text
+}
+
+
+def words(kind: object) -> str:
+    """A type in words for people who write YAML.
+
+    Example:
+        >>> words(int | tuple[int, int] | None)
+        'a whole number or a list of 2 whole numbers or null'
+    """
+    if kind in _WORDS:
+        return _WORDS[kind][0]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if _is_union(kind):
+        return " or ".join(dict.fromkeys(filter(None, map(words, arguments))))
+    if origin in (tuple, list, Sequence):
+        inner = arguments[0] if arguments else object
+        many = _WORDS[inner][1] if inner in _WORDS else "values"
+        exact = origin is tuple and Ellipsis not in arguments
+        return f"a list of {len(arguments)} {many}" if exact else f"a list of {many or 'texts'}"
+    return "keys and values" if origin in (dict, Mapping) else str(kind)
+
+
+def short(value: object) -> str:
+    """A value as it was given, cut where it is long."""
+    if isinstance(value, dict):
+        return "keys and values"
+    if isinstance(value, list):
+        return "a list"
+    text = "null" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def near(key: str, known: Iterable[str]) -> str:
+    """A hint at what was meant, or at what there is.
+
+    Example:
+        >>> near("epoks", ["epochs", "seed"]), near("x", ["epochs", "seed"])
+        ("; did you mean 'epochs'?", '; known: epochs, seed')
+    """
+    names = list(known)
+    folded = {name.lower().replace("-", "_"): name for name in names}
+    match = difflib.get_close_matches(key.lower().replace("-", "_"), folded, n=2, cutoff=0.6)
+    if match:
+        return f"; did you mean {' or '.join(repr(folded[name]) for name in match)}?"
+    return f"; known: {', '.join(names)}"
