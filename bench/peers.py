@@ -101,7 +101,7 @@ def torch_pruning(
     *,
     ignore: Callable[[nn.Module], list[nn.Module]],
     multiple: int = MULTIPLE,
-    steps: int = 10,
+    steps: int = 8,
 ) -> Peer:
     """torch-pruning: group magnitude, global, channels in multiples of 8, ratio bisected.
 
@@ -183,7 +183,7 @@ class FastNas:
     evaluations: int = field(default=0, init=False)
     profile_s: float = field(default=0.0, init=False)
 
-    def fit(self, latency_of: LatencyOf, limit_ms: float, *, steps: int = 10) -> Peer:
+    def fit(self, latency_of: LatencyOf, limit_ms: float, *, steps: int = 8) -> Peer:
         """The network with the most FLOPs that meets the limit, FLOPs bisected on latency.
 
         Raises:
