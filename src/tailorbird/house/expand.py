@@ -16,11 +16,10 @@ from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.importance import (
     discrepancy_scores,
-    interface_masks,
     magnitude_scores,
     prune_interior,
 )
-from tailorbird.graph.masks import masked
+from tailorbird.graph.masks import interface_masks, masked
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
