@@ -1,4 +1,4 @@
-"""Job files: YAML (`reader`), checked (`plan`), built (`build`), and one to start from (`template`).
+"""Job files: read as YAML, checked into a plan, built into components; and a job to start from.
 
 Nothing is imported here, so that printing the template needs no heavy package.
 """

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from tailorbird.config.parts import DATA, Network, data_fields, normalisation_of
+from tailorbird.config.parts import DATA, Network, data_fields, make_importable, normalisation_of
 from tailorbird.config.plan import Plan
 from tailorbird.data.sources import ImageData, from_datasets
 from tailorbird.errors import ConfigError, DataError, TailorbirdError
@@ -81,12 +79,6 @@ def build(plan: Plan) -> Job:
         seed=plan.seed,
         description=plan.plain(),
     )
-
-
-def make_importable(folder: Path) -> None:
-    """Let ``package.module:factory`` find modules in ``folder``."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
 
 
 def images(values: Mapping[str, object], seed: int) -> ImageData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -209,13 +210,11 @@ def _normalisation(faults: Faults, raw: object) -> dict[str, object] | None:
     return {"mean": list(raw["mean"]), "std": list(raw["std"])}
 
 
-def targets(faults: Faults, raw: object) -> list[tuple[Target, dict[str, object]]]:
+def targets(faults: Faults, raw: object, base: Path) -> list[tuple[Target, dict[str, object]]]:
     """Check the targets: each with its device built, and the device as plain data."""
     if not isinstance(raw, list) or not raw:
-        given = "an empty list" if raw == [] else short(raw)
-        faults.add(
-            ("targets",), f"expected a list with a name, a device and limits each, got {given}"
-        )
+        expected = "expected a list with a name, a device and limits each"
+        faults.add(("targets",), f"{expected}, got {short(raw)}")
         return []
     found, names = [], dict[str, int]()
     for position, one in enumerate(raw):
@@ -232,7 +231,7 @@ def targets(faults: Faults, raw: object) -> list[tuple[Target, dict[str, object]
         limits: dict[str, float | str] = {}
         if isinstance(one, dict) and "limits" in one:
             limits = _limits(faults, (*path, "limits"), values["limits"])
-        made = _device(faults, (*path, "device"), values["device"])
+        made = _device(faults, (*path, "device"), values["device"], base)
         if made is not None and len(faults.found) == before:
             found.append((Target(name, made[0], limits), made[1]))
     return found
@@ -260,7 +259,9 @@ def _limits(faults: Faults, path: Path_, raw: object) -> dict[str, float | str]:
     return found
 
 
-def _device(faults: Faults, path: Path_, raw: object) -> tuple[Device, dict[str, object]] | None:
+def _device(
+    faults: Faults, path: Path_, raw: object, base: Path
+) -> tuple[Device, dict[str, object]] | None:
     raw = {"kind": raw} if isinstance(raw, str) else raw
     kind = raw.get("kind", "onnxruntime") if isinstance(raw, dict) else "onnxruntime"
     if not isinstance(kind, str) or (kind not in DEVICES and not _FACTORY.fullmatch(kind)):
@@ -276,15 +277,15 @@ def _device(faults: Faults, path: Path_, raw: object) -> tuple[Device, dict[str,
         if kind in DEVICES:
             device = DEVICES[kind](**{key: v for key, v in plain.items() if key != "kind"})
         else:
-            device = _own_device(kind, plain["arguments"])
+            device = _own_device(kind, plain["arguments"], base)
     except ConfigError as error:
         faults.adopt(path, error)
         return None
     return (device, plain) if len(faults.found) == before else None
 
 
-def _own_device(source: str, arguments: object) -> Device:
-    """Call the user's device factory; its module has to be importable by now."""
+def _own_device(source: str, arguments: object, base: Path) -> Device:
+    make_importable(base)
     given = arguments if isinstance(arguments, dict) else {}
     make = resolve_factory(source)
     try:
@@ -310,6 +311,12 @@ def settings(
         faults.adopt(path, error, prefix=prefix)
         return None
     return made if len(faults.found) == before else None
+
+
+def make_importable(base: Path) -> None:
+    """Let ``package.module:factory`` find modules in ``base``, after all installed ones."""
+    if str(base) not in sys.path:
+        sys.path.append(str(base))
 
 
 def _from(base: Path, text: str) -> Path:

@@ -95,7 +95,7 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> Plan:
     teacher = network(faults, ("teacher",), job["teacher"], folder) if "teacher" in given else None
     donors_ = donors(faults, job["donors"], folder)
     data = images(faults, job["data"], folder) if "data" in given else None
-    pairs = targets(faults, job["targets"]) if "targets" in given else []
+    pairs = targets(faults, job["targets"], folder) if "targets" in given else []
     options = settings(faults, ("house",), job["house"], HouseOptions, "house.")
     recipe = settings(faults, ("retrain",), job["retrain"], Recipe, "recipe.")
     if faults.found or teacher is None or data is None or options is None or recipe is None:

@@ -175,9 +175,9 @@ def words(kind: object) -> str:
 def short(value: object) -> str:
     """A value as it was given, cut where it is long."""
     if isinstance(value, dict):
-        return "keys and values"
+        return "keys and values" if value else "nothing"
     if isinstance(value, list):
-        return "a list"
+        return "a list" if value else "an empty list"
     text = "null" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
