@@ -170,20 +170,20 @@ class FastNas:
     Args:
         teacher: left as it is; in its device the search runs.
         images: (n, C, H, W) normalised, on which each cut is scored.
-        labels: (n,).
-        calibration: training images (n, C, H, W) for BatchNorm; some hundreds will do.
+        labels: (n,), or ``None`` to score the agreement with the teacher.
+        calibration: training images (n, C, H, W) for BatchNorm, of which the first 512 serve.
         folder: where modelopt keeps its profile; give a temporary one.
     """
 
     teacher: nn.Module
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None
     calibration: Tensor
     folder: Path
     evaluations: int = field(default=0, init=False)
     profile_s: float = field(default=0.0, init=False)
 
-    def fit(self, latency_of: LatencyOf, limit_ms: float, *, steps: int = 8) -> Peer:
+    def within(self, latency_of: LatencyOf, limit_ms: float, *, steps: int = 8) -> Peer:
         """The network with the most FLOPs that meets the limit, FLOPs bisected on latency.
 
         Raises:
@@ -253,18 +253,24 @@ class FastNas:
         return space
 
     def _batches(self) -> list[Tensor]:
-        count = max(1, len(self.calibration) // BATCH)
-        return list(self.calibration.tensor_split(count))
+        used = self.calibration[: 8 * BATCH]
+        return list(used.tensor_split(max(1, len(used) // BATCH)))
+
+    def _answers(self) -> Tensor:
+        if self.labels is None:
+            with torch.inference_mode():
+                self.labels = self.teacher(self.images).argmax(1)
+        return self.labels
 
     def _score(self, network: nn.Module) -> float:
         """Top-1 on the images; ``eval()`` is what makes modelopt re-estimate BatchNorm."""
         self.evaluations += 1
         network.eval()
-        right = 0
+        answers, right = self._answers(), 0
         with torch.inference_mode():
             for start in range(0, len(self.images), 256):
                 logits = network(self.images[start : start + 256])
-                right += int((logits.argmax(1) == self.labels[start : start + 256]).sum())
+                right += int((logits.argmax(1) == answers[start : start + 256]).sum())
         return right / len(self.images)
 
 
@@ -394,7 +400,7 @@ def main() -> None:
             "pruning": lambda: torch_pruning(
                 teacher, images[:1], latency_of, limit, ignore=residual_layers
             ),
-            "fastnas": lambda: nas.fit(latency_of, limit),
+            "fastnas": lambda: nas.within(latency_of, limit),
         }
         for key, fit in peers.items():
             try:
