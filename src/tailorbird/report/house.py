@@ -24,8 +24,8 @@ class Row:
     """One alternative of the house, as far as it has been brought.
 
     Args:
-        state: ``sampled``, ``distilled`` or ``scored``.
-        mse: relative error of its output on the validation images, ``None`` before it is known.
+        state: ``sampled``, ``distilled``, ``stopped`` (in distillation) or ``scored``.
+        error: relative error of its output against the block's, ``None`` before it is known.
         accuracy_loss: what replacing its block alone costs, in 0..1.
         latency_ms: device key -> median of the alternative alone.
     """
@@ -37,7 +37,7 @@ class Row:
     macs: int
     params: int
     state: str
-    mse: float | None
+    error: float | None
     accuracy_loss: float | None
     latency_ms: Mapping[str, float]
 
@@ -82,7 +82,10 @@ def contents(run: Path) -> Contents:
     sample = _mapping(house / "sample.json", faults)
     scores = _mapping(house / "scores.json", faults)
     latencies = [_mapping(path, faults) for path in sorted((house / "latency").glob("*.json"))]
-    trained = {path.stem for path in (house / "trained").glob("*.json")}
+    trained = {
+        path.stem: _dict(_mapping(path, faults).get("extra"))
+        for path in sorted((house / "trained").glob("*.json"))
+    }
     report = None
     if (run / "report.json").exists():
         try:
@@ -161,7 +164,7 @@ def _table(rows: Sequence[Row], most: int) -> Table:
         figures = [
             bare("macs", row.macs, 3),
             bare("params", row.params, 3),
-            significant(row.mse, 3) if row.mse is not None else NOTHING,
+            significant(row.error, 3) if row.error is not None else NOTHING,
             _points(row.accuracy_loss) if row.state == "scored" else row.state,
             *([bare("latency_ms", latency)] if timed else []),
         ]
@@ -190,7 +193,7 @@ def _counted(counter: Mapping[str, int]) -> str:
 
 def _row(
     raw: Mapping[str, object],
-    trained: set[str],
+    trained: Mapping[str, Mapping[str, object]],
     scores: Mapping[str, object],
     latencies: Sequence[Mapping[str, object]],
 ) -> Row:
@@ -208,11 +211,19 @@ def _row(
         variant=str(raw.get("variant", "?")),
         macs=_whole(raw.get("macs")),
         params=_whole(raw.get("params")),
-        state="scored" if score else "distilled" if name in trained else "sampled",
-        mse=_figure(score.get("mse")),
+        state=_state(bool(score), trained.get(name)),
+        error=_figure(trained.get(name, {}).get("relative_error")),
         accuracy_loss=_figure(score.get("accuracy_loss")),
         latency_ms=timed,
     )
+
+
+def _state(scored: bool, figures: Mapping[str, object] | None) -> str:
+    if scored:
+        return "scored"
+    if figures is None:
+        return "sampled"
+    return "stopped" if figures.get("stopped") else "distilled"
 
 
 def _key(block: Mapping[str, object]) -> str:

@@ -1,0 +1,5 @@
+"""``python -m tailorbird`` is the command line."""
+
+from tailorbird.cli import app
+
+app()

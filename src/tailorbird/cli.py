@@ -1,0 +1,236 @@
+"""The command line: thin, quick to start, and plain about what is wrong.
+
+Exit codes: 0 done; 2 bad input, or something that can't be done; 3 a target is not met;
+130 stopped by ctrl-C.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+
+import typer
+
+from tailorbird.errors import TailorbirdError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tailorbird.report.record import RunReport
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BAD_INPUT, NOT_MET, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    name="tailorbird",
+    help="One trained network in, one measured, specialised network per deployment target out.",
+    epilog="Start with: tailorbird init > job.yaml; tailorbird run job.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Until(StrEnum):
+    """Where a run stops; each value includes what comes before it."""
+
+    HOUSE = "house"
+    SEARCH = "search"
+    RETRAIN = "retrain"
+    EXPORT = "export"
+
+
+def plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn Tailorbird's own errors and ctrl-C into one message and an exit code.
+
+    Anything else is a fault of Tailorbird's and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except TailorbirdError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+        except KeyboardInterrupt:
+            typer.echo(
+                "stopped; what was finished is kept, run the same command again to continue",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from tailorbird import __version__
+
+        typer.echo(f"tailorbird {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """One trained network in, one measured, specialised network per deployment target out."""
+
+
+@app.command()
+@plainly
+def init() -> None:
+    """Print a job file to start from; it runs as it stands."""
+    from tailorbird.config.template import TEMPLATE
+
+    typer.echo(TEMPLATE, nl=False)
+
+
+@app.command()
+@plainly
+def run(
+    job: Annotated[Path, typer.Argument(help="The job file (YAML).")],
+    until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.EXPORT,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")] = False,
+) -> None:
+    """Run a job; the same command again continues it."""
+    _run(job, until, quiet)
+
+
+@app.command()
+@plainly
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    most: Annotated[int, typer.Option(min=1, help="Rows shown per table.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show what a run folder holds so far."""
+    from tailorbird.report.house import contents, show_contents
+
+    found = contents(folder)
+    if json:
+        typer.echo(found.to_json())
+    else:
+        show_contents(found, _out(), most=most)
+
+
+@app.command()
+@plainly
+def measure(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="ONNX files.")],
+    *,
+    threads: Annotated[int, typer.Option(help="Threads within an operator.")] = 1,
+    provider: Annotated[
+        str, typer.Option(help="ONNX Runtime's execution provider.")
+    ] = "CPUExecutionProvider",
+    runs: Annotated[int, typer.Option(help="Timed samples per file.")] = 100,
+    warmup: Annotated[int, typer.Option(help="Untimed runs before.")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Time ONNX files the way targets are timed."""
+    from tailorbird.measure.onnxruntime import OnnxRuntime
+
+    device = OnnxRuntime(threads=threads, provider=provider, runs=runs, warmup=warmup)
+    latencies = device.measure(models)
+    if json:
+        from json import dumps
+
+        rows = [
+            {"model": str(model), "device": device.key, **vars(latency)}
+            for model, latency in zip(models, latencies, strict=True)
+        ]
+        typer.echo(dumps(rows, indent=1))
+        return
+    typer.echo(device.key)
+    for model, latency in zip(models, latencies, strict=True):
+        typer.echo(
+            f"{model}: {latency.median_ms:.4f} ms median, {latency.spread_ms:.4f} ms between "
+            f"quartiles, {latency.runs} runs"
+        )
+
+
+@app.command()
+@plainly
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path(),
+) -> None:
+    """Check this machine; say what to mend, and how."""
+    from tailorbird.doctor import examine
+
+    findings = examine(folder)
+    marks = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
+    for finding in findings:
+        typer.echo(f"{marks[finding.level]}  {finding.topic}: {finding.text}")
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    typer.echo(f"{wrong} to mend" if wrong else "ready")
+    if wrong:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+@plainly
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for the job file and its run; made when missing.")
+    ] = Path("tailorbird-demo"),
+    until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.EXPORT,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")] = False,
+) -> None:
+    """Run the embedded job on handwritten digits."""
+    from tailorbird.config.template import TEMPLATE
+    from tailorbird.runfolder import write_bytes
+
+    job = folder / "job.yaml"
+    if not job.exists():
+        write_bytes(job, TEMPLATE.encode())
+    _run(job, until, quiet)
+
+
+def _run(job: Path, until: Until, quiet: bool) -> None:
+    from tailorbird.config.build import build
+    from tailorbird.config.plan import load
+    from tailorbird.pipeline import execute
+    from tailorbird.report.terminal import terminal
+
+    plan = load(job)
+    report = execute(build(plan), until=until.value, progress=terminal(quiet=quiet))
+    _close(report, plan.run, until)
+
+
+def _close(report: RunReport, folder: Path, until: Until) -> None:
+    """Print what the run found; a target that is not met is an exit code of its own."""
+    from tailorbird.report.table import show
+
+    if report.targets:
+        show(report, _out())
+    else:
+        typer.echo(f"done until {until.value}; see: tailorbird inspect {folder}")
+    typer.echo(f"report: {folder / 'report.html'}")
+    if until is Until.EXPORT and not report.met:
+        raise typer.Exit(NOT_MET)
+
+
+def _out() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    app()
