@@ -60,11 +60,11 @@ _MODULES: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
 )
 
 _BY_PART = {
+    "attention": "attention",
     "droppath": "dropout",
     "dropblock": "dropout",
     "dropout": "dropout",
     "stochasticdepth": "dropout",
-    "attention": "attention",
     "batchnorm": "norm",
     "layernorm": "norm",
     "groupnorm": "norm",

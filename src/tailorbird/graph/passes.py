@@ -90,16 +90,38 @@ def mode_repairs(evaluated: fx.Graph, trained: fx.Graph) -> list[tuple[fx.Node, 
         path of the module in which the two traces part for good.
     """
     repairs: list[tuple[fx.Node, nn.Module]] = []
-    pairs = list(zip(evaluated.nodes, trained.nodes, strict=False))
-    for node, other in pairs:
+    left, right = list(evaluated.nodes), list(trained.nodes)
+    for i, (node, other) in enumerate(zip(left, right, strict=False)):
         if _same(node, other):
             continue
         module = _follower(node, other)
         if module is None:
-            scopes = (str(node.meta.get(SCOPE, "")), str(other.meta.get(SCOPE, "")))
-            return max(scopes, key=lambda scope: (scope.count("."), len(scope)))
+            return _parting(left[i:], right[i:])
         repairs.append((node, module))
     return repairs
+
+
+def _parting(evaluated: list[fx.Node], trained: list[fx.Node]) -> str:
+    """The module that does more in one mode; what is in the other trace resumes after that."""
+    sides = {True: (evaluated[0], trained), False: (trained[0], evaluated)}
+    resumes = {
+        train: next((k for k, n in enumerate(other) if _call(n) == _call(node)), len(other))
+        for train, (node, other) in sides.items()
+    }
+    extra = trained[0] if resumes[True] <= resumes[False] else evaluated[0]
+    if resumes[True] == resumes[False]:
+        return max((_scope(evaluated[0]), _scope(trained[0])), key=len)
+    return _scope(extra)
+
+
+def _call(node: fx.Node) -> tuple[str, object]:
+    return node.op, node.target
+
+
+def _scope(node: fx.Node) -> str:
+    """The module whose forward made the node."""
+    scope = str(node.meta.get(SCOPE, ""))
+    return scope.rpartition(".")[0] if node.op == "call_module" else scope
 
 
 def _same(node: fx.Node, other: fx.Node) -> bool:

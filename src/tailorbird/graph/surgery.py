@@ -50,7 +50,8 @@ def extract(graph: LayerGraph, block: Block) -> fx.GraphModule:
     _check(graph, block)
     new = fx.Graph()
     made = {graph.nodes[block.input]: new.placeholder("x")}
-    new.output(_copy_into(new, made, graph, block.output, block.nodes))
+    _closed(graph, block)
+    new.output(*_copy_into(new, made, graph, [block.output]))
     return _own(graph, new, f"Block_{block.nodes[0]}")
 
 
@@ -125,10 +126,10 @@ def split(graph: LayerGraph, block: Block) -> Split:
     before, image = fx.Graph(), graph.layers[0].name
     made = {graph.nodes[image]: before.placeholder(image)}
     wanted = [block.input, *others]
-    before.output(tuple(_copy_into(before, made, graph, name) for name in wanted))
+    before.output(tuple(_copy_into(before, made, graph, wanted)))
     rest = fx.Graph()
     made = {graph.nodes[name]: rest.placeholder(name) for name in [block.output, *others]}
-    rest.output(_copy_into(rest, made, graph, graph.output))
+    rest.output(*_copy_into(rest, made, graph, [graph.output]))
     return Split(_own(graph, before, "Prefix"), _own(graph, rest, "Suffix"), tuple(wanted))
 
 
@@ -159,9 +160,8 @@ def capture(graph: LayerGraph, names: Sequence[str]) -> fx.GraphModule:
         raise GraphError("; ".join(faults))
     new, image = fx.Graph(), graph.layers[0].name
     made = {graph.nodes[image]: new.placeholder(image)}
-    outputs = {name: _copy_into(new, made, graph, name) for name in names}
-    outputs["output"] = _copy_into(new, made, graph, graph.output)
-    new.output(outputs)
+    outputs = _copy_into(new, made, graph, [*names, graph.output])
+    new.output(dict(zip([*names, "output"], outputs, strict=True)))
     return _own(graph, new, "Capture")
 
 
@@ -181,12 +181,20 @@ class _Home(nn.Module):
 
 
 def _check(graph: LayerGraph, block: Block) -> None:
+    """Whether the block is of this graph."""
     missing = [name for name in (block.input, *block.nodes) if name not in graph.index]
     if missing or not block.nodes or block.nodes[-1] != block.output:
         raise GraphError(
             f"block {block.key} is not of this graph: it has no layers {missing[:5]}; "
             "take blocks from blocks_from or enumerate_blocks on the same trace"
         )
+
+
+def _closed(graph: LayerGraph, block: Block) -> None:
+    data, inside = _data(graph), {block.input, *block.nodes}
+    strays = {u for name in block.nodes for u in _behind(graph, name, data)} - inside
+    if strays:
+        raise GraphError(f"block {block.key} also reads {sorted(strays)}; expected one input")
 
 
 def _data(graph: LayerGraph) -> set[str]:
@@ -221,30 +229,19 @@ def _needed(
 
 
 def _copy_into(
-    new: fx.Graph,
-    made: dict[fx.Node, fx.Node],
-    graph: LayerGraph,
-    output: str,
-    only: Sequence[str] | None = None,
-) -> fx.Node:
-    """Copy what ``output`` needs and is not made yet, in the network's order."""
-    pending, needed = [graph.nodes[output]], set[fx.Node]()
+    new: fx.Graph, made: dict[fx.Node, fx.Node], graph: LayerGraph, outputs: Sequence[str]
+) -> list[fx.Node]:
+    """Copy what the outputs need and is not made yet, in the network's order."""
+    pending, needed = [graph.nodes[name] for name in outputs], set[fx.Node]()
     while pending:
         node = pending.pop()
         if node not in made and node not in needed:
             needed.add(node)
             pending.extend(node.all_input_nodes)
-    if only is not None:
-        data = _data(graph)
-        strays = {n.name for n in needed if n.name in data} - set(only)
-        if strays:
-            raise GraphError(
-                f"block ending in {output!r} is not closed: it also reads {sorted(strays)[:5]}"
-            )
     for name in sorted((node.name for node in needed), key=graph.index.__getitem__):
         node = graph.nodes[name]
         made[node] = new.node_copy(node, lambda n: made[n])
-    return made[graph.nodes[output]]
+    return [made[graph.nodes[name]] for name in outputs]
 
 
 def _own(

@@ -207,6 +207,8 @@ def _program(
         if not isinstance(repairs, str):
             return _finish(evaluated, home, repairs, type(root).__name__)
         path = repairs
+        while path and path in leaves:
+            path = path.rpartition(".")[0]
         if not path:
             raise GraphError(
                 f"{type(root).__name__}.forward itself does something else in train mode than in "
@@ -311,11 +313,10 @@ class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = packet.__name__
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
-        elif name in ("_scaled_dot_product_flash_attention_for_cpu", "_fused_sdp_choice"):
-            if name.startswith("_scaled"):
-                query, key, value = args[:3]
-                rows = prod(query.shape[:-1]) * key.shape[-2]
-                self.flops += 2 * rows * (query.shape[-1] + value.shape[-1])
+        elif name == "_scaled_dot_product_flash_attention_for_cpu":
+            query, key, value = args[:3]
+            rows = prod(query.shape[:-1]) * key.shape[-2]
+            self.flops += 2 * rows * (query.shape[-1] + value.shape[-1])
         elif name in ("_native_multi_head_attention", "_transformer_encoder_layer_fwd"):
             self.flops += _fused_attention(name, args)
         return result

@@ -14,6 +14,7 @@ import math
 import operator
 import types
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -224,8 +225,8 @@ class ValueTracer(fx.Tracer):
         self._running = True
         try:
             for i in range(2):
-                here, named = map_aggregate((args, kwargs), lambda a, i=i: _value(a, i))  # type: ignore[misc]
-                results.append(self._run(kind, target, here, named))  # type: ignore[arg-type]
+                here, named = map_aggregate((args, kwargs), partial(_value, i))
+                results.append(self._run(kind, target, here, named))
         finally:
             self._running = False
         return self._lift(node, results[0], results[1])
@@ -282,5 +283,5 @@ def is_torch_layer(m: nn.Module) -> bool:
     )
 
 
-def _value(argument: Any, i: int) -> Any:  # noqa: ANN401
+def _value(i: int, argument: Any) -> Any:  # noqa: ANN401
     return argument._pair[i] if isinstance(argument, ValueProxy) else argument
