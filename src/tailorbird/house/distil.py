@@ -14,6 +14,7 @@ memory, ends with the same weights.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -366,6 +367,7 @@ def _save(job: _Bunch, trainees: Sequence[Trainee], step: int) -> None:
         "names": [t.record.name for t in trainees],
         "best": [t.best_loss if math.isfinite(t.best_loss) else None for t in trainees],
         "stopped": [t.stopped for t in trainees],
+        "sha256": _digest(tensors),
     }
     content = dump_tensors(tensors, metadata={"state": json.dumps(state)})
     write_bytes(job.store.checkpoint(job.number), content)
@@ -383,6 +385,8 @@ def _resume(job: _Bunch, trainees: Sequence[Trainee]) -> int:
         packed = load_tensors(content)
     except (OSError, ValueError, KeyError, SafetensorError):
         return 0  # damaged: this bunch is trained anew
+    if state.get("sha256") != _digest(packed):
+        return 0
     names = [t.record.name for t in trainees]
     if state["names"] != names or state["total"] != total_steps(job.data, job.options):
         return 0
@@ -391,6 +395,15 @@ def _resume(job: _Bunch, trainees: Sequence[Trainee]) -> int:
         trainee.best_loss = math.inf if best is None else best
         trainee.stopped = stopped
     return int(state["step"])
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """What tells a damaged file's tensors from those that were written."""
+    sha = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        sha.update(name.encode())
+        sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _finish(job: _Bunch, trainee: Trainee) -> fx.GraphModule | None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from tailorbird.errors import GraphError
+from tailorbird.errors import GraphError, MeasurementError
 from tailorbird.graph.adapt import fit_shape
 from tailorbird.graph.blocks import Block, enumerate_blocks, sample_block
 from tailorbird.graph.serial import structure_key
@@ -56,8 +56,8 @@ class Collector:
         """Keep ``module`` as an alternative of ``block`` if it is smaller and runs."""
         try:
             counts = count(module, block.in_shape)
-        except (RuntimeError, ValueError, TypeError) as error:
-            self.rejections[f"does not run: {type(error).__name__}"] += 1
+        except MeasurementError:
+            self.rejections["does not run"] += 1
             return False
         if counts.macs >= block.macs:
             self.rejections["not smaller than the teacher's block"] += 1
@@ -150,7 +150,10 @@ def add_own_blocks(
         source = choice[rng.integers(len(choice))]
         if not collector.known(block, "teacher", source.key):
             kept += collector.offer(
-                block, extract(teacher, source), origin="teacher", source=source.key,
+                block,
+                extract(teacher, source),
+                origin="teacher",
+                source=source.key,
                 variant="whole",
             )
 

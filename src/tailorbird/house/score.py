@@ -11,6 +11,7 @@ Latency: every distinct structure once per device, isolated.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def _score_group(
     suffixes = {a.block: suffix(teacher, sample.blocks[a.block], device) for a in group}
     names = sorted({name for s in suffixes.values() for name in s.inputs})
     probe = capture(teacher, names).to(device)
-    ready = {a.name: modules[a.name].to(device).eval() for a in group}
+    ready = {a.name: copy.deepcopy(modules[a.name]).to(device).eval() for a in group}
     tallies = {a.name: _Tally() for a in group}
     base = _Tally()
     for images, labels in validation.batches(batch_size, device=device):
