@@ -230,7 +230,3 @@ def _out() -> Console:
     from rich.console import Console
 
     return Console()
-
-
-if __name__ == "__main__":
-    app()

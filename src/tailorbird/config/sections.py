@@ -191,7 +191,10 @@ def near(key: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     folded = {name.lower().replace("-", "_"): name for name in names}
-    match = difflib.get_close_matches(key.lower().replace("-", "_"), folded, n=2, cutoff=0.6)
+    asked = key.lower().replace("-", "_")
+    match = difflib.get_close_matches(asked, folded, n=2, cutoff=0.6)
+    if not match and len(asked) > 2:
+        match = [name for name in folded if name.startswith(asked)][:2]
     if match:
         return f"; did you mean {' or '.join(repr(folded[name]) for name in match)}?"
     return f"; known: {', '.join(names)}"

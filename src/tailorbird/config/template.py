@@ -62,7 +62,7 @@ house:
 
 # How students are retrained.
 retrain:
-  epochs: 15
+  epochs: 10
   # minutes: 120
   # learning_rate: 0.05
   # precision: auto     # or float32, bfloat16

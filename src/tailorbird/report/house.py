@@ -113,7 +113,7 @@ def show_contents(found: Contents, console: Console, *, most: int) -> None:
     console.print(
         Text(
             f"house: {len(found.blocks)} blocks of the teacher, {len(found.rows)} alternatives "
-            f"({_counted(origins)}); {_counted(states)}"
+            f"({_counted(origins)}); {_counted(states)}; losses are in points of accuracy"
             if found.rows
             else "house: nothing has been sampled yet"
         )
@@ -139,7 +139,7 @@ def _blocks_table(found: Contents, most: int) -> Table:
     for row in found.rows:
         if row.accuracy_loss is not None:
             best[row.block] = min(row.accuracy_loss, best.get(row.block, row.accuracy_loss))
-    table = _new("block", ("alternatives", "MACs", "params", "least loss, points"))
+    table = _new("block", ("alternatives", "MACs", "params", "least loss"))
     for key, figures in list(found.blocks.items())[:most]:
         table.add_row(
             Text(printable(key)),
@@ -153,8 +153,8 @@ def _blocks_table(found: Contents, most: int) -> Table:
 
 def _table(rows: Sequence[Row], most: int) -> Table:
     timed = any(row.latency_ms for row in rows)
-    columns = ["MACs", "params", "error", "loss, points", *(["ms"] if timed else [])]
-    table = _new("alternative", columns, ("block", "origin", "variant"))
+    columns = ["MACs", "error", "loss", *(["ms"] if timed else [])]
+    table = _new("name", columns, ("block", "origin", "variant"))
     ordered = sorted(
         rows,
         key=lambda row: (row.accuracy_loss is None, row.accuracy_loss or 0.0, row.macs, row.name),
@@ -163,7 +163,6 @@ def _table(rows: Sequence[Row], most: int) -> Table:
         latency = next(iter(row.latency_ms.values()), None)
         figures = [
             bare("macs", row.macs, 3),
-            bare("params", row.params, 3),
             significant(row.error, 3) if row.error is not None else NOTHING,
             _points(row.accuracy_loss) if row.state == "scored" else row.state,
             *([bare("latency_ms", latency)] if timed else []),

@@ -137,7 +137,8 @@ class _LineTask:
         """Count on, and print where it stands if the last line is old enough."""
         self._done += steps
         self.note = note or self.note
-        self._lines.due(self._state)
+        if self._done < self._total:  # the end has a line of its own
+            self._lines.due(self._state)
 
     def _state(self) -> str:
         took = self._lines.clock() - self.began
@@ -170,9 +171,10 @@ class Lines:
         task = _LineTask(name, total, self)
         yield task
         took = self.clock() - task.began
-        if took >= min(self._every_s, WORTH_A_LINE_S):
-            note = f", {task.note}" if task.note else ""
-            self.due(lambda: f"{name}: done in {duration(took)}{note}", patience=0.2)
+        note = f", {task.note}" if task.note else ""
+        line = f"{name}: done in {duration(took)}{note}"
+        worth = took >= min(self._every_s, WORTH_A_LINE_S)
+        self.due(lambda: line, patience=0.2 if worth else 1.0)
 
     def due(self, line: Callable[[], str], *, patience: float = 1.0) -> None:
         """Print ``line()`` if the last progress line is older than ``patience`` times the wait."""

@@ -1,0 +1,182 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from tailorbird import cli, doctor, pipeline
+from tailorbird.config.template import TEMPLATE
+from tailorbird.errors import StoreError
+from tailorbird.report.record import RunReport, TargetResult
+
+JOB = """\
+teacher: {model: "tailorbird.demo:digits_net", arguments: {width: 8, depth: 1}, train: {epochs: 1}}
+data: {kind: digits, image_size: 8}
+targets: [{name: edge, limits: {latency: 0.5x}}]
+run: out
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB)
+    return path
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def reporting(*, met: bool, calls: list | None = None):
+    """What stands in for the pipeline: a report with one target."""
+    target = TargetResult(name="edge", device="d", limits={"latency_ms": 1.0}, met=met)
+
+    def execute(job, *, until, progress):
+        if calls is not None:
+            calls.append((job, until, progress))
+        return RunReport(run=str(job.run), seed=job.seed, targets=(target,))
+
+    return execute
+
+
+def failing(error: BaseException):
+    def execute(job, **_):
+        raise error
+
+    return execute
+
+
+def test_starts_without_heavy_imports():
+    program = "import sys, tailorbird.cli; print([m for m in {0} if m in sys.modules])"
+    heavy = ["torch", "onnxruntime", "matplotlib", "timm", "numpy", "pydantic", "rich"]
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(heavy)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_command():
+    text = call("--help").output
+    for command in ("init", "run", "inspect", "measure", "doctor", "demo"):
+        assert f"\n  {command} " in text
+        assert call(command, "--help").exit_code == 0
+    assert "..." not in text.split("Commands:")[1]
+    assert call("--version").output.startswith("tailorbird 0.")
+    assert call("runn").exit_code == 2
+
+
+def test_init_prints_the_job_that_runs():
+    assert call("init").stdout == TEMPLATE
+
+
+def test_run_builds_and_prints_the_table(job, monkeypatch):
+    calls: list = []
+    monkeypatch.setattr(pipeline, "execute", reporting(met=True, calls=calls))
+    done = call("run", job, "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "1 of 1 targets met" in done.stdout
+    assert f"report: {job.parent / 'out' / 'report.html'}" in done.stdout
+    [(built, until, _)] = calls
+    assert until == "export" and built.run == job.parent / "out"
+
+
+def test_a_target_not_met_has_its_own_code(job, monkeypatch):
+    monkeypatch.setattr(pipeline, "execute", reporting(met=False))
+    done = call("run", job)
+    assert done.exit_code == 3 and "edge: not met" in done.stdout
+    assert call("run", job, "--until", "search").exit_code == 0
+
+
+def test_errors_are_one_message_without_a_traceback(job, monkeypatch):
+    monkeypatch.setattr(pipeline, "execute", failing(StoreError("run folder is in use")))
+    done = call("run", job)
+    assert done.exit_code == 2
+    assert done.stderr == "error: run folder is in use\n"
+    job.write_text(JOB + "sede: 1\nrounds: 0\n")
+    done = call("run", job)
+    assert done.exit_code == 2 and "error: 2 problems:" in done.stderr
+    assert "did you mean 'seed'?" in done.stderr and "Traceback" not in done.output
+
+
+def test_ctrl_c_says_how_to_go_on(job, monkeypatch):
+    monkeypatch.setattr(pipeline, "execute", failing(KeyboardInterrupt()))
+    done = call("run", job)
+    assert done.exit_code == 130
+    assert "run the same command again to continue" in done.stderr
+
+
+def test_a_fault_of_our_own_is_not_hidden(job, monkeypatch):
+    monkeypatch.setattr(pipeline, "execute", failing(ZeroDivisionError("ours")))
+    assert isinstance(call("run", job).exception, ZeroDivisionError)
+
+
+def test_demo_writes_its_job_once_and_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "execute", reporting(met=True))
+    folder = tmp_path / "demo"
+    assert call("demo", folder).exit_code == 0
+    assert (folder / "job.yaml").read_text() == TEMPLATE
+    (folder / "job.yaml").write_text(JOB)
+    assert call("demo", folder).exit_code == 0
+    assert (folder / "job.yaml").read_text() == JOB
+
+
+def test_inspect_reads_a_report(tmp_path):
+    RunReport(run="r", seed=0).save(tmp_path / "report.json")
+    assert "nothing has been sampled yet" in call("inspect", tmp_path).stdout
+    assert json.loads(call("inspect", tmp_path, "--json").stdout)["alternatives"] == []
+    assert call("inspect", tmp_path / "none").exit_code == 2
+
+
+def test_measure_times_a_file(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = [1, 3, 8, 8]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("x", "y")
+    )
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", inputs, outputs)
+    opset = [helper.make_opsetid("", 18)]
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    done = call("measure", path, path, "--runs", 15, "--json")
+    rows = json.loads(done.stdout)
+    assert [row["model"] for row in rows] == [str(path)] * 2
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert "ms median" in call("measure", path, "--runs", 15).stdout
+    done = call("measure", path, "--provider", "NoProvider", "--threads", 0)
+    assert done.exit_code == 2 and "error: 2 problems" in done.stderr
+    assert call("measure", tmp_path / "none.onnx").exit_code == 2
+
+
+def test_doctor_fails_when_something_is_wrong(monkeypatch):
+    findings = [doctor.Finding("disk", "wrong", "full; free some")]
+    monkeypatch.setattr(doctor, "examine", lambda folder: findings)
+    done = call("doctor")
+    assert done.exit_code == 2 and "WRONG  disk: full; free some\n1 to mend" in done.stdout
+    findings[:] = [doctor.Finding("disk", "ok", "fine")]
+    assert call("doctor").stdout.endswith("ready\n")
+
+
+def test_output_that_nobody_reads_is_no_crash(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tailorbird", "init"],
+            stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert "Traceback" not in done.stderr
+
+
+def test_plainly_keeps_the_signature():
+    assert cli.plainly(SimpleNamespace).__wrapped__ is SimpleNamespace
