@@ -27,7 +27,7 @@ from record import write_result
 from torch import nn
 
 import tailorbird as tb
-from tailorbird.data.images import ImageData
+from tailorbird.data.images import ImageData, TensorSplit
 from tailorbird.data.sources import parquet
 from tailorbird.errors import InfeasibleError
 from tailorbird.export.onnx import export_many
@@ -103,12 +103,21 @@ def load(root: Path, limit: int | None) -> ImageData:
         validation=0.1,
         crop_padding=4,
         flip=True,
-        name="cifar10",
     )
-    return data if limit is None else data.head(limit)
+    if limit is None:
+        return data
+    assert isinstance(data.train, TensorSplit)
+    assert isinstance(data.validation, TensorSplit)
+    return replace(
+        data,
+        train=data.train.take(torch.arange(limit)),
+        validation=data.validation.take(torch.arange(limit // 6)),
+    )
 
 
-def latency_of(teacher: nn.Module, device: tb.OnnxRuntime, base_ms: float) -> Callable[[nn.Module], float]:
+def latency_of(
+    teacher: nn.Module, device: tb.OnnxRuntime, base_ms: float
+) -> Callable[[nn.Module], float]:
     """A measurement relative to the teacher in the same session, in ms of the base session."""
 
     def measure(module: nn.Module) -> float:
@@ -134,7 +143,12 @@ def induced(pricing: Pricing, names: Names, method: str, share: float) -> Entry:
 
 
 def house_baselines(
-    house: House, target: tb.Target, share: float, data: ImageData, device: tb.OnnxRuntime, seed: int
+    house: House,
+    target: tb.Target,
+    share: float,
+    data: ImageData,
+    device: tb.OnnxRuntime,
+    seed: int,
 ) -> list[Entry]:
     """The paper's Rand and Only, and random parts of the house (its Table 6)."""
     rng = np.random.default_rng(seed)
@@ -150,7 +164,12 @@ def house_baselines(
         pricing = Pricing(subset(house, keep), device, progress=progress)
         try:
             choice = choose(
-                target, pricing, data.validation, rounds=3, candidates=4, seed=seed,
+                target,
+                pricing,
+                data.validation,
+                rounds=3,
+                candidates=4,
+                seed=seed,
                 progress=progress,
             )
         except InfeasibleError as error:
@@ -182,9 +201,7 @@ def peer_entries(
     """Off-the-shelf donors, torch-pruning and FastNAS at every share."""
     held, labels = next(iter(data.validation.batches(images)))
     calibration, _ = next(iter(data.train.batches(2500)))
-    nas = FastNas(
-        teacher=teacher, images=held, labels=labels, calibration=calibration, folder=work
-    )
+    nas = FastNas(teacher=teacher, images=held, labels=labels, calibration=calibration, folder=work)
     example = torch.zeros(1, *SHAPE)
     entries = []
     for share in SHARES:
@@ -246,7 +263,9 @@ def judge(
 
 def main() -> None:
     """Run everything, print the table, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--epochs", type=float, default=3.0, help="retraining")
@@ -264,8 +283,13 @@ def main() -> None:
     teacher = networks.pop("resnet56")
     device = tb.OnnxRuntime(threads=1)
     house = tb.ModelHouse.build(
-        teacher, donors=networks, data=data, run=arguments.run, options=spend.house,
-        seed=arguments.seed, progress=progress,
+        teacher,
+        donors=networks,
+        data=data,
+        run=arguments.run,
+        options=spend.house,
+        seed=arguments.seed,
+        progress=progress,
     )
     targets = {
         share: tb.Target(f"x{share:g}", device, {"latency": f"{share}x"}) for share in SHARES
@@ -276,13 +300,16 @@ def main() -> None:
     base_ms = house.pricing(targets[SHARES[0]]).base["latency_ms"]
     with tempfile.TemporaryDirectory() as work:
         entries = peer_entries(
-            teacher, networks, data, latency_of(teacher, device, base_ms), base_ms,
-            spend.fastnas_images, Path(work),
+            teacher,
+            networks,
+            data,
+            latency_of(teacher, device, base_ms),
+            base_ms,
+            spend.fastnas_images,
+            Path(work),
         )
     for share, target in targets.items():
-        entries += house_baselines(
-            house.house, target, share, data, device, arguments.seed
-        )
+        entries += house_baselines(house.house, target, share, data, device, arguments.seed)
     as_is = [
         replace(entry, method="best donor, as it is")
         for entry in entries
@@ -293,7 +320,10 @@ def main() -> None:
         if student.module is not None:
             entries.append(
                 Entry(
-                    OURS, share, student.module, note=" | ".join(student.result.replaced),
+                    OURS,
+                    share,
+                    student.module,
+                    note=" | ".join(student.result.replaced),
                     before=student.result.accuracy_before or 0.0,
                 )
             )
@@ -318,7 +348,11 @@ def main() -> None:
 
 
 def retrain(
-    entries: list[Entry], house: House, data: ImageData, recipe: Recipe, arguments: argparse.Namespace
+    entries: list[Entry],
+    house: House,
+    data: ImageData,
+    recipe: Recipe,
+    arguments: argparse.Namespace,
 ) -> None:
     """Retrain all baselines as the students were; each entry's module is replaced."""
     assert data.test is not None
@@ -335,7 +369,11 @@ def retrain(
         )
     nodes = sorted({node for assignment in assignments for _, node in assignment.hints})
     outcomes = retrain_all(
-        assignments, capture(house.teacher, nodes), data, recipe=recipe, seed=arguments.seed,
+        assignments,
+        capture(house.teacher, nodes),
+        data,
+        recipe=recipe,
+        seed=arguments.seed,
         progress=terminal(),
     )
     for entry, outcome in zip(entries, outcomes, strict=True):

@@ -25,9 +25,7 @@ FLOOR = 0.01
 """Least standard error of a saving, as a share of the largest one."""
 
 
-def correct(
-    isolated: Floats, chosen: Floats, measured: Floats, *, noise: float
-) -> Floats:
+def correct(isolated: Floats, chosen: Floats, measured: Floats, *, noise: float) -> Floats:
     """Savings (n,) corrected by measured networks.
 
     Args:

@@ -4,7 +4,7 @@ Each batch passes the teacher once; what enters and leaves every sampled block i
 alternative of the bunch takes one step on its own block's pair. The graphs of two alternatives
 never meet, so each is run forward, backward and freed before the next: a step costs one teacher
 forward plus the sum of the alternatives' own forward and backward passes, and memory holds the
-kept activations, every alternative's weights, and the activations of one alternative.
+kept activations, every alternative's weights, and activations and gradients of one alternative.
 
 An alternative's result does not depend on its bunch: it sees the same batches, draws its own random
 numbers, and has an optimiser of its own. So a run that is killed, or whose bunches are halved for
@@ -25,18 +25,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from tailorbird.data.images import ImageData
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.bunches import plan_bunches
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.runfolder import write_bytes
-from tailorbird.train.precision import autocast, compute_device, memory_format
+from tailorbird.train.precision import Format, autocast, compute_device, memory_format, reseed
+from tailorbird.train.precision import resolve as resolve_format
 
 VALIDATION_IMAGES = 1024
 """Images that decide which epoch of an alternative is kept."""
@@ -52,6 +54,7 @@ class Trainee:
     block: Block
     module: fx.GraphModule
     optimizer: torch.optim.SGD
+    format: Format
     best: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = math.inf
     stopped: str = ""
@@ -128,7 +131,7 @@ def distil(
                 task.advance(steps)
                 continue
             share = None if deadline is None else _share(deadline, len(bunches) - number)
-            job = _Bunch(teacher, sample, data, options, seed, store, device, number, share)
+            job = Bunch(teacher, sample, data, options, seed, store, device, number, share)
             done |= _train_or_halve(job, missing, task)
             store.checkpoint(number).unlink(missing_ok=True)
     return done
@@ -139,59 +142,10 @@ def total_steps(data: ImageData, options: HouseOptions) -> int:
     return max(1, math.ceil(options.epochs * len(data.train) / options.batch_size))
 
 
-def plan_bunches(
-    teacher: LayerGraph, sample: Sample, alternatives: Sequence[Alternative], options: HouseOptions
-) -> list[list[Alternative]]:
-    """Split into bunches that fit ``options.memory_mb``, in the teacher's order of blocks.
-
-    A bunch holds the images, the blocks' inputs and outputs, four copies of its weights (weights,
-    gradients, momenta, best) and the activations of its largest alternative, kept for backward.
-    The teacher's own pass frees as it goes and is counted as its two largest tensors.
-    """
-    order = teacher.index
-    ordered = sorted(alternatives, key=lambda a: (order[sample.blocks[a.block].output], a.name))
-    per_image = {layer.name: 4 * math.prod(layer.shape) for layer in teacher.layers if layer.shape}
-    fixed = 2 * max(per_image.values()) + 4 * math.prod(teacher.input_shape)
-    budget = options.memory_mb * 1e6
-    bunches: list[list[Alternative]] = []
-    kept: set[str] = set()
-    weights = largest = 0.0
-    for alternative in ordered:
-        block = sample.blocks[alternative.block]
-        own = 16.0 * alternative.params
-        run = 2.0 * activation_bytes(sample.modules[alternative.name], block.in_shape)
-        grown = kept | {block.input, block.output}
-        images = options.batch_size * (sum(per_image.get(n, 0) for n in grown) + fixed)
-        need = images + weights + own + options.batch_size * max(largest, run)
-        if bunches and need <= budget:
-            bunches[-1].append(alternative)
-            kept, weights, largest = grown, weights + own, max(largest, run)
-        else:
-            bunches.append([alternative])
-            kept, weights, largest = {block.input, block.output}, own, run
-    return bunches
-
-
-def activation_bytes(module: fx.GraphModule, in_shape: Sequence[int]) -> int:
-    """Bytes of all intermediate float32 tensors of ``module`` for one image."""
-    with torch.no_grad():
-        recorder = _Sizes(module)
-        recorder.run(torch.zeros(1, *in_shape))
-    return recorder.total
-
-
-class _Sizes(fx.Interpreter):
-    total = 0
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.total += 4 * value.numel()
-        return value
-
-
 @dataclass(frozen=True)
-class _Bunch:
+class Bunch:
+    """What the training of one bunch of alternatives needs."""
+
     teacher: LayerGraph
     sample: Sample
     data: ImageData
@@ -202,13 +156,33 @@ class _Bunch:
     number: int
     seconds: float | None
 
+    def format(self, module: nn.Module) -> Format:
+        """The number format that ``module`` runs in."""
+        return resolve_format(self.options.precision, self.device, module)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The frozen teacher, giving what enters and leaves the blocks of a bunch."""
+
+    module: fx.GraphModule
+    device: torch.device
+    format: Format
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        """(n, C, H, W) -> node -> its tensor."""
+        with autocast(self.device, self.format):
+            seen: dict[str, Tensor] = self.module(images)
+        return seen
+
 
 def _share(deadline: float, bunches_left: int) -> float:
     return max(1.0, (deadline - time.monotonic()) / bunches_left)
 
 
 def _train_or_halve(
-    job: _Bunch, bunch: Sequence[Alternative], task: Task
+    job: Bunch, bunch: Sequence[Alternative], task: Task
 ) -> dict[str, fx.GraphModule]:
     """Train a bunch; out of memory halves it, down to a single alternative."""
     try:
@@ -216,13 +190,13 @@ def _train_or_halve(
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        if job.device.type == "cuda":
-            torch.cuda.empty_cache()
         if len(bunch) == 1:
             reason = "out of memory even alone; lower house.batch_size"
             module = job.sample.modules[bunch[0].name]
             job.store.save_trained(bunch[0].name, module, {"stopped": reason})
             return {}
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()  # here the failed attempt's tensors are free
     job.store.checkpoint(job.number).unlink(missing_ok=True)
     half = len(bunch) // 2
     return _train_or_halve(job, bunch[:half], task) | _train_or_halve(job, bunch[half:], task)
@@ -234,11 +208,9 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _train(job: _Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx.GraphModule]:
-    trainees = [_trainee(job, alternative) for alternative in bunch]
-    names = sorted({name for t in trainees for name in (t.block.input, t.block.output)})
-    probe = capture(job.teacher, names).to(job.device)
-    _lay_out(probe, job.teacher.input_shape)
+def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx.GraphModule]:
+    trainees = [enlist(job, alternative) for alternative in bunch]
+    probe = observe(job, trainees)
     total = total_steps(job.data, job.options)
     step = _resume(job, trainees)
     task.advance(step)
@@ -246,9 +218,11 @@ def _train(job: _Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, f
     devices = [job.device] if job.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         while step < total:
+            for trainee in trainees:
+                trainee.module.train()
             for images in _epoch(job, step, total):
                 rate = job.options.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
-                _step(job, probe, trainees, images, step, rate)
+                train_step(job, probe, trainees, images, step, rate)
                 step += 1
                 task.advance(1, _note(trainees, step))
             spent = time.monotonic() - start
@@ -261,14 +235,23 @@ def _train(job: _Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, f
     return {t.record.name: module for t in trainees if (module := _finish(job, t)) is not None}
 
 
-def _trainee(job: _Bunch, alternative: Alternative) -> Trainee:
+def observe(job: Bunch, trainees: Sequence[Trainee]) -> Probe:
+    """The teacher as it serves ``trainees``."""
+    names = sorted({name for t in trainees for name in (t.block.input, t.block.output)})
+    module = capture(job.teacher, names).to(job.device).requires_grad_(False)
+    _lay_out(module, job.teacher.input_shape)
+    return Probe(module, job.device, job.format(job.teacher.module))
+
+
+def enlist(job: Bunch, alternative: Alternative) -> Trainee:
+    """A copy of the alternative with an optimiser of its own."""
     block = job.sample.blocks[alternative.block]
-    module = copy.deepcopy(job.sample.modules[alternative.name]).to(job.device)
+    module = copy.deepcopy(job.sample.modules[alternative.name]).to(job.device).requires_grad_()
     _lay_out(module, block.in_shape)
     optimizer = torch.optim.SGD(
         module.parameters(), lr=job.options.learning_rate, momentum=MOMENTUM, nesterov=True
     )
-    return Trainee(alternative, block, module, optimizer)
+    return Trainee(alternative, block, module, optimizer, job.format(module))
 
 
 def _lay_out(module: fx.GraphModule, shape: Sequence[int]) -> None:
@@ -279,7 +262,7 @@ def _lay_out(module: fx.GraphModule, shape: Sequence[int]) -> None:
             parameter.data = parameter.data.to(memory_format=layout)
 
 
-def _epoch(job: _Bunch, step: int, total: int) -> Iterator[Tensor]:
+def _epoch(job: Bunch, step: int, total: int) -> Iterator[Tensor]:
     """Batches from ``step`` to the end of its epoch; the order depends on seed and epoch only."""
     per_epoch = math.ceil(len(job.data.train) / job.options.batch_size)
     generator = torch.Generator().manual_seed(job.seed * 100_003 + step // per_epoch)
@@ -292,49 +275,67 @@ def _epoch(job: _Bunch, step: int, total: int) -> Iterator[Tensor]:
         yield images
 
 
-def _step(
-    job: _Bunch,
-    probe: fx.GraphModule,
+def train_step(
+    job: Bunch,
+    probe: Probe,
     trainees: Sequence[Trainee],
     images: Tensor,
     step: int,
     rate: float,
 ) -> None:
-    with torch.no_grad(), autocast(job.device, job.options.precision):
-        seen = probe(images)
-    for number, trainee in enumerate(trainees):
+    """One pass of the teacher, and one step of each trainee on its own block's pair.
+
+    Trainees are in training mode. Gradients are freed at once: one trainee's exist at a time.
+    """
+    seen = probe(images)
+    scales = _Scales(seen)
+    for trainee in trainees:
         if trainee.stopped:
             continue
-        torch.manual_seed(hash((job.seed, int(trainee.record.name[1:]), step)) % 2**63)
-        trainee.module.train()
-        loss = _loss(job, trainee, seen)
+        reseed(job.device, hash((job.seed, int(trainee.record.name[1:]), step)) % 2**63)
+        loss = _loss(job, trainee, seen, scales)
         trainee.optimizer.param_groups[0]["lr"] = rate
-        trainee.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         trainee.optimizer.step()
+        trainee.optimizer.zero_grad(set_to_none=True)
 
 
-def _loss(job: _Bunch, trainee: Trainee, seen: Mapping[str, Tensor]) -> Tensor:
+class _Scales(dict[str, Tensor]):
+    """Node -> mean square of its tensor, computed once a batch for all that mimic it."""
+
+    def __init__(self, seen: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __missing__(self, name: str) -> Tensor:
+        scale = self[name] = self._seen[name].float().square().mean().clamp_min(1e-12)
+        return scale
+
+
+def _loss(
+    job: Bunch, trainee: Trainee, seen: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+) -> Tensor:
     """Squared error over the teacher's mean square: 1 is no better than answering zero."""
-    target = seen[trainee.block.output].float()
-    with autocast(job.device, job.options.precision):
-        output = trainee.module(seen[trainee.block.input])
-    error = (output.float() - target).square().mean()
-    loss: Tensor = error / target.square().mean().clamp_min(1e-12)
+    images = seen[trainee.block.input]
+    with autocast(job.device, trainee.format):
+        output = trainee.module(images.float() if trainee.format == "float32" else images)
+    error = (output.float() - seen[trainee.block.output].float()).square().mean()
+    loss: Tensor = error / scales[trainee.block.output]
     return loss
 
 
 @torch.no_grad()
-def _validate(job: _Bunch, probe: fx.GraphModule, trainees: Sequence[Trainee]) -> None:
+def _validate(job: Bunch, probe: Probe, trainees: Sequence[Trainee]) -> None:
     """Keep each trainee's weights if they mimic better than before; stop those gone astray."""
     sums = dict.fromkeys((t.record.name for t in trainees), 0.0)
     batches = 0
+    for trainee in trainees:
+        trainee.module.eval()
     for images, _ in job.data.validation.batches(job.options.batch_size, device=job.device):
-        with autocast(job.device, job.options.precision):
-            seen = probe(images)
+        seen = probe(images)
+        scales = _Scales(seen)
         for trainee in trainees:
-            trainee.module.eval()
-            sums[trainee.record.name] += float(_loss(job, trainee, seen))
+            sums[trainee.record.name] += float(_loss(job, trainee, seen, scales))
         batches += 1
         if batches * job.options.batch_size >= VALIDATION_IMAGES:
             break
@@ -354,7 +355,7 @@ def _note(trainees: Sequence[Trainee], step: int) -> str:
     return f"relative error {sum(losses) / len(losses):.3f}" if losses and step else ""
 
 
-def _save(job: _Bunch, trainees: Sequence[Trainee], step: int) -> None:
+def _save(job: Bunch, trainees: Sequence[Trainee], step: int) -> None:
     """Write the bunch's state; one file, so it is whole or absent."""
     tensors = {
         key: value.detach().cpu().contiguous()
@@ -373,7 +374,7 @@ def _save(job: _Bunch, trainees: Sequence[Trainee], step: int) -> None:
     write_bytes(job.store.checkpoint(job.number), content)
 
 
-def _resume(job: _Bunch, trainees: Sequence[Trainee]) -> int:
+def _resume(job: Bunch, trainees: Sequence[Trainee]) -> int:
     """Take back the bunch's saved state; returns the step to go on from, 0 for none."""
     path = job.store.checkpoint(job.number)
     if not path.exists():
@@ -406,7 +407,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _finish(job: _Bunch, trainee: Trainee) -> fx.GraphModule | None:
+def _finish(job: Bunch, trainee: Trainee) -> fx.GraphModule | None:
     """Write the best weights and give the trained module, or `None` for one that was stopped."""
     if trainee.best:
         trainee.module.load_state_dict(trainee.best)

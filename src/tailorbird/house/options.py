@@ -68,8 +68,7 @@ class HouseOptions:
             problems.append(f"house.minutes: expected more than 0, got {self.minutes}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             problems.append(
-                "house.precision: expected 'auto', 'float32' or 'bfloat16', "
-                f"got {self.precision!r}"
+                f"house.precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}"
             )
         if problems:
             raise ConfigError(problems)

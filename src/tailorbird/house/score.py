@@ -31,7 +31,7 @@ from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent
 from tailorbird.targets import Device, Latency
-from tailorbird.train.precision import autocast, compute_device
+from tailorbird.train.precision import autocast, compute_device, resolve
 
 T = TypeVar("T")
 
@@ -122,15 +122,24 @@ def _score_group(
     ready = {a.name: copy.deepcopy(modules[a.name]).to(device).eval() for a in group}
     tallies = {a.name: _Tally() for a in group}
     base = _Tally()
+    network_format = resolve(precision, device, teacher.module)
+    formats = {
+        name: resolve(precision, device, module) if network_format != "float32" else "float32"
+        for name, module in ready.items()
+    }
     for images, labels in validation.batches(batch_size, device=device):
-        with autocast(device, precision):
+        with autocast(device, network_format):
             seen = probe(images)
-            base.add(seen["output"], seen["output"], labels)
-            for a in group:
-                tail = suffixes[a.block]
-                replaced = ready[a.name](seen[tail.inputs[0]])
+        base.add(seen["output"], seen["output"], labels)
+        for a in group:
+            tail = suffixes[a.block]
+            entering = seen[tail.inputs[0]]
+            with autocast(device, formats[a.name]):
+                narrow = formats[a.name] == "float32"
+                replaced = ready[a.name](entering.float() if narrow else entering)
+            with autocast(device, network_format):
                 logits = tail.module(replaced, *(seen[name] for name in tail.inputs[1:]))
-                tallies[a.name].add(logits, seen["output"], labels)
+            tallies[a.name].add(logits, seen["output"], labels)
     labelled = validation.labelled
     reference = base.right if labelled else base.agree
     return {

@@ -275,7 +275,9 @@ class Fitting:
             teacher_accuracy=judge_module(teacher.module, teacher, split),
             onnx=f"students/{attempt.target.name}/model.onnx",
             lowest={metric: proof.measured[metric] for metric in over},
-            reason=None if proof.met else f"measured over its limit after {self.rounds} rounds: "
+            reason=None
+            if proof.met
+            else f"measured over its limit after {self.rounds} rounds: "
             + ", ".join(f"{m} {proof.measured[m]:.4g} > {proof.limits[m]:.4g}" for m in over),
             minutes=attempt.seconds / 60,
             replaced=tuple(

@@ -36,9 +36,7 @@ def teacher_latency(teacher: LayerGraph, device: Device, store: HouseStore) -> f
     known = store.load_latencies(device.key)
     if "teacher" not in known:
         with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-            paths = export_many(
-                [(teacher.module, teacher.input_shape)], Path(folder), ["teacher"]
-            )
+            paths = export_many([(teacher.module, teacher.input_shape)], Path(folder), ["teacher"])
             known["teacher"] = device.measure(paths)[0]
         store.save_latencies(device.key, known)
     return known["teacher"].median_ms

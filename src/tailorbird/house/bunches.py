@@ -1,0 +1,84 @@
+"""Which alternatives are distilled together: as many as fit a memory budget."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.options import HouseOptions
+
+
+def plan_bunches(
+    teacher: LayerGraph, sample: Sample, alternatives: Sequence[Alternative], options: HouseOptions
+) -> list[list[Alternative]]:
+    """Split into bunches that fit ``options.memory_mb``, in the teacher's order of blocks.
+
+    Counted as float32, which bounds bfloat16 from above: the images; the blocks' inputs and
+    outputs; the teacher's pass, which frees as it goes, as its three largest tensors; what the
+    largest alternative needs for its step (`step_bytes`); for each alternative its weights, momenta
+    and best weights, and once the largest one's gradients. Between epochs the activations are gone
+    and the bunch's state is written, which takes two more copies of it for a moment.
+
+    Not counted: the data set, the house itself, and what an allocator keeps back for reuse. An
+    alternative that alone exceeds the budget is trained in a bunch of its own.
+    """
+    order = teacher.index
+    ordered = sorted(alternatives, key=lambda a: (order[sample.blocks[a.block].output], a.name))
+    per_image = {layer.name: 4 * math.prod(layer.shape) for layer in teacher.layers if layer.shape}
+    fixed = 3 * max(per_image.values()) + 4 * math.prod(teacher.input_shape)
+    bunches: list[list[Alternative]] = []
+    kept: set[str] = set()
+    params = largest = 0
+    for alternative in ordered:
+        block = sample.blocks[alternative.block]
+        needs = step_bytes(sample.modules[alternative.name], block.in_shape)
+        own = options.batch_size * needs + 4 * alternative.params
+        grown = kept | {block.input, block.output}
+        seen = options.batch_size * (sum(per_image.get(n, 0) for n in grown) + fixed)
+        state = 12 * (params + alternative.params)
+        if bunches and state + max(seen + max(largest, own), 2 * state) <= 1e6 * options.memory_mb:
+            bunches[-1].append(alternative)
+            kept, params, largest = grown, params + alternative.params, max(largest, own)
+        else:
+            bunches.append([alternative])
+            kept, params, largest = {block.input, block.output}, alternative.params, own
+    return bunches
+
+
+def step_bytes(module: fx.GraphModule, in_shape: Sequence[int]) -> int:
+    """Bytes for one image that a training step of ``module`` holds at its peak, in float32.
+
+    What autograd keeps for the backward pass, measured on two images of zeros, and six times the
+    largest of these tensors or the output for what the loss and a layer's backward pass hold.
+    """
+    trial = copy.deepcopy(module).train().requires_grad_()
+    images = torch.zeros(2, *in_shape)
+    mine = (images, *trial.parameters(), *trial.buffers())
+    own = {tensor.untyped_storage().data_ptr() for tensor in mine}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage not in own:
+            kept[storage] = tensor
+        return tensor
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(pack, _unchanged),
+    ):
+        output: Tensor = trial(images)
+    sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
+    largest = max(*sizes, output.untyped_storage().nbytes()) if sizes else 0
+    return (sum(sizes) + 6 * largest) // 2
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
