@@ -134,8 +134,12 @@ class RunFolder:
         """
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **data}, default=str)
         try:
-            with (self.path / "events.jsonl").open("a") as file:
-                file.write(line + "\n")
+            with (self.path / "events.jsonl").open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # torn off by a kill
+                        line = "\n" + line
+                file.write(line.encode() + b"\n")
         except OSError as error:
             raise StoreError(
                 f"can't write {self.path / 'events.jsonl'}: {error.strerror or error}"

@@ -1,0 +1,210 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tailorbird.house import distil as module
+from tailorbird.house.alternative import Sample
+from tailorbird.house.distil import distil, plan_bunches
+from tailorbird.house.store import HouseStore
+
+from .makers import OPTIONS, images, same, small_sample, teacher, weights
+
+
+def run(folder, *, sample=None, **options):
+    return distil(
+        teacher(),
+        sample or small_sample(),
+        images(),
+        replace(OPTIONS, **options),
+        seed=0,
+        store=HouseStore(folder),
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("reference"))
+
+
+def trainable(sample):
+    return [a for a in sample.alternatives if a.trainable]
+
+
+def equal(left, right):
+    return left.keys() == right.keys() and all(same(left[n], right[n]) for n in left)
+
+
+def test_every_alternative_is_trained_and_inputs_are_left_alone(tmp_path):
+    sample = small_sample()
+    before = {n: weights(m) for n, m in sample.modules.items()}
+    frozen = weights(teacher().module)
+    random = torch.random.get_rng_state()
+    done = run(tmp_path)
+    assert done.keys() == sample.modules.keys()
+    for alternative in trainable(sample):
+        old, new = before[alternative.name], done[alternative.name].state_dict()
+        assert any(not torch.equal(old[k], new[k]) for k in old), alternative
+        stored = HouseStore(tmp_path).load_trained(alternative.name)
+        assert stored is not None
+        assert stored[1]["relative_error"] > 0
+    for name, tensors in before.items():
+        assert all(torch.equal(v, sample.modules[name].state_dict()[k]) for k, v in tensors.items())
+    assert all(torch.equal(v, teacher().module.state_dict()[k]) for k, v in frozen.items())
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_training_brings_alternatives_closer_to_their_blocks(tmp_path):
+    run(tmp_path / "short", epochs=0.1, learning_rate=1e-6)
+    run(tmp_path / "long", epochs=6.0)
+    errors = {
+        kind: [
+            HouseStore(tmp_path / kind).load_trained(a.name)[1]["relative_error"]
+            for a in trainable(small_sample())
+        ]
+        for kind in ("short", "long")
+    }
+    assert sum(errors["long"]) < 0.8 * sum(errors["short"])
+
+
+def test_bunches_do_not_change_the_result(tmp_path, reference):
+    options = replace(OPTIONS, memory_mb=1)
+    bunches = plan_bunches(teacher(), small_sample(), trainable(small_sample()), options)
+    assert len(bunches) > 1
+    assert sorted(a.name for b in bunches for a in b) == [a.name for a in trainable(small_sample())]
+    assert len(plan_bunches(teacher(), small_sample(), trainable(small_sample()), OPTIONS)) == 1
+    assert equal(run(tmp_path, memory_mb=1), reference)
+
+
+def test_a_poisoned_alternative_stops_alone_and_says_why(tmp_path, reference):
+    sample = small_sample()
+    victim = trainable(sample)[1].name
+    modules = copy.deepcopy(sample.modules)
+    with torch.no_grad():
+        next(modules[victim].parameters()).fill_(float("inf"))
+    poisoned = Sample(
+        blocks=sample.blocks,
+        alternatives=sample.alternatives,
+        modules=modules,
+        rejections=sample.rejections,
+    )
+    done = run(tmp_path, sample=poisoned)
+    assert equal(done, {n: m for n, m in reference.items() if n != victim})
+    stored = HouseStore(tmp_path).load_trained(victim)
+    assert stored is not None
+    assert "not finite; lower house.learning_rate" in stored[1]["stopped"]
+    assert victim not in run(tmp_path, sample=poisoned)
+
+
+def test_out_of_memory_halves_the_bunch_and_drops_nothing(tmp_path, reference, monkeypatch):
+    sizes = []
+    train = module._train
+
+    def tight(job, bunch, task):
+        sizes.append(len(bunch))
+        if len(bunch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(job, bunch, task)
+
+    monkeypatch.setattr(module, "_train", tight)
+    assert equal(run(tmp_path), reference)
+    assert sizes[0] == len(trainable(small_sample()))
+    assert sizes.count(1) == sizes[0]
+
+
+def test_out_of_memory_even_alone_is_recorded(tmp_path, monkeypatch):
+    def never(job, bunch, task):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "_train", never)
+    done = run(tmp_path)
+    assert done.keys() == {a.name for a in small_sample().alternatives if not a.trainable}
+    for alternative in trainable(small_sample()):
+        stored = HouseStore(tmp_path).load_trained(alternative.name)
+        assert stored is not None
+        assert "out of memory even alone" in stored[1]["stopped"]
+
+
+def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
+    def broken(job, bunch, task):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(module, "_train", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(tmp_path)
+
+
+class Killed(BaseException):
+    """Stands for the process's end."""
+
+
+def stop_in_last_epoch(monkeypatch):
+    """Let the first epoch be saved, then stop in the middle of the second; returns the undo."""
+    step = module._step
+
+    def dying(job, probe, trainees, batch, number, rate):
+        if number == 4:
+            raise Killed
+        step(job, probe, trainees, batch, number, rate)
+
+    monkeypatch.setattr(module, "_step", dying)
+    return lambda: monkeypatch.setattr(module, "_step", step)
+
+
+def test_resuming_from_a_bunch_checkpoint_equals_an_uninterrupted_run(
+    tmp_path, reference, monkeypatch
+):
+    undo = stop_in_last_epoch(monkeypatch)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    undo()
+    assert HouseStore(tmp_path).checkpoint(0).exists()
+    steps = []
+    step = module._step
+
+    def counting(job, probe, trainees, batch, number, rate):
+        steps.append(number)
+        step(job, probe, trainees, batch, number, rate)
+
+    monkeypatch.setattr(module, "_step", counting)
+    assert equal(run(tmp_path), reference)
+    assert steps == [3, 4], "the first epoch was trained again"
+    assert not HouseStore(tmp_path).checkpoint(0).exists()
+    steps.clear()
+    assert equal(run(tmp_path), reference)
+    assert steps == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "bit"])
+def test_a_damaged_checkpoint_is_made_anew(tmp_path, reference, monkeypatch, damage):
+    undo = stop_in_last_epoch(monkeypatch)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    undo()
+    path = HouseStore(tmp_path).checkpoint(0)
+    content = bytearray(path.read_bytes())
+    if damage == "bit":
+        content[-3] ^= 0x40
+    path.write_bytes(
+        {
+            "cut": bytes(content[:-100]),
+            "garbage": b"\xff" * 64,
+            "empty": b"",
+            "bit": bytes(content),
+        }[damage]
+    )
+    assert equal(run(tmp_path), reference)
+
+
+def test_a_damaged_trained_alternative_is_trained_anew(tmp_path, reference):
+    run(tmp_path)
+    victim = trainable(small_sample())[0].name
+    path = tmp_path / "trained" / f"{victim}.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert equal(run(tmp_path), reference)
+
+
+def test_minutes_end_the_training_with_all_alternatives(tmp_path):
+    done = run(tmp_path, epochs=10_000.0, minutes=0.005)
+    assert done.keys() == small_sample().modules.keys()
