@@ -100,8 +100,7 @@ def induce(
         elif node.op != "output" and node not in inner and node in needed:
             made[node] = new.node_copy(node, lambda n: made[n])
     new.output(made[graph.nodes[graph.output]])
-    home = _Home(graph.module, {names[block]: module for block, module in copies.items()})
-    return _own(graph, new, "Induced", home)
+    return _own(graph, new, "Induced", {names[block]: m for block, m in copies.items()})
 
 
 def split(graph: LayerGraph, block: Block) -> Split:
@@ -245,12 +244,24 @@ def _copy_into(
 
 
 def _own(
-    graph: LayerGraph, new: fx.Graph, name: str, home: nn.Module | None = None
+    graph: LayerGraph,
+    new: fx.Graph,
+    name: str,
+    replacements: Mapping[str, nn.Module] | None = None,
 ) -> fx.GraphModule:
-    """A graph module with weights of its own, in eval mode."""
+    """A graph module in eval mode with weights of its own; replacements are taken as they are."""
     new.lint()
-    module = fx.GraphModule(home if home is not None else graph.module, new, name)
-    return copy.deepcopy(module).eval()
+    extra = dict(replacements or {})
+    module = fx.GraphModule(_Home(graph.module, extra), new, name)
+    memo: dict[int, Any] = {}
+    for child, part in list(module.named_children()):
+        if child not in extra:
+            setattr(module, child, copy.deepcopy(part, memo))
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, key, copy.deepcopy(parameter, memo))
+    for key, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, key, copy.deepcopy(buffer, memo))
+    return module.eval()
 
 
 def _dry_run(graph: LayerGraph, block: Block, module: nn.Module) -> str | None:
