@@ -13,21 +13,23 @@ Stops and continues: what is trained and measured is kept in ``--run``.
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from cifar_resnet import DEPTHS, trained
-from peers import FastNas, best_donor, residual_layers, torch_pruning
-from record import write_result
 from torch import nn
 
 import tailorbird as tb
-from tailorbird.data.images import ImageData, TensorSplit
+from cifar_resnet import DEPTHS, trained
+from peers import FastNas, Peer, best_donor, residual_layers, torch_pruning
+from record import write_result
+from tailorbird.data.images import ImageData, Split, TensorSplit
 from tailorbird.data.sources import parquet
 from tailorbird.errors import InfeasibleError
 from tailorbird.export.onnx import export_many
@@ -38,7 +40,8 @@ from tailorbird.pipeline.choose import MARGIN, choose
 from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.report.terminal import terminal
 from tailorbird.search import random as random_search
-from tailorbird.train.evaluate import accuracy
+from tailorbird.train.evaluate import accuracy as accuracy_on
+from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
 
@@ -68,6 +71,11 @@ class Scale:
     recipe: Recipe
     images: int | None
     fastnas_images: int
+
+
+def accuracy(module: nn.Module, split: Split) -> float:
+    """Top-1 on the fastest device at hand."""
+    return accuracy_on(module, split, device=compute_device())
 
 
 def scale(quick: bool, epochs: float, house_epochs: float) -> Scale:
@@ -189,6 +197,10 @@ def house_baselines(
     return entries
 
 
+def _accuracy_on(data: ImageData, module: nn.Module) -> float:
+    return accuracy(module, data.validation)
+
+
 def peer_entries(
     teacher: nn.Module,
     donors: Mapping[str, nn.Module],
@@ -201,19 +213,25 @@ def peer_entries(
     """Off-the-shelf donors, torch-pruning and FastNAS at every share."""
     held, labels = next(iter(data.validation.batches(images)))
     calibration, _ = next(iter(data.train.batches(2500)))
-    nas = FastNas(teacher=teacher, images=held, labels=labels, calibration=calibration, folder=work)
+    nas = FastNas(
+        teacher=copy.deepcopy(teacher).to(compute_device()),
+        images=held.to(compute_device()),
+        labels=None if labels is None else labels.to(compute_device()),
+        calibration=calibration.to(compute_device()),
+        folder=work,
+    )
     example = torch.zeros(1, *SHAPE)
     entries = []
     for share in SHARES:
         limit = share * base_ms * (1 - MARGIN)
-        makers = {
-            "best donor, retrained": lambda: best_donor(
-                donors, measure, limit, accuracy_of=lambda m: accuracy(m, data.validation)
+        makers: dict[str, Callable[[], Peer]] = {
+            "best donor, retrained": partial(
+                best_donor, donors, measure, limit, accuracy_of=partial(_accuracy_on, data)
             ),
-            "torch-pruning": lambda: torch_pruning(
-                teacher, example, measure, limit, ignore=residual_layers
+            "torch-pruning": partial(
+                torch_pruning, teacher, example, measure, limit, ignore=residual_layers
             ),
-            "FastNAS": lambda: nas.within(measure, limit),
+            "FastNAS": partial(nas.within, measure, limit),
         }
         for method, make in makers.items():
             start = time.perf_counter()
@@ -223,7 +241,7 @@ def peer_entries(
                 print(f"{method} at {share}x: {error}", flush=True)
                 continue
             seconds = time.perf_counter() - start
-            entries.append(Entry(method, share, peer.module, note=peer.name, seconds=seconds))
+            entries.append(Entry(method, share, peer.module.cpu(), note=peer.name, seconds=seconds))
             print(f"{method} at {share}x: {peer.latency_ms:.3f} ms, {seconds:.0f} s", flush=True)
     return entries
 

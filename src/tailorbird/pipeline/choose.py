@@ -17,6 +17,7 @@ from tailorbird.search import annealing, exact
 from tailorbird.search.selection import Selection, make_selection, within
 from tailorbird.targets import Target
 from tailorbird.train.evaluate import accuracy, agreement
+from tailorbird.train.precision import compute_device
 
 MARGIN = 0.02
 """Share of a latency limit kept free at the choice, for the noise of the final measurement."""
@@ -128,9 +129,10 @@ def judge(pricing: Pricing, names: Names, validation: Split) -> float:
 
 def judge_module(module: nn.Module, teacher: LayerGraph, split: Split) -> float:
     """Accuracy of ``module`` on ``split``, or agreement with the teacher without labels."""
+    device = compute_device()
     if split.labelled:
-        return accuracy(module, split)
-    return agreement(module, teacher.module, split)
+        return accuracy(module, split, device=device)
+    return agreement(module, teacher.module, split, device=device)
 
 
 def _promising(
