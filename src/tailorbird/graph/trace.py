@@ -212,8 +212,8 @@ def _program(
         if not path:
             raise GraphError(
                 f"{type(root).__name__}.forward itself does something else in train mode than in "
-                "eval mode; switch auxiliary heads off, or move that into a submodule, which is then "
-                "kept as one layer",
+                "eval mode; switch auxiliary heads off, or move that into a submodule, which is "
+                "then kept as one layer",
                 module="",
             )
         part = root.get_submodule(path)
