@@ -81,11 +81,11 @@ def accuracy(module: nn.Module, split: Split) -> float:
 def scale(quick: bool, epochs: float, house_epochs: float) -> Scale:
     """The full and the quick form."""
     options = tb.HouseOptions(
-        teacher_blocks=20 if quick else 60,
-        donor_blocks=12 if quick else 60,
-        pruned=8 if quick else 30,
-        recall=0.35,
-        donor_recall=0.35,
+        teacher_blocks=12 if quick else 70,
+        donor_blocks=8 if quick else 70,
+        pruned=4 if quick else 24,
+        recall=0.45,
+        donor_recall=0.45,
         epochs=0.3 if quick else house_epochs,
         learning_rate=0.05,
     )

@@ -29,6 +29,9 @@ from tailorbird.house.options import HouseOptions
 from tailorbird.measure.counts import count
 
 TRIES = 30
+DRAWS = 6
+"""Blocks drawn from a donor for each candidate; the one that needs least cutting is taken. The
+paper takes the first, and so spends most of its distillation on blocks from the wrong depth."""
 
 
 class Collector:
@@ -173,11 +176,24 @@ def add_donor_blocks(
             return
         block = blocks[rng.integers(len(blocks))]
         name = names[rng.integers(len(names))]
-        source = sample_block(donors[name], rng, recall=options.donor_recall)
-        if source is None:
-            collector.rejections["donor: no block at the drawn layer"] += 1
-        elif not collector.known(block, name, source.key):
+        drawn = [sample_block(donors[name], rng, recall=options.donor_recall) for _ in range(DRAWS)]
+        found = [source for source in drawn if source is not None]
+        if not found:
+            collector.rejections["donor: no block at the drawn layers"] += 1
+            continue
+        source = min(found, key=lambda candidate: _misfit(candidate, block))
+        if not collector.known(block, name, source.key):
             kept += _offer_fitted(collector, block, donors[name], name, source, rng)
+
+
+def _misfit(source: Block, block: Block) -> float:
+    """How much of a donor's block has to be cut or adapted: 0 for equal shapes."""
+    ends = ((source.in_shape, block.in_shape), (source.out_shape, block.out_shape))
+    return sum(
+        abs(float(np.log2(mine / theirs))) if len(own) == len(wanted) else float("inf")
+        for own, wanted in ends
+        for mine, theirs in zip(own, wanted, strict=False)
+    )
 
 
 def _offer_fitted(
