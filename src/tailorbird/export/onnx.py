@@ -131,18 +131,18 @@ def export_many(
 
 def _export_traced(module: nn.Module, shape: _Shape, path: Path) -> bool:
     """Convert by the tracing exporter; whether that worked."""
-    buffer = io.BytesIO()
     try:
-        with _quiet(), torch.no_grad():
+        with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():
+            file = Path(folder) / "traced.onnx"
             torch.onnx.export(
                 _frozen(module, path.name),
                 (torch.zeros(1, *shape),),
-                buffer,
+                file,
                 dynamo=False,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
             )
-        model = onnx.load_model_from_string(buffer.getvalue())
+            model = onnx.load(file)
         _check(model, path.name, full=False)
     except Exception:  # whatever its layers raise: the dynamo exporter tries next, and explains
         return False

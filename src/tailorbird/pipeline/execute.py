@@ -16,19 +16,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
-from tailorbird.errors import ExportError, MeasurementError
+from tailorbird.errors import ExportError, MeasurementError, StoreError
 from tailorbird.export.onnx import export_many
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.choose import judge_module
-from tailorbird.pipeline.fitting import Student
+from tailorbird.pipeline.fitting import Student, request_of
 from tailorbird.pipeline.job import Job, Until, identity
 from tailorbird.pipeline.model_house import ModelHouse, assemble
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.page import html
 from tailorbird.report.plot import front
 from tailorbird.report.record import Point, RunReport, StageCost
-from tailorbird.runfolder import RunFolder, write_bytes, write_json
+from tailorbird.runfolder import RunFolder, read_json, write_bytes, write_json
 from tailorbird.targets import Device
 from tailorbird.train.fit import fit
 
@@ -53,6 +53,11 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
         seed=job.seed,
     )
     with folder.open(made_from):
+        asked = _asked(job, until)
+        stored = _finished(job.run, asked)
+        if stored is not None:
+            shown.say(f"{job.run} holds this job, finished; nothing to do")
+            return stored
         folder.event("started", until=until)
         write_bytes(
             job.run / "config.yaml",
@@ -85,8 +90,36 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
             )
         report = make_report(job, house, students)
         write_report(report, job.run)
+        write_json(job.run / "finished.json", asked)
         folder.event("finished", until=until, met=report.met)
     return report
+
+
+def _asked(job: Job, until: Until) -> dict[str, object]:
+    """What a finished run has answered, as plain data."""
+    requests = {
+        target.name: request_of(
+            target,
+            recipe=job.recipe,
+            rounds=job.rounds,
+            candidates=job.candidates,
+            seed=job.seed,
+        )
+        for target in job.targets
+    }
+    return {"until": until, "targets": requests}
+
+
+def _finished(run: Path, asked: Mapping[str, object]) -> RunReport | None:
+    """The report of a run that has answered just this; ``None`` where something is left to do."""
+    try:
+        if read_json(run / "finished.json") != asked:
+            return None
+        report = RunReport.load(run / "report.json")
+    except StoreError:
+        return None
+    whole = all(t.onnx is None or (run / t.onnx).exists() for t in report.targets)
+    return report if whole else None
 
 
 def write_report(report: RunReport, folder: Path) -> None:

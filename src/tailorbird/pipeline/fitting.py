@@ -50,6 +50,19 @@ class Student:
         return self.result.met
 
 
+def request_of(target: Target, *, recipe: Recipe, rounds: int, candidates: int, seed: int) -> str:
+    """A short hash of all that a target's result answers to."""
+    asked = {
+        "limits": {limit.metric: [limit.value, limit.share] for limit in target.parsed},
+        "device": target.device.key,
+        "recipe": asdict(recipe),
+        "rounds": rounds,
+        "candidates": candidates,
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @dataclass
 class _Attempt:
     """One target on its way; ``scale`` tightens the latency limit after a miss."""
@@ -121,15 +134,13 @@ class Fitting:
     # one target ---------------------------------------------------------------------------------
 
     def _open(self, target: Target) -> _Attempt:
-        asked = {
-            "limits": {limit.metric: [limit.value, limit.share] for limit in target.parsed},
-            "device": target.device.key,
-            "recipe": asdict(self.recipe),
-            "rounds": self.rounds,
-            "candidates": self.candidates,
-            "seed": self.seed,
-        }
-        request = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        request = request_of(
+            target,
+            recipe=self.recipe,
+            rounds=self.rounds,
+            candidates=self.candidates,
+            seed=self.seed,
+        )
         attempt = _Attempt(target, self.folder.path / "students" / target.name, request)
         stored = _load(attempt.home / "result.json", request)
         if stored is not None:
@@ -138,6 +149,8 @@ class Fitting:
                 try:
                     attempt.module = load_student(attempt.home).module
                 except StoreError:
+                    attempt.result = None
+                if not (attempt.home / "model.onnx").exists():
                     attempt.result = None
         return attempt
 
@@ -300,7 +313,10 @@ class Fitting:
             minutes=attempt.seconds / 60,
         )
         self.progress.say(f"{attempt.target.name}: {error}")
-        self._record(attempt, result)
+        if isinstance(error, InfeasibleError):
+            self._record(attempt, result)
+        else:  # such as a device that does not answer: the next run tries again
+            attempt.result = result
 
     def _record(self, attempt: _Attempt, result: TargetResult) -> None:
         attempt.result = result
