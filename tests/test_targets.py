@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from tailorbird.errors import ConfigError
 from tailorbird.targets import METRICS, Limit, Target
-
-from .fakes import FakeDevice
+from tests.fakes import FakeDevice
 
 POSITIVE = st.floats(1e-6, 1e9)
 

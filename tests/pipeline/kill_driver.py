@@ -1,0 +1,86 @@
+"""Runs a job in processes that are killed; started by ``test_kill.py``.
+
+Imports once and forks, so that a process costs no start-up. ``argv``: folder, then one plan each:
+comma-separated points, ``s0.3`` for after that share of a whole run's seconds and ``w12`` for
+right before the twelfth file is put in place.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tailorbird.pipeline import execute
+from tests.fakes import FakeDevice
+from tests.pipeline.makers import job, stub_exports
+
+LIMITS = {"edge": {"latency": "0.6x"}, "both": {"latency": "0.75x", "params": "0.97x"}}
+
+
+def die_at_write(number):
+    replace, seen = Path.replace, [0]
+
+    def dying(path, target):
+        seen[0] += 1
+        if seen[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    Path.replace = dying
+
+
+def child(run, write):
+    torch.set_num_threads(1)
+    stub_exports()
+    if write:
+        die_at_write(write)
+    execute(job(run, limits=LIMITS, device=FakeDevice(base_ms=0.001, noise=0.04)))
+
+
+def run_once(run, *, seconds=None, write=0):
+    """Whether a process came to its end, and in how many seconds."""
+    start = time.monotonic()
+    process = os.fork()
+    if process == 0:
+        try:
+            child(run, write)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    while True:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            break
+        if seconds is not None and time.monotonic() - start > seconds:
+            os.kill(process, signal.SIGKILL)
+            seconds = None
+        time.sleep(0.002)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        sys.exit(f"the job failed in {run}")
+    return os.WIFEXITED(status), time.monotonic() - start
+
+
+def main():
+    folder, plans = Path(sys.argv[1]), sys.argv[2:]
+    done, whole = run_once(folder / "reference")
+    assert done
+    for number, plan in enumerate(plans):
+        run, killed = folder / f"killed{number}", 0
+        for point in plan.split(","):
+            if point[0] == "s":
+                finished, _ = run_once(run, seconds=float(point[1:]) * whole)
+            else:
+                finished, _ = run_once(run, write=int(point[1:]))
+            killed += not finished
+        assert run_once(run)[0]
+        print(f"killed{number} {killed}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
