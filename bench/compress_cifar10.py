@@ -78,12 +78,12 @@ def accuracy(module: nn.Module, split: Split) -> float:
     return accuracy_on(module, split, device=compute_device())
 
 
-def scale(quick: bool, epochs: float, house_epochs: float) -> Scale:
+def scale(quick: bool, epochs: float, house_epochs: float, blocks: int) -> Scale:
     """The full and the quick form."""
     options = tb.HouseOptions(
-        teacher_blocks=12 if quick else 70,
-        donor_blocks=8 if quick else 70,
-        pruned=4 if quick else 24,
+        teacher_blocks=12 if quick else blocks,
+        donor_blocks=8 if quick else blocks,
+        pruned=4 if quick else blocks // 3,
         recall=0.45,
         donor_recall=0.45,
         epochs=0.3 if quick else house_epochs,
@@ -288,12 +288,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--epochs", type=float, default=3.0, help="retraining")
     parser.add_argument("--house-epochs", type=float, default=1.0, help="distillation")
+    parser.add_argument("--blocks", type=int, default=70, help="teacher's and donors' each")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default=None, help="of the result file")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    spend = scale(arguments.quick, arguments.epochs, arguments.house_epochs)
+    spend = scale(arguments.quick, arguments.epochs, arguments.house_epochs, arguments.blocks)
     progress = terminal()
     data = load(arguments.data, spend.images)
     assert data.test is not None
@@ -358,6 +359,7 @@ def main() -> None:
         "house_epochs": spend.house.epochs,
         "house_seconds": ours_minutes,
         "minutes": round((time.perf_counter() - start) / 60, 1),
+        "threads": torch.get_num_threads(),
         "alternatives": len(house.house.choices),
     }
     name = arguments.name or ("compress_cifar10_quick" if arguments.quick else "compress_cifar10")

@@ -14,6 +14,8 @@ which other processes on the machine disturb little; wall time stands beside it.
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
 import json
 import re
 import subprocess
@@ -28,11 +30,11 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
-from cifar_resnet import trained
-from record import write_result
 from torch import Tensor, fx
 
-from tailorbird.data.images import IMAGENET, ImageData, TensorSplit
+from cifar_resnet import trained
+from record import write_result
+from tailorbird.data.images import IMAGENET, ImageData, Split, TensorSplit
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import induce
 from tailorbird.graph.trace import LayerGraph, trace
@@ -40,6 +42,7 @@ from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.build import sample_house
 from tailorbird.house.bunches import plan_bunches
 from tailorbird.house.distil import Bunch, distil, enlist, observe, train_step
+from tailorbird.house.layout import lay_out
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.score import measure_structures, score_accuracy
 from tailorbird.house.store import HouseStore
@@ -104,56 +107,47 @@ def setting(root: Path, quick: bool, seed: int) -> tuple[LayerGraph, Sample, Ima
 
 
 def distillation(
-    teacher: LayerGraph, sample: Sample, data: ImageData, counts: Sequence[int], rounds: int
-) -> list[dict[str, float]]:
+    teacher: LayerGraph, sample: Sample, data: ImageData, m: int, rounds: int
+) -> dict[str, float]:
     """Steps of m alternatives together, batch and teacher included, against each on its own."""
-    options = HouseOptions(batch_size=BATCH)
     device = compute_device()
     trainable = [a for a in sample.alternatives if a.trainable]
-    rows = []
-    for m in counts:
-        chosen = [trainable[i * len(trainable) // m] for i in range(m)]
-        with tempfile.TemporaryDirectory() as folder:
-            store = HouseStore(Path(folder))
-            job = Bunch(teacher, sample, data, options, 0, store, device, 0, None)
-            trainees = [enlist(job, alternative) for alternative in chosen]
-            probe = observe(job, trainees)
-        for trainee in trainees:
-            trainee.module.train()
-        batches = data.train.batches(
-            BATCH, generator=torch.Generator().manual_seed(0), augment=True, device=device
+    chosen = [trainable[i * len(trainable) // m] for i in range(m)]
+    with tempfile.TemporaryDirectory() as folder:
+        store, options = HouseStore(Path(folder)), HouseOptions(batch_size=BATCH)
+    job = Bunch(teacher, sample, data, options, 0, store, device, 0, None)
+    trainees = [enlist(job, alternative) for alternative in chosen]
+    probe = observe(job, trainees)
+    walk = itertools.chain.from_iterable(
+        data.train.batches(
+            BATCH, generator=torch.Generator().manual_seed(epoch), augment=True, device=device
         )
-        images = next(batches)[0]
-        seen = probe(images)
-        network = teacher.module.to(device)
-        teacher_format = resolve("auto", device, network)
-
-        def together(job=job, probe=probe, trainees=trainees) -> None:  # type: ignore[no-untyped-def]
-            generator = torch.Generator().manual_seed(0)
-            walk = data.train.batches(BATCH, generator=generator, augment=True, device=device)
-            train_step(job, probe, trainees, next(walk)[0], step=0, rate=0.02)
-
-        works: dict[str, Callable[[], object]] = {
-            "together": together,
-            "teacher": lambda x=images: forward(network, x, device, teacher_format),
-        }
-        for trainee in trainees:
-            ends = seen[trainee.block.input], seen[trainee.block.output]
-            works[trainee.record.name] = own_step(enlist(job, trainee.record).module, *ends)
-        times = interleaved(works, rounds)
-        whole = times.pop("together")
-        alone = tuple(sum(t[i] for t in times.values()) for i in (0, 1))
-        rows.append(
-            {
-                "alternatives": m,
-                "together_s": whole[0],
-                "sum_of_parts_s": alone[0],
-                "teacher_s": times["teacher"][0],
-                "ratio": whole[0] / alone[0],
-                "ratio_wall": whole[1] / alone[1],
-            }
-        )
-    return rows
+        for epoch in itertools.count()
+    )
+    images, _ = next(walk)
+    seen = probe(images)
+    network = copy.deepcopy(teacher.module).to(device)
+    lay_out(network, SHAPE, device)
+    teacher_format = resolve("auto", device, network)
+    works: dict[str, Callable[[], object]] = {
+        "together": lambda: train_step(job, probe, trainees, next(walk)[0], step=0, rate=0.001),
+        "teacher": lambda: forward(network, images, device, teacher_format),
+    }
+    for trainee in trainees:
+        trainee.module.train()
+        ends = seen[trainee.block.input], seen[trainee.block.output]
+        works[trainee.record.name] = own_step(enlist(job, trainee.record).module, *ends)
+    times = interleaved(works, rounds)
+    whole = times.pop("together")
+    alone, alone_wall = (sum(t[i] for t in times.values()) for i in (0, 1))
+    return {
+        "alternatives": m,
+        "together_s": whole[0],
+        "sum_of_parts_s": alone,
+        "teacher_s": times["teacher"][0],
+        "ratio": whole[0] / alone,
+        "ratio_wall": whole[1] / alone_wall,
+    }
 
 
 @torch.no_grad()
@@ -200,9 +194,9 @@ def scoring(
         cached.update({name: row["accuracy_loss"] for name, row in scores.items()})
 
     def run_whole() -> None:
-        base = right(teacher.module.to(device), data.validation, device)
+        base = right(teacher.module, data.validation, device)
         for a in chosen:
-            network = induce(teacher, {sample.blocks[a.block]: sample.modules[a.name]}).to(device)
+            network = induce(teacher, {sample.blocks[a.block]: sample.modules[a.name]})
             found = right(network, data.validation, device)
             whole[a.name] = (base - found) / len(data.validation)
 
@@ -219,11 +213,10 @@ def scoring(
 
 
 @torch.inference_mode()
-def right(
-    network: fx.GraphModule, split: ImageData | TensorSplit | object, device: torch.device
-) -> int:
+def right(network: fx.GraphModule, split: Split, device: torch.device) -> int:
     """Images of the split whose label the network gives."""
-    assert isinstance(split, TensorSplit)
+    network = copy.deepcopy(network).to(device)
+    lay_out(network, SHAPE, device)
     precision = resolve("auto", device, network)
     total = 0
     for images, labels in split.batches(256, device=device):
@@ -246,7 +239,7 @@ def memory_here(
         few = replace(data, train=random_split(4, 0), validation=random_split(4, 0))
         distil(teacher, one, few, small, seed=0, store=HouseStore(Path(folder)))
     trainable: list[Alternative] = [a for a in sample.alternatives if a.trainable]
-    bunches = len(plan_bunches(teacher, sample, trainable, options))
+    bunches = len(plan_bunches(teacher, sample, trainable, options, device=compute_device()))
     figures = {"budget_mb": float(budget), "bunches": bunches, "alternatives": len(trainable)}
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
     base = status("VmRSS")
@@ -322,9 +315,8 @@ def main() -> None:
         print(json.dumps(peak))
         return
     teacher, sample, data = setting(arguments.data, quick, arguments.seed)
-    steps = distillation(
-        teacher, sample, data, (1, 4) if quick else (1, 4, 16, 48), 3 if quick else 5
-    )
+    counts, rounds = ((1, 4), 3) if quick else ((1, 4, 16, 48), 7)
+    steps = [distillation(teacher, sample, data, m, rounds) for m in counts]
     scores = scoring(teacher, sample, data, 16 if quick else 32, 1 if quick else 3)
     budgets = (300,) if quick else (300, 1200)
     formats = ("auto",) if quick else ("float32", "bfloat16")
