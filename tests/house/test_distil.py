@@ -141,15 +141,15 @@ class Killed(BaseException):
 
 def stop_in_last_epoch(monkeypatch):
     """Let the first epoch be saved, then stop in the middle of the second; returns the undo."""
-    step = module._step
+    train = module.train_step
 
-    def dying(job, probe, trainees, batch, number, rate):
-        if number == 4:
+    def dying(job, probe, trainees, batch, *, step, rate):
+        if step == 4:
             raise Killed
-        step(job, probe, trainees, batch, number, rate)
+        train(job, probe, trainees, batch, step=step, rate=rate)
 
-    monkeypatch.setattr(module, "_step", dying)
-    return lambda: monkeypatch.setattr(module, "_step", step)
+    monkeypatch.setattr(module, "train_step", dying)
+    return lambda: monkeypatch.setattr(module, "train_step", train)
 
 
 def test_resuming_from_a_bunch_checkpoint_equals_an_uninterrupted_run(
@@ -161,13 +161,13 @@ def test_resuming_from_a_bunch_checkpoint_equals_an_uninterrupted_run(
     undo()
     assert HouseStore(tmp_path).checkpoint(0).exists()
     steps = []
-    step = module._step
+    train = module.train_step
 
-    def counting(job, probe, trainees, batch, number, rate):
-        steps.append(number)
-        step(job, probe, trainees, batch, number, rate)
+    def counting(job, probe, trainees, batch, *, step, rate):
+        steps.append(step)
+        train(job, probe, trainees, batch, step=step, rate=rate)
 
-    monkeypatch.setattr(module, "_step", counting)
+    monkeypatch.setattr(module, "train_step", counting)
     assert equal(run(tmp_path), reference)
     assert steps == [3, 4], "the first epoch was trained again"
     assert not HouseStore(tmp_path).checkpoint(0).exists()

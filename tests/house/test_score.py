@@ -49,11 +49,11 @@ def test_scores_resume(tmp_path, monkeypatch):
     groups = []
     run = module._score_group
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         if len(groups) == 2:
             raise KeyboardInterrupt
         groups.append([a.name for a in arguments[4]])
-        return run(*arguments)
+        return run(*arguments, **options)
 
     monkeypatch.setattr(module, "GROUP", 3)
     monkeypatch.setattr(module, "_score_group", dying)
@@ -61,7 +61,8 @@ def test_scores_resume(tmp_path, monkeypatch):
         score(tmp_path / "cut")
     assert len(HouseStore(tmp_path / "cut").load_scores()) == 6
     groups.clear()
-    monkeypatch.setattr(module, "_score_group", lambda *a: groups.append(a[4]) or run(*a))
+    counting = lambda *a, **options: groups.append(a[4]) or run(*a, **options)  # noqa: E731
+    monkeypatch.setattr(module, "_score_group", counting)
     assert score(tmp_path / "cut") == whole
     assert sum(map(len, groups)) == len(whole) - 6
 

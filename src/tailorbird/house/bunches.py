@@ -12,10 +12,20 @@ from torch import Tensor, fx
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.options import HouseOptions
+from tailorbird.train.precision import compute_device
+
+CPU_OVERHEAD = 2.0
+"""Resident bytes per byte of live tensors on CPUs: the C library keeps freed tensors back for reuse
+(1.7 was measured with glibc, 0.9 once it was told to return them at once, which costs time)."""
 
 
 def plan_bunches(
-    teacher: LayerGraph, sample: Sample, alternatives: Sequence[Alternative], options: HouseOptions
+    teacher: LayerGraph,
+    sample: Sample,
+    alternatives: Sequence[Alternative],
+    options: HouseOptions,
+    *,
+    device: torch.device | None = None,
 ) -> list[list[Alternative]]:
     """Split into bunches that fit ``options.memory_mb``, in the teacher's order of blocks.
 
@@ -25,13 +35,15 @@ def plan_bunches(
     and best weights, and once the largest one's gradients. Between epochs the activations are gone
     and the bunch's state is written, which takes two more copies of it for a moment.
 
-    Not counted: the data set, the house itself, and what an allocator keeps back for reuse. An
-    alternative that alone exceeds the budget is trained in a bunch of its own.
+    On CPUs this is multiplied by ``CPU_OVERHEAD``. Not counted: the data set and the house itself.
+    An alternative that alone exceeds the budget is trained in a bunch of its own.
     """
     order = teacher.index
     ordered = sorted(alternatives, key=lambda a: (order[sample.blocks[a.block].output], a.name))
     per_image = {layer.name: 4 * math.prod(layer.shape) for layer in teacher.layers if layer.shape}
     fixed = 3 * max(per_image.values()) + 4 * math.prod(teacher.input_shape)
+    on_cpu = (device or compute_device()).type == "cpu"
+    budget = 1e6 * options.memory_mb / (CPU_OVERHEAD if on_cpu else 1.0)
     bunches: list[list[Alternative]] = []
     kept: set[str] = set()
     params = largest = 0
@@ -42,7 +54,7 @@ def plan_bunches(
         grown = kept | {block.input, block.output}
         seen = options.batch_size * (sum(per_image.get(n, 0) for n in grown) + fixed)
         state = 12 * (params + alternative.params)
-        if bunches and state + max(seen + max(largest, own), 2 * state) <= 1e6 * options.memory_mb:
+        if bunches and state + max(seen + max(largest, own), 2 * state) <= budget:
             bunches[-1].append(alternative)
             kept, params, largest = grown, params + alternative.params, max(largest, own)
         else:
@@ -76,8 +88,7 @@ def step_bytes(module: fx.GraphModule, in_shape: Sequence[int]) -> int:
     ):
         output: Tensor = trial(images)
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
-    largest = max(*sizes, output.untyped_storage().nbytes()) if sizes else 0
-    return (sum(sizes) + 6 * largest) // 2
+    return (sum(sizes) + 6 * max([*sizes, output.untyped_storage().nbytes()])) // 2
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -33,11 +33,12 @@ from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.bunches import plan_bunches
+from tailorbird.house.layout import lay_out
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.runfolder import write_bytes
-from tailorbird.train.precision import Format, autocast, compute_device, memory_format, reseed
+from tailorbird.train.precision import Format, autocast, compute_device, reseed, set_layout
 from tailorbird.train.precision import resolve as resolve_format
 
 VALIDATION_IMAGES = 1024
@@ -64,10 +65,10 @@ class Trainee:
         name = self.record.name
         packed = {f"{name}/now/{k}": v for k, v in self.module.state_dict().items()}
         packed |= {f"{name}/best/{k}": v for k, v in self.best.items()}
-        for index, parameter in enumerate(self.module.parameters()):
+        for key, parameter in self.module.named_parameters():
             momentum = self.optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
-                packed[f"{name}/momentum/{index}"] = momentum
+                packed[f"{name}/momentum/{key}"] = momentum
         return packed
 
     def restore(self, packed: Mapping[str, Tensor]) -> None:
@@ -81,9 +82,10 @@ class Trainee:
         self.module.load_state_dict(part("now"))
         self.best = part("best")
         momenta = part("momentum")
-        for index, parameter in enumerate(self.module.parameters()):
-            if str(index) in momenta:
-                value = momenta[str(index)].to(parameter.device)
+        # By name: a module read back from disk lists its parameters in another order.
+        for key, parameter in self.module.named_parameters():
+            if key in momenta:
+                value = momenta[key].to(parameter.device)
                 self.optimizer.state[parameter]["momentum_buffer"] = value
 
 
@@ -116,7 +118,7 @@ def distil(
             done[alternative.name] = sample.modules[alternative.name]
     trainable = [a for a in sample.alternatives if a.trainable]
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    bunches = plan_bunches(teacher, sample, trainable, options)
+    bunches = plan_bunches(teacher, sample, trainable, options, device=device)
     steps = total_steps(data, options)
     with progress.task("distil", steps * len(bunches)) as task:
         for number, bunch in enumerate(bunches):
@@ -222,7 +224,7 @@ def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx
                 trainee.module.train()
             for images in _epoch(job, step, total):
                 rate = job.options.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
-                train_step(job, probe, trainees, images, step, rate)
+                train_step(job, probe, trainees, images, step=step, rate=rate)
                 step += 1
                 task.advance(1, _note(trainees, step))
             spent = time.monotonic() - start
@@ -239,7 +241,7 @@ def observe(job: Bunch, trainees: Sequence[Trainee]) -> Probe:
     """The teacher as it serves ``trainees``."""
     names = sorted({name for t in trainees for name in (t.block.input, t.block.output)})
     module = capture(job.teacher, names).to(job.device).requires_grad_(False)
-    _lay_out(module, job.teacher.input_shape)
+    lay_out(module, job.teacher.input_shape, job.device)
     return Probe(module, job.device, job.format(job.teacher.module))
 
 
@@ -247,19 +249,11 @@ def enlist(job: Bunch, alternative: Alternative) -> Trainee:
     """A copy of the alternative with an optimiser of its own."""
     block = job.sample.blocks[alternative.block]
     module = copy.deepcopy(job.sample.modules[alternative.name]).to(job.device).requires_grad_()
-    _lay_out(module, block.in_shape)
+    lay_out(module.eval(), block.in_shape, job.device)
     optimizer = torch.optim.SGD(
         module.parameters(), lr=job.options.learning_rate, momentum=MOMENTUM, nesterov=True
     )
     return Trainee(alternative, block, module, optimizer, job.format(module))
-
-
-def _lay_out(module: fx.GraphModule, shape: Sequence[int]) -> None:
-    """Put convolution weights into the layout that suits inputs of ``shape``."""
-    layout = memory_format(shape)
-    for parameter in module.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.to(memory_format=layout)
 
 
 def _epoch(job: Bunch, step: int, total: int) -> Iterator[Tensor]:
@@ -280,6 +274,7 @@ def train_step(
     probe: Probe,
     trainees: Sequence[Trainee],
     images: Tensor,
+    *,
     step: int,
     rate: float,
 ) -> None:
@@ -412,7 +407,7 @@ def _finish(job: Bunch, trainee: Trainee) -> fx.GraphModule | None:
     if trainee.best:
         trainee.module.load_state_dict(trainee.best)
     module = trainee.module.cpu().eval()
-    _lay_out(module, ())
+    set_layout(module, torch.contiguous_format)
     module.requires_grad_(False)
     figures = {
         "relative_error": trainee.best_loss if math.isfinite(trainee.best_loss) else None,

@@ -28,6 +28,7 @@ from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture, split
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.layout import lay_out
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent
 from tailorbird.targets import Device, Latency
@@ -98,7 +99,13 @@ def score_accuracy(
     with (progress or Silent()).task("score", len(todo)) as task:
         for group in _chunks(todo, GROUP):
             scores |= _score_group(
-                teacher, sample, modules, validation, group, batch_size, precision
+                teacher,
+                sample,
+                modules,
+                validation,
+                group,
+                batch_size=batch_size,
+                precision=precision,
             )
             store.save_scores(scores)
             task.advance(len(group))
@@ -112,6 +119,7 @@ def _score_group(
     modules: Mapping[str, fx.GraphModule],
     validation: Split,
     group: Sequence[Alternative],
+    *,
     batch_size: int,
     precision: str,
 ) -> dict[str, dict[str, float]]:
@@ -120,6 +128,9 @@ def _score_group(
     names = sorted({name for s in suffixes.values() for name in s.inputs})
     probe = capture(teacher, names).to(device)
     ready = {a.name: copy.deepcopy(modules[a.name]).to(device).eval() for a in group}
+    lay_out(probe, teacher.input_shape, device)
+    for a in group:
+        lay_out(ready[a.name], sample.blocks[a.block].in_shape, device)
     tallies = {a.name: _Tally() for a in group}
     base = _Tally()
     network_format = resolve(precision, device, teacher.module)
