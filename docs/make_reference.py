@@ -1,0 +1,340 @@
+"""Write docs/reference.md from docstrings, and the tables of docs/job.md from the job's own fields.
+
+Run from anywhere: ``python docs/make_reference.py``. The same code gives the same text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import tailorbird
+from tailorbird.config import parts, plan
+from tailorbird.config.sections import REQUIRED, Field, fields_of, words
+from tailorbird.data.sources import from_datasets
+from tailorbird.house.options import HouseOptions
+from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.train.recipe import Recipe
+
+DOCS = Path(__file__).parent
+
+MODULES = (
+    "tailorbird.targets",
+    "tailorbird.errors",
+    "tailorbird.models",
+    "tailorbird.data.sources",
+    "tailorbird.data.images",
+    "tailorbird.pipeline.choose",
+    "tailorbird.pipeline.pricing",
+    "tailorbird.graph.trace",
+    "tailorbird.graph.blocks",
+    "tailorbird.graph.surgery",
+    "tailorbird.graph.channels",
+    "tailorbird.graph.adapt",
+    "tailorbird.graph.masks",
+    "tailorbird.graph.serial",
+    "tailorbird.family",
+    "tailorbird.space",
+    "tailorbird.search.exact",
+    "tailorbird.search.annealing",
+    "tailorbird.search.random",
+    "tailorbird.search.front",
+    "tailorbird.estimate.additive",
+    "tailorbird.train.retrain",
+    "tailorbird.train.evaluate",
+    "tailorbird.train.norm_stats",
+    "tailorbird.measure.counts",
+    "tailorbird.measure.onnxruntime",
+    "tailorbird.export.onnx",
+    "tailorbird.export.verify",
+    "tailorbird.export.bundle",
+    "tailorbird.report.record",
+    "tailorbird.report.plot",
+    "tailorbird.report.page",
+    "tailorbird.progress",
+    "tailorbird.runfolder",
+)
+"""Modules whose public names are listed, besides what ``tailorbird`` itself offers."""
+
+_SECTION = re.compile(r"^(Args|Raises|Returns|Example|Yields):(.*)$")
+_ENTRY = re.compile(r"^(\*{0,2}\w[\w, *]*): (.*)$")
+
+_MEANINGS: Mapping[str, Mapping[str, str]] = {
+    "job": {
+        "teacher": "the trained network that students are made from",
+        "donors": "name -> network that blocks are taken from; may be left out",
+        "data": "images",
+        "targets": "list of targets, one student each",
+        "house": "sizes and budgets of the model house",
+        "retrain": "how students are retrained",
+        "rounds": "searches and retrainings per target, at most",
+        "candidates": "selections measured whole in each search",
+        "seed": "of every random choice",
+        "run": "the run folder; null means `runs/` and the job file's name",
+    },
+    "network": {
+        "model": "`timm:NAME`, `torchvision:NAME` or `package.module:factory`",
+        "arguments": "keyword arguments of the constructor or factory",
+        "checkpoint": "weights: safetensors, or a torch file that holds nothing but tensors",
+        "num_classes": "outputs of the head, where the constructor takes that argument",
+        "train": "train it on the images first; keys as in `retrain`",
+    },
+    "target": {
+        "name": "names the student's folder",
+        "device": "what measures; keys below. Left out: ONNX Runtime on one thread",
+        "limits": "metric -> bound; at least one",
+    },
+    "own device": {
+        "kind": "`package.module:factory`: a class or function that returns a device",
+        "arguments": "keyword arguments of the factory",
+    },
+    "data": {
+        "kind": "which kind of images",
+        "arguments": "keyword arguments of the factory",
+        "normalisation": "`imagenet`, or `{mean: [...], std: [...]}` with a number per channel, "
+        "for pixels from 0 to 1",
+    },
+    "onnxruntime": {"kind": "`onnxruntime`"},
+}
+
+
+def split_sections(text: str) -> dict[str, str]:
+    """A docstring's summary and prose under ``""``, and each of its sections by name."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for line in text.splitlines():
+        match = _SECTION.match(line)
+        if match:
+            name = match[1]
+            found[name] = [match[2].strip()] if match[2].strip() else []
+        elif name and line and not line.startswith(" "):
+            name = ""
+            found[""].append(line)
+        else:
+            found[name].append(line)
+    return {key: inspect.cleandoc("\n".join(lines)) for key, lines in found.items()}
+
+
+def entries(section: str) -> dict[str, str]:
+    """The ``name: text`` entries of a section, in order."""
+    found: dict[str, str] = {}
+    last = ""
+    for line in section.splitlines():
+        match = _ENTRY.match(line)
+        if match and not line.startswith(" "):
+            last = match[1]
+            found[last] = match[2]
+        elif last:
+            found[last] = f"{found[last]} {line.strip()}".strip()
+    return found
+
+
+def markdown(text: str) -> str:
+    """Docstring prose in Markdown: one kind of code quotes."""
+    plain = re.sub(r":(?:class|func|meth|mod):`~?([^`]+)`", r"`\1`", text)
+    return re.sub(r"``([^`]+)``", r"`\1`", plain)
+
+
+def describe(thing: object) -> Iterator[str]:
+    """The lines of one docstring."""
+    sections = split_sections(inspect.getdoc(thing) or "")
+    if sections[""]:
+        yield markdown(sections[""])
+    for name in ("Args", "Returns", "Yields", "Raises"):
+        if not sections.get(name):
+            continue
+        listed = entries(sections[name]) if name in ("Args", "Raises") else {}
+        yield f"\n*{name}*" if listed else f"\n*{name}*: {markdown(sections[name])}"
+        yield from ("",) if listed else ()
+        yield from (f"- `{key}`: {markdown(text)}" for key, text in listed.items())
+    if sections.get("Example"):
+        example = sections["Example"]
+        yield f"\n```text\n{example}\n```" if ">>>" in example else f"\n*Example*\n\n{example}"
+
+
+def unquoted(text: str) -> str:
+    """Annotations without the quotes that postponed evaluation leaves around them."""
+    return re.sub(r"(: |-> )'([^'\n]*)'", r"\1\2", text)
+
+
+def signature(name: str, thing: Callable[..., object], *, drop_self: bool = False) -> str:
+    """``name(arguments) -> result``, one argument per line where it is long."""
+    try:
+        found = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return name
+    parameters = list(found.parameters.values())[drop_self:]
+    if inspect.isclass(thing):
+        found = found.replace(return_annotation=inspect.Signature.empty)
+    line = unquoted(f"{name}{found.replace(parameters=parameters)}")
+    if len(line) <= 100:
+        return line
+    shown = str(found.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+    pieces = [str(p) for p in parameters]
+    first = next((i for i, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY), None)
+    if first is not None and "*" in shown:
+        pieces.insert(first, "*")
+    result = found.return_annotation
+    arrow = "" if result is inspect.Signature.empty else f" -> {result}"
+    inner = "".join(f"    {piece},\n" for piece in pieces)
+    return unquoted(f"{name}(\n{inner}){arrow}")
+
+
+def methods(thing: type) -> Iterator[str]:
+    """Public methods and properties that a class defines itself."""
+    for name, member in vars(thing).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(member, property) or type(member).__name__ == "cached_property":
+            text = split_sections(inspect.getdoc(member) or "")[""]
+            yield f"\n`.{name}`: {markdown(text)}\n"
+        elif isinstance(member, staticmethod | classmethod) or inspect.isfunction(member):
+            static = isinstance(member, staticmethod | classmethod)
+            call = getattr(thing, name)
+            shown = f"{thing.__name__}.{name}"
+            yield f"\n```python\n{signature(shown, call, drop_self=not static)}\n```\n"
+            yield from describe(call)
+
+
+def entry(name: str, thing: object) -> Iterator[str]:
+    """One class or function."""
+    yield f"\n### {name}\n"
+    if inspect.isclass(thing):
+        if not issubclass(thing, BaseException) and not getattr(thing, "_is_protocol", False):
+            yield f"```python\n{signature(name, thing)}\n```\n"
+        yield from describe(thing)
+        yield from methods(thing)
+    elif callable(thing):
+        yield f"```python\n{signature(name, thing)}\n```\n"
+        yield from describe(thing)
+
+
+def public(module: str) -> dict[str, object]:
+    """Classes and functions that a module offers: its ``__all__``, or what it defines itself."""
+    found = importlib.import_module(module)
+    names = getattr(found, "__all__", None)
+    items = {n: getattr(found, n) for n in names} if names else vars(found)
+    return {
+        name: thing
+        for name, thing in items.items()
+        if not name.startswith("_")
+        and (inspect.isclass(thing) or inspect.isfunction(thing))
+        and (names or thing.__module__ == module)
+    }
+
+
+def reference() -> str:
+    """The whole of reference.md."""
+    top = {name: getattr(tailorbird, name) for name in tailorbird.__all__}
+    lines = [
+        "# Reference",
+        "",
+        "Made from the docstrings by `docs/make_reference.py`; change those, not this file.",
+        "",
+        "- [tailorbird](#tailorbird)",
+        *(f"- [{name}](#{name.replace('.', '')})" for name in MODULES),
+        "",
+        "## tailorbird",
+        "",
+        "```python\nimport tailorbird as tb\n```",
+    ]
+    for name, thing in top.items():
+        lines += entry(name, thing)
+    shown = {id(thing) for thing in top.values()}
+    for module in MODULES:
+        lines += ["", f"## {module}", ""]
+        lines += describe(importlib.import_module(module))
+        for name, thing in public(module).items():
+            if id(thing) in shown:
+                lines.append(f"\n`{name}`: see above.")
+                continue
+            shown.add(id(thing))
+            lines += entry(name, thing)
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def meanings(source: Callable[..., object]) -> dict[str, str]:
+    """What a function's or record's docstring says of each argument."""
+    return entries(split_sections(inspect.getdoc(source) or "").get("Args", ""))
+
+
+def default(field: Field) -> str:
+    """A default as it is written in YAML."""
+    if field.default is REQUIRED:
+        return "required"
+    value = field.default
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return "CIFAR's own"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return str(list(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def yaml_words(text: str) -> str:
+    """Python's constants in YAML's spelling."""
+    for word, plain in (("None", "null"), ("True", "true"), ("False", "false")):
+        text = re.sub(rf"\b{word}\b", plain, text)
+    return text
+
+
+def table(fields: Mapping[str, Field], said: Mapping[str, str]) -> str:
+    """Key, type, default and meaning of each field."""
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key, field in fields.items():
+        kind = words(field.kind) if field.kind is not object else "see below"
+        meaning = yaml_words(markdown(said.get(key, "")).rstrip(".")).replace("|", "\\|")
+        rows.append(f"| `{key}` | {kind} | {default(field)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def tables() -> dict[str, str]:
+    """Name of a place in job.md -> the table that belongs there."""
+    folder = meanings(parts.DATA["folder"][0])
+    found = {
+        "job": table(plan._JOB, _MEANINGS["job"]),
+        "network": table(parts._NETWORK, _MEANINGS["network"]),
+        "target": table(parts._TARGET, _MEANINGS["target"]),
+        "onnxruntime": table(
+            {"kind": Field(str, "onnxruntime")} | fields_of(OnnxRuntime, without=["seed"]),
+            {**meanings(OnnxRuntime), **_MEANINGS["onnxruntime"]},
+        ),
+        "own-device": table(parts._FACTORY_DEVICE, _MEANINGS["own device"]),
+        "house": table(fields_of(HouseOptions), meanings(HouseOptions)),
+        "retrain": table(fields_of(Recipe), meanings(Recipe)),
+    }
+    for kind, (source, _) in parts.DATA.items():
+        said = {**folder, **meanings(source), **_MEANINGS["data"]}
+        found[f"data-{kind}"] = table(parts.data_fields(kind), said)
+    own = parts.data_fields("package.module:factory")
+    found["data-own"] = table(own, {**meanings(from_datasets), **_MEANINGS["data"]})
+    return found
+
+
+def filled(text: str) -> str:
+    """job.md with the tables between its marks made anew."""
+    for name, content in tables().items():
+        mark = re.compile(rf"(<!-- keys:{name} -->\n).*?(<!-- /keys:{name} -->)", re.DOTALL)
+        places = list(mark.finditer(text))
+        if len(places) != 1:
+            raise SystemExit(f"job.md: expected one place for keys:{name}, found {len(places)}")
+        start, end = places[0].span()
+        text = f"{text[:start]}{places[0][1]}\n{content}\n\n{places[0][2]}{text[end:]}"
+    return text
+
+
+def main() -> None:
+    """Write both files."""
+    (DOCS / "reference.md").write_text(reference(), encoding="utf-8")
+    job = DOCS / "job.md"
+    job.write_text(filled(job.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
