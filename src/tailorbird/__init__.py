@@ -39,7 +39,20 @@ _HOMES = {
     "load_model": "tailorbird.models",
 }
 
-__all__ = [*sorted(_HOMES)]
+__all__ = [
+    "HouseOptions",
+    "ImageData",
+    "Job",
+    "ModelHouse",
+    "Normalisation",
+    "OnnxRuntime",
+    "Recipe",
+    "Student",
+    "TailorbirdError",
+    "Target",
+    "execute",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> object:

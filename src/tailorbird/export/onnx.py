@@ -3,10 +3,10 @@
 What is shipped always comes from PyTorch's dynamo exporter. It takes about half a second for a
 block and many for a deep network, so what is only measured goes through the older tracing exporter
 where this PyTorch still has it: 25 times faster, and the same latency within noise, since ONNX
-Runtime optimises both to the same convolutions and matrix products (a test compares them; pooling
-and reshaping may be fused differently, so a student's own file is measured again). What that one can't convert is
-converted by the dynamo exporter, many blocks side by side as one network with an input and an
-output each, and cut apart again.
+Runtime optimises both to the same convolutions and matrix products (a test compares them). Pooling
+and reshaping may be fused differently, so a student's own file is measured again. What the tracing
+exporter can't convert is converted by the dynamo exporter, many blocks side by side as one network
+with an input and an output each, and cut apart again.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def export_many(
 ) -> list[Path]:
     """Write many modules as ``folder/NAME.onnx`` at batch 1, fast, for measuring.
 
-    Same convolutions and matrix products as one :func:`export_onnx` each, and so the same latency
-    within noise. Files appear whole or not at all, but are not synced to disk: they can be made again.
+    Same convolutions and matrix products as one :func:`export_onnx` each, and so the same
+    latency within noise. Files appear whole or not at all, but are not synced to disk: they can be made again.
 
     Args:
         modules: (module, input shape without the batch dimension) each.

@@ -28,8 +28,8 @@ from tailorbird.house.sample import TRIES, Collector
 RATIOS = (0.05, 0.075, 0.1, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 METHODS = ("discrepancy", "magnitude")
 MASKED = 0.25
-"""Share of the variants whose ends are masked too, by half the ratio. Masks stay while the student
-is retrained, since its activations are compared to the teacher's at full width, and are cut then."""
+"""Share of the variants whose ends are masked too, by half the ratio. Masks stay while a student
+is retrained, as its activations are compared to the teacher's at full width, and are cut then."""
 
 
 def block_inputs(

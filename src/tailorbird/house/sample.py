@@ -1,9 +1,9 @@
 """Sampling the house: blocks of the teacher and, for each, modules that could replace it.
 
-Algorithm 2 of Bespoke. A teacher's block S and a donor's block P' are drawn at random; P' is fitted
-to S's shapes by cutting channels where it is wider and by 1x1 adapters where it is narrower, and is
-kept if a dry run gives exactly S's output shape at fewer MACs. The teacher's own smaller blocks and,
-where the shapes allow, the identity join them.
+Algorithm 2 of Bespoke. A teacher's block S and a donor's block P' are drawn at random; P' is
+fitted to S's shapes by cutting channels where it is wider and by 1x1 adapters where it is narrower,
+and is kept if a dry run gives exactly S's output shape at fewer MACs. The teacher's own smaller
+blocks and, where the shapes allow, the identity join them.
 
 Every loop is bounded: ``TRIES`` draws for each candidate wanted, and all that is turned away is
 counted by its reason.
@@ -183,7 +183,7 @@ def add_donor_blocks(
             continue
         source = min(found, key=lambda candidate: _misfit(candidate, block))
         if not collector.known(block, name, source.key):
-            kept += _offer_fitted(collector, block, donors[name], name, source, rng)
+            kept += _offer_fitted(collector, block, source, donor=donors[name], name=name, rng=rng)
 
 
 def _misfit(source: Block, block: Block) -> float:
@@ -199,9 +199,10 @@ def _misfit(source: Block, block: Block) -> float:
 def _offer_fitted(
     collector: Collector,
     block: Block,
+    source: Block,
+    *,
     donor: LayerGraph,
     name: str,
-    source: Block,
     rng: np.random.Generator,
 ) -> bool:
     if _scale(source.in_shape, source.out_shape) != _scale(block.in_shape, block.out_shape):

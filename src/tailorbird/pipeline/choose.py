@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -60,6 +60,7 @@ def choose(
     candidates: int,
     seed: int,
     progress: Progress,
+    known: Collection[Names] | None = None,
 ) -> Choice:
     """The candidate that validates best among the most promising that meet the limits as measured.
 
@@ -70,6 +71,8 @@ def choose(
 
     Args:
         scale: tightens the latency limit, after a student came out over it.
+        known: measured networks that the first search may go by, all by default. A search that
+            was killed is given those that it began with, and so takes the same turns again.
 
     Raises:
         InfeasibleError: when no measured candidate is within the limits, with the lowest
@@ -81,13 +84,14 @@ def choose(
         for metric, bound in limits.items()
     }
     tried: dict[Names, dict[str, float]] = {}
+    seen = set(pricing.measured() if known is None else known)
     gap: float | None = None
     searches = 0
     if within(pricing.base, bounds):
         tried[()] = dict(pricing.base)
     for number in range(0 if tried else rounds):
         searches += 1
-        problem = pricing.problem()
+        problem = pricing.problem(seen)
         selections = _promising(problem, bounds, candidates)
         if number == 0 and selections[0].feasible:
             annealed = annealing.anneal(problem, bounds, seed=seed)
@@ -97,6 +101,7 @@ def choose(
             break
         singles = sorted({(name,) for names in fresh for name in names}) if number == 0 else []
         figures = pricing.measure([*fresh, *singles])
+        seen |= figures.keys()
         tried |= {names: figures[names] for names in fresh}
     met = {names: figures for names, figures in tried.items() if within(figures, bounds)}
     if not met:

@@ -1,8 +1,8 @@
 """Targets in, students out: choose, retrain together, prove, and try again where a limit is missed.
 
-On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``retrain/`` while students
-train, ``students/TARGET/result.json`` when one is proven. All carry the request that they answer (limits, device, recipe,
-seed), so that a changed target is done anew and an unchanged one is not.
+On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``retrain/`` beside it while the
+student trains, ``result.json`` when it is proven. All carry the request that they answer (limits,
+device, recipe, seed), so that a changed target is done anew and an unchanged one is not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tailorbird.house.build import House
 from tailorbird.pipeline.choose import Choice, choose, judge_module
 from tailorbird.pipeline.finish import Proof, cut, prove
 from tailorbird.pipeline.job import Until, check_targets
-from tailorbird.pipeline.pricing import Pricing
+from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.progress import Progress
 from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import RunFolder, read_json, write_json
@@ -171,6 +171,7 @@ class Fitting:
                     candidates=self.candidates,
                     seed=self.seed,
                     progress=self.progress,
+                    known=self._known(attempt),
                 )
             except InfeasibleError as error:
                 self._give_up(attempt, error, error.lowest)
@@ -185,6 +186,16 @@ class Fitting:
                 },
             )
         attempt.seconds += time.perf_counter() - start
+
+    def _known(self, attempt: _Attempt) -> list[Names]:
+        """The networks that had been measured when this search began, before any kill."""
+        path = attempt.home / "search.json"
+        stored = _load(path, attempt.request)
+        if stored is None or stored["number"] != attempt.number:
+            known = self.pricing(attempt.target).measured()
+            stored = {"request": attempt.request, "number": attempt.number, "known": known}
+            write_json(path, stored)
+        return [tuple(names) for names in stored["known"]]
 
     def _retrain(self, attempts: Sequence[_Attempt]) -> None:
         """Retrain all students in one pass of the teacher per batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,13 +68,26 @@ class Pricing:
         """The teacher's own figures."""
         return self.family.base
 
-    def problem(self) -> AdditiveProblem:
-        """The additive problem with latency savings corrected by all networks measured so far."""
-        seen = {
+    def measured(self) -> list[Names]:
+        """All whole networks measured so far, sorted."""
+        return sorted(self._seen())
+
+    def _seen(self) -> dict[Names, float]:
+        return {
             tuple(key.removeprefix("net:").split(",")): latency.median_ms
             for key, latency in self.house.store.load_latencies(self.device.key).items()
             if key.startswith("net:")
         }
+
+    def problem(self, known: Collection[Names] | None = None) -> AdditiveProblem:
+        """The additive problem with latency savings corrected by measured networks.
+
+        Args:
+            known: the measured networks to go by; all that have been measured by default.
+        """
+        seen = self._seen()
+        if known is not None:
+            seen = {names: seen[names] for names in known if names in seen}
         rows = [names for names in sorted(seen) if all(name in self.index for name in names)]
         chosen = np.zeros((len(rows), len(self.index)))
         for row, names in enumerate(rows):
