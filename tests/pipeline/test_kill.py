@@ -13,7 +13,7 @@ from tailorbird.report.record import RunReport
 
 from .makers import figures, tensors
 
-PLANS = 8
+PLANS = 6
 
 
 def plans(seed):
@@ -38,7 +38,8 @@ def test_killed_runs_end_like_one_that_was_let_alone(tmp_path):
         timeout=300,
     )
     assert found.returncode == 0, found.stderr[-3000:]
-    kills = [int(line.split()[1]) for line in found.stdout.splitlines()]
+    *lines, _ = found.stdout.splitlines()
+    kills = [int(line.split()[1]) for line in lines]
     assert len(kills) == PLANS
     assert sum(kills) >= PLANS, "too few processes were killed to tell"
     reference = RunReport.load(tmp_path / "reference" / "report.json")

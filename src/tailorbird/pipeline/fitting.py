@@ -1,7 +1,7 @@
 """Targets in, students out: choose, retrain together, prove, and try again where a limit is missed.
 
-On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``retrain/`` beside it while the
-student trains, ``result.json`` when it is proven. All carry the request that they answer (limits,
+On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``retrain/`` beside it while
+the student trains, ``result.json`` when it is proven. All carry the request that they answer (limits,
 device, recipe, seed), so that a changed target is done anew and an unchanged one is not.
 """
 

@@ -1,0 +1,36 @@
+"""The whole way with real files on a real runtime."""
+
+import onnxruntime
+import pytest
+import torch
+
+from tailorbird.export.bundle import load_student
+from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.pipeline import execute
+from tests.house.makers import images
+
+from .makers import job
+
+
+@pytest.mark.slow
+def test_a_job_on_onnx_runtime_delivers_files_that_run(tmp_path):
+    # The limit on latency is a loose one: a busy machine must not decide this test.
+    run, limits = tmp_path / "run", {"cpu": {"params": "0.97x", "latency": "20x"}}
+    device = OnnxRuntime(threads=1, warmup=2, runs=5)
+    report = execute(job(run, limits=limits, device=device))
+    (target,) = report.targets
+    assert target.met, target.reason
+    assert target.replaced
+    assert 0 < target.measured["latency_ms"] <= target.limits["latency_ms"]
+    assert target.measured["params"] <= target.limits["params"]
+    assert report.teacher[device.key].latency_ms > 0
+    assert (run / "report.html").stat().st_size > 1000
+    assert (run / "front.png").read_bytes().startswith(b"\x89PNG")
+
+    session = onnxruntime.InferenceSession(str(run / target.onnx))
+    student = load_student(run / "students" / "cpu")
+    for image in next(iter(images().test.batches(8)))[0].split(1):
+        (logits,) = session.run(None, {"image": image.numpy()})
+        with torch.no_grad():
+            expected = student.module(image)
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-3, rtol=1e-3)
