@@ -100,7 +100,8 @@ def export_many(
     """Write many modules as ``folder/NAME.onnx`` at batch 1, fast, for measuring.
 
     Same convolutions and matrix products as one :func:`export_onnx` each, and so the same
-    latency within noise. Files appear whole or not at all, but are not synced to disk: they can be made again.
+    latency within noise. Files appear whole or not at all, but are not synced to disk: they can be
+    made again.
 
     Args:
         modules: (module, input shape without the batch dimension) each.

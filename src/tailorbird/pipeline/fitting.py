@@ -1,8 +1,8 @@
 """Targets in, students out: choose, retrain together, prove, and try again where a limit is missed.
 
 On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``retrain/`` beside it while
-the student trains, ``result.json`` when it is proven. All carry the request that they answer (limits,
-device, recipe, seed), so that a changed target is done anew and an unchanged one is not.
+the student trains, ``result.json`` when it is proven. All carry the request that they answer
+(limits, device, recipe, seed), so that a changed target is done anew, an unchanged one is not.
 """
 
 from __future__ import annotations
