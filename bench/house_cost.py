@@ -1,7 +1,7 @@
 """What building a model house costs: distillation, scoring, memory, tracing, timing of blocks.
 
-Run: ``OMP_NUM_THREADS=1 python bench/house_cost.py`` (about 5 minutes; ``--quick``: under one).
-The house is drawn from the trained CIFAR-10 ResNet-56, donors ResNet-20/32/44; images are random
+Run: ``OMP_NUM_THREADS=1 python bench/house_cost.py`` (about 4 minutes on an idle core; ``--quick``:
+under one). The house is drawn from the trained CIFAR-10 ResNet-56, donors ResNet-20/32/44; images are random
 pixels, since values don't matter for time, and accuracies only have to agree. Bars: distilling m
 alternatives together costs at most 1.15x the sum of their own steps plus one teacher pass; scoring
 with kept prefixes is at least 1.5x faster than whole networks, with the same accuracies;
@@ -315,9 +315,9 @@ def main() -> None:
         print(json.dumps(peak))
         return
     teacher, sample, data = setting(arguments.data, quick, arguments.seed)
-    counts, rounds = ((1, 4), 3) if quick else ((1, 4, 16, 48), 7)
+    counts, rounds = ((1, 4), 3) if quick else ((1, 4, 16, 48), 5)
     steps = [distillation(teacher, sample, data, m, rounds) for m in counts]
-    scores = scoring(teacher, sample, data, 16 if quick else 32, 1 if quick else 3)
+    scores = scoring(teacher, sample, data, 16 if quick else 32, 1 if quick else 2)
     budgets = (300,) if quick else (300, 1200)
     formats = ("auto",) if quick else ("float32", "bfloat16")
     peaks = [memory(arguments, budget, name) for budget in budgets for name in formats]
