@@ -33,7 +33,7 @@ def test_another_job_is_refused_with_what_differs(tmp_path):
     with RunFolder(tmp_path / "run").open({"seed": 0, "house": {"recall": 0.3, "leaves": ("a",)}}):
         pass
     with RunFolder(tmp_path / "run").open({"seed": 0, "house": {"recall": 0.3, "leaves": ("a",)}}):
-        pass
+        (tmp_path / "run" / "house").mkdir()
     with (
         pytest.raises(StoreError) as caught,
         RunFolder(tmp_path / "run").open({"seed": 1, "house": {"recall": 0.5, "leaves": ("a",)}}),
@@ -41,6 +41,18 @@ def test_another_job_is_refused_with_what_differs(tmp_path):
         pass
     assert "belongs to another job" in str(caught.value)
     assert "  house.recall: 0.3 -> 0.5\n  seed: 0 -> 1\n" in str(caught.value)
+
+
+def test_a_job_found_wrong_before_anything_was_made_can_be_mended(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.open({"seed": 0}):
+        folder.event("started")
+    with folder.open({"seed": 1}):
+        pass
+    with folder.open({"seed": 1}):
+        (tmp_path / "run" / "models").mkdir()
+    with pytest.raises(StoreError, match="seed: 1 -> 0"), folder.open({"seed": 0}):
+        pass
 
 
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path):

@@ -65,7 +65,7 @@ def load_model(
         given["num_classes"] = num_classes
     try:
         model = make(**given)
-    except Exception as error:  # a factory may raise anything; the cause stays attached
+    except (Exception, SystemExit) as error:  # a factory may raise anything; the cause is kept
         raise ConfigError(
             f"model {source}: building it with {given or 'no arguments'} failed: "
             f"{type(error).__name__}: {error}; check the arguments"
@@ -102,7 +102,7 @@ def resolve_factory(source: str) -> Callable[..., object]:
         raise ConfigError(f"{source!r}: expected package.module:name{hint}")
     try:
         module = importlib.import_module(path)
-    except Exception as error:  # a module's own code may raise anything on import
+    except (Exception, SystemExit) as error:  # a module's own code may raise anything on import
         near = difflib.get_close_matches(path, ("timm", "torchvision"), 1)
         hint = f"; did you mean {near[0]}:{name}?" if near else ""
         raise ConfigError(
@@ -234,7 +234,9 @@ def _read(file: Path) -> dict[str, Tensor]:
                     f"checkpoint {file}: not a whole safetensors file: {error}; fetch or save it "
                     "again"
                 ) from error
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about foreign pickles: refused below
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise StoreError(
             f"checkpoint {file} would need unpickling, which can run code; refused. Convert it "
@@ -246,7 +248,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch's reader fails on a foreign file in any way it likes
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreError(
-            f"checkpoint {file}: neither safetensors nor a whole torch file: {cause}"
+            f"checkpoint {file}: neither safetensors nor a whole torch file: {cause}; fetch or "
+            "save it again"
         ) from error
     return _unwrapped(loaded, file)
 

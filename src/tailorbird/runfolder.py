@@ -63,6 +63,10 @@ def read_json(path: Path) -> object:
         raise StoreError(f"can't read {path}: {error}; remove it to have it made anew") from error
 
 
+_NOTHING_MADE = {"identity.json", "config.yaml", "environment.json", "events.jsonl", ".lock"}
+"""What a folder holds when a run found its job wrong before it made anything."""
+
+
 class RunFolder:
     """One job's folder, opened by one process at a time.
 
@@ -95,10 +99,11 @@ class RunFolder:
                 f"run folder {self.path} is in use by another process; wait for it, or give "
                 "another folder"
             ) from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            reason = getattr(error, "strerror", None) or error
             raise StoreError(
-                f"run folder {self.path} can't be written: {error.strerror or error}; give a "
-                "folder that you may write to"
+                f"run folder {self.path} can't be written: {reason}; give a folder that you may "
+                "write to"
             ) from error
         try:
             self._claim(identity)
@@ -119,7 +124,9 @@ class RunFolder:
             write_json(path, plain)
             return
         changed = differences(read_json(path), plain)
-        if changed:
+        if changed and {p.name for p in self.path.iterdir()} <= _NOTHING_MADE:
+            write_json(path, plain)  # the job failed before anything was made, and was mended
+        elif changed:
             raise StoreError(
                 f"run folder {self.path} belongs to another job; what differs:\n  "
                 + "\n  ".join(changed)

@@ -91,6 +91,8 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> Plan:
         value = job[key]
         if isinstance(value, int) and value < least:
             faults.add((key,), f"expected {least} or more, got {value}")
+        elif isinstance(value, int) and value >= 2**63:
+            faults.add((key,), f"expected less than 2^63, got {value}")
     given = document.data if isinstance(document.data, dict) else {}
     teacher = network(faults, ("teacher",), job["teacher"], folder) if "teacher" in given else None
     donors_ = donors(faults, job["donors"], folder)

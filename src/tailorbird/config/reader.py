@@ -94,6 +94,8 @@ def read(text: str, *, name: str = "job") -> Document:
         raise ConfigError(f"{name}: {_reason(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply to be a job") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{name}: a value can't be read: {error}") from error
     return Document(data, lines)
 
 
@@ -135,6 +137,8 @@ def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], problems: list[
     """Note lines and find keys that occur twice, are no text, or lie too deep."""
     if len(path) > MAX_DEPTH:
         raise yaml.YAMLError("nested too deeply to be a job")
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        problems.append(f"line {node.start_mark.line + 1}: text with a null character (\\0)")
     if isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             lines[(*path, position)] = item.start_mark.line + 1

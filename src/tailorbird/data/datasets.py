@@ -232,8 +232,15 @@ def _labels(dataset: object) -> Tensor | None:
             return torch.as_tensor(values).to(torch.int64)
     found = []
     for index in range(len(dataset)):
-        with seeded(0):
-            item = dataset[index]
+        try:
+            with seeded(0):
+                item = dataset[index]
+        except Exception as error:  # the user's code may raise anything; the cause stays attached
+            raise DataError(
+                f"image {index} can't be read: {type(error).__name__}: {error}; repair or remove "
+                "it, or give the dataset an attribute 'targets' with all labels, so that they can "
+                "be read without the images"
+            ) from error
         if not isinstance(item, tuple | list) or len(item) < 2:
             return None
         try:

@@ -35,7 +35,7 @@ def digits(
         crop_padding: augmentation, see `TensorSplit`; there is no mirroring.
 
     Raises:
-        DataError: for an image size below 8 or a share outside (0, 1).
+        DataError: for an image size outside 8 to 512 or a share outside (0, 1).
 
     Example:
         >>> data = digits()
@@ -44,8 +44,8 @@ def digits(
     """
     from sklearn.datasets import load_digits
 
-    if image_size < 8:
-        raise DataError(f"digits: expected image_size of 8 or more, got {image_size}")
+    if not 8 <= image_size <= 512:
+        raise DataError(f"digits: expected image_size of 8 to 512, got {image_size}")
     raw = load_digits()
     pixels = torch.from_numpy(np.rint(raw.images * (255 / 16)).astype(np.float32))[:, None]
     if image_size != 8:

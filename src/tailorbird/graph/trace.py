@@ -184,7 +184,7 @@ def _reference(root: nn.Module, image: Tensor, shape: tuple[int, ...]) -> Tensor
     except Exception as error:
         raise GraphError(
             f"{type(root).__name__} does not run on images of shape {shape}: {error}. "
-            "Check input_shape (channels, height, width)"
+            "Check input_shape (channels, height, width); in a job file that is data.image_size"
         ) from error
     if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != 1:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -263,9 +263,11 @@ def _trace_once(
         path, part = stack[-1] if stack else ("", root)
         where = f"{path!r} ({type(part).__name__})" if path else f"{type(root).__name__}.forward"
         leaf = (
-            f"Mark it, or the module around it, as a leaf: trace(..., leaves=[{path!r}])"
+            f"Mark it, or the module around it, as a leaf: trace(..., leaves=[{path!r}]), in a "
+            f"job file house: {{leaves: [{path}]}}"
             if path
-            else "Move that line into a submodule and mark that as a leaf: trace(..., leaves=[...])"
+            else "Move that line into a submodule and mark that as a leaf: trace(..., "
+            "leaves=[...]), in a job file house: {leaves: [...]}"
         )
         raise GraphError(
             f"can't trace {where} at {_line(error)}: {error}. {leaf}, or make the line "

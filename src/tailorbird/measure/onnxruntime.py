@@ -32,6 +32,7 @@ ATTEMPTS = 4
 
 LEAST_RUNS = 15
 MAX_ELEMENTS = 100_000_000
+MOST_THREADS = 1024
 GROUP_BYTES = 2_000_000_000
 
 
@@ -94,6 +95,10 @@ class OnnxRuntime:
             )
             if value < least
         ]
+        if self.threads > MOST_THREADS:
+            problems.append(
+                f"OnnxRuntime: threads must be at most {MOST_THREADS}, got {self.threads}"
+            )
         if not self.seconds > 0:
             problems.append(f"OnnxRuntime: seconds must be positive, got {self.seconds}")
         if self.provider not in available:

@@ -23,11 +23,11 @@ from tailorbird.measure.counts import count
 from tailorbird.pipeline.choose import judge_module
 from tailorbird.pipeline.fitting import Student, request_of
 from tailorbird.pipeline.job import Job, Until, identity
-from tailorbird.pipeline.model_house import ModelHouse, assemble
+from tailorbird.pipeline.model_house import ModelHouse, assemble, trace_all
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.page import html
 from tailorbird.report.plot import front
-from tailorbird.report.record import Point, RunReport, StageCost
+from tailorbird.report.record import Point, RunReport, StageCost, TargetResult
 from tailorbird.runfolder import RunFolder, read_json, write_bytes, write_json
 from tailorbird.targets import Device
 from tailorbird.train.fit import fit
@@ -64,6 +64,10 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
             yaml.safe_dump(dict(job.description), sort_keys=False).encode(),
         )
         write_json(job.run / "environment.json", environment())
+        if job.data.skipped:
+            shown.say(f"data: {job.data.skipped} corrupt images left out")
+        if job.training:  # what is wrong with a network is told before time is spent on training
+            trace_all(job.teacher, job.donors, job.data, job.options)
         with folder.stage("train"):
             models = {
                 name: _trained(job, name, model, shown)
@@ -118,8 +122,21 @@ def _finished(run: Path, asked: Mapping[str, object]) -> RunReport | None:
         report = RunReport.load(run / "report.json")
     except StoreError:
         return None
-    whole = all(t.onnx is None or (run / t.onnx).exists() for t in report.targets)
-    return report if whole else None
+    return report if all(_delivered(run, t, asked) for t in report.targets) else None
+
+
+def _delivered(run: Path, target: TargetResult, asked: Mapping[str, object]) -> bool:
+    """The target's answer is on record (a device's failure is not) and its files are there."""
+    home, requests = run / "students" / target.name, asked["targets"]
+    try:
+        record = read_json(home / "result.json")
+    except StoreError:
+        return False
+    assert isinstance(requests, dict)
+    if not isinstance(record, dict) or record.get("request") != requests.get(target.name):
+        return False
+    files = ("model.onnx", "student.json", "student.safetensors")
+    return target.onnx is None or all((home / name).exists() for name in files)
 
 
 def write_report(report: RunReport, folder: Path) -> None:

@@ -65,10 +65,26 @@ def export_teacher(teacher: LayerGraph, data: ImageData, folder: Path) -> Path:
     """
     path = folder / "teacher" / "model.onnx"
     if not path.exists():
-        export_onnx(teacher.module, teacher.input_shape, path, metadata=metadata(data, "teacher"))
-        parity = verify(teacher.module, path, parity_images(data))
-        if not parity.passed:
-            path.unlink()
+        images = parity_images(data)
+        with torch.no_grad():
+            if not bool(teacher.module(images).isfinite().all()):
+                raise ExportError(
+                    f"the teacher's outputs are not finite on {len(images)} validation images; "
+                    "check its checkpoint and the images' normalisation"
+                )
+        # Under another name until it is proven: a kill leaves no unproven file behind.
+        draft = path.with_name("unproven.onnx")
+        try:
+            export_onnx(
+                teacher.module, teacher.input_shape, draft, metadata=metadata(data, "teacher")
+            )
+        except ExportError as error:
+            raise ExportError(f"the teacher can't be exported: {error}") from error
+        parity = verify(teacher.module, draft, images)
+        if parity.passed:
+            draft.replace(path)
+        else:
+            draft.unlink()
             raise ExportError(
                 f"the teacher's ONNX file disagrees with PyTorch by {parity.max_difference:.3g}, "
                 f"expected at most {parity.tolerance:.3g}; check operators that behave "

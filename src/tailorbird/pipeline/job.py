@@ -62,8 +62,8 @@ class Job:
             problems.append(f"rounds: expected at least 1, got {self.rounds}")
         if self.candidates < 1:
             problems.append(f"candidates: expected at least 1, got {self.candidates}")
-        if self.seed < 0:
-            problems.append(f"seed: expected 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            problems.append(f"seed: expected 0 or more and less than 2^63, got {self.seed}")
         if "teacher" in self.donors:
             problems.append("donors: 'teacher' is taken; give the donor another name")
         known = {"teacher", *self.donors}

@@ -171,14 +171,7 @@ def assemble(
 ) -> ModelHouse:
     """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
     with folder.stage("trace"):
-        graph = trace(teacher, data.input_shape, leaves=options.leaves)
-        check_head(data, graph.layer(graph.output).shape[-1])
-        traced = {}
-        for name, donor in donors.items():
-            try:
-                traced[name] = trace(donor, data.input_shape, leaves=options.leaves)
-            except GraphError as error:
-                raise GraphError(f"donor '{name}': {error}", module=error.module) from error
+        graph, traced = trace_all(teacher, donors, data, options)
         export_teacher(graph, data, folder.path)
     house = build_house(
         graph,
@@ -193,6 +186,35 @@ def assemble(
     return ModelHouse(
         house, data, folder, donors=traced, made_from=made_from, seed=seed, progress=progress
     )
+
+
+def trace_all(
+    teacher: nn.Module,
+    donors: Mapping[str, nn.Module],
+    data: ImageData,
+    options: HouseOptions,
+) -> tuple[LayerGraph, dict[str, LayerGraph]]:
+    """The teacher's graph and the donors', checked against the images.
+
+    Raises:
+        GraphError: for a network that can't be traced, or a teacher that returns no logits.
+        DataError: when the classes in the data and the teacher's head differ.
+    """
+    graph = trace(teacher, data.input_shape, leaves=options.leaves)
+    shape = graph.layer(graph.output).shape
+    if len(shape) != 1:
+        raise GraphError(
+            f"{type(teacher).__name__} returns a tensor of shape {shape} per image; expected one "
+            "number per class: wrap the network so that forward returns its logits (n, classes)"
+        )
+    check_head(data, shape[0])
+    traced = {}
+    for name, donor in donors.items():
+        try:
+            traced[name] = trace(donor, data.input_shape, leaves=options.leaves)
+        except GraphError as error:
+            raise GraphError(f"donor '{name}': {error}", module=error.module) from error
+    return graph, traced
 
 
 def _named(donors: Sequence[nn.Module]) -> dict[str, nn.Module]:
