@@ -1,10 +1,10 @@
 """What building a model house costs: distillation, scoring, memory, tracing, timing of blocks.
 
 Run: ``OMP_NUM_THREADS=1 python bench/house_cost.py`` (about 4 minutes on an idle core; ``--quick``:
-under one). The house is drawn from the trained CIFAR-10 ResNet-56, donors ResNet-20/32/44; images are random
-pixels, since values don't matter for time, and accuracies only have to agree. Bars: distilling m
-alternatives together costs at most 1.15x the sum of their own steps plus one teacher pass; scoring
-with kept prefixes is at least 1.5x faster than whole networks, with the same accuracies;
+under one). The house is drawn from the trained CIFAR-10 ResNet-56, donors ResNet-20/32/44; images
+are random pixels, since values don't matter for time, and accuracies only have to agree. Bars:
+distilling m alternatives together costs at most 1.15x the sum of their own steps plus one teacher
+pass; scoring with kept prefixes is at least 1.5x faster than whole networks, same accuracies;
 distillation stays within its memory budget; all blocks of EfficientNet-B2 within 10 s.
 
 What is compared takes turns, and medians are taken. Bars on ratios are judged on processor time,
