@@ -13,7 +13,7 @@ from tailorbird.report.record import RunReport
 
 from .makers import figures, tensors
 
-PLANS = 6
+PLANS = 4
 
 
 def plans(seed):
