@@ -121,7 +121,10 @@ class Space:
         """
         self.validate(genomes)
         return [
-            {choice.name: choice.values[gene] for choice, gene in zip(self.choices, row, strict=True)}
+            {
+                choice.name: choice.values[gene]
+                for choice, gene in zip(self.choices, row, strict=True)
+            }
             for row in genomes
         ]
 

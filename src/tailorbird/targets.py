@@ -119,8 +119,9 @@ class Target:
                 "'-', at most 100, starting with a letter or digit"
             )
         if not self.limits:
-            problems.append(f"target {self.name!r}: no limits; give at least one, "
-                            "such as latency: 0.5x")
+            problems.append(
+                f"target {self.name!r}: no limits; give at least one, such as latency: 0.5x"
+            )
         parsed = []
         for metric, value in self.limits.items():
             try:
