@@ -156,7 +156,7 @@ def test_digits_are_stratified_and_the_same_for_one_seed():
     original = digits(image_size=8).train.images
     assert torch.equal(digits(resize="nearest").train.images[:, :, ::2, ::2], original)
     assert original.max() == 255
-    with pytest.raises(DataError, match="8 or more, got 4"):
+    with pytest.raises(DataError, match="8 to 512, got 4"):
         digits(image_size=4)
 
 
