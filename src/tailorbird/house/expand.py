@@ -94,6 +94,9 @@ def add_pruned(
                     scores=scores[cache],
                     multiple=options.width_multiple,
                 )
+                if all(mask is None or bool(mask.all()) for mask in masks):
+                    collector.rejections["pruning: rounding leaves nothing to mask"] += 1
+                    continue
                 pruned = masked(pruned, *masks, in_shape=block.in_shape)
         except GraphError as error:
             collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1

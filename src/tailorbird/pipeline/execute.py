@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
-import os
-import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
-from tailorbird.errors import ExportError, MeasurementError, StoreError
-from tailorbird.export.onnx import export_many
-from tailorbird.graph.trace import LayerGraph
-from tailorbird.measure.counts import count
-from tailorbird.pipeline.choose import judge_module
-from tailorbird.pipeline.fitting import Student, request_of
+from tailorbird.errors import StoreError
+from tailorbird.pipeline.fitting import request_of
 from tailorbird.pipeline.job import Job, Until, identity
-from tailorbird.pipeline.model_house import ModelHouse, assemble, trace_all
+from tailorbird.pipeline.model_house import assemble, trace_all
+from tailorbird.pipeline.reporting import environment
 from tailorbird.progress import Progress, Silent
-from tailorbird.report.page import html
-from tailorbird.report.plot import front
-from tailorbird.report.record import Point, RunReport, StageCost, TargetResult
+from tailorbird.report.record import RunReport, TargetResult
 from tailorbird.runfolder import RunFolder, read_json, write_bytes, write_json
-from tailorbird.targets import Device
 from tailorbird.train.fit import fit
-
-PACKAGES = ("tailorbird", "torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "scipy")
 
 
 def execute(job: Job, *, until: Until = "export", progress: Progress | None = None) -> RunReport:
@@ -83,17 +71,17 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
             seed=job.seed,
             progress=shown,
         )
-        students = []
-        if until != "house":
-            students = house.fit_open(
+        if until == "house":
+            report = house.report([], [])
+        else:
+            house.fit_open(
                 job.targets,
                 recipe=job.recipe,
                 rounds=job.rounds,
                 candidates=job.candidates,
                 until=until,
             )
-        report = make_report(job, house, students)
-        write_report(report, job.run)
+            report = RunReport.load(job.run / "report.json")
         write_json(job.run / "finished.json", asked)
         folder.event("finished", until=until, met=report.met)
     return report
@@ -139,59 +127,6 @@ def _delivered(run: Path, target: TargetResult, asked: Mapping[str, object]) -> 
     return target.onnx is None or all((home / name).exists() for name in files)
 
 
-def write_report(report: RunReport, folder: Path) -> None:
-    """Write ``report.json``, ``front.png`` and ``report.html``."""
-    report.save(folder / "report.json")
-    front(report, folder / "front.png")
-    html(report, folder / "report.html")
-
-
-def make_report(job: Job, house: ModelHouse, students: list[Student]) -> RunReport:
-    """Collect what the run found."""
-    devices = {target.device.key: target.device for target in job.targets}
-    teacher: dict[str, Point] = {}
-    donors: list[Point] = []
-    if students:
-        with house.folder.stage("report"):
-            for key, device in devices.items():
-                points = _points(house, device)
-                teacher[key] = points.pop("teacher")
-                donors += points.values()
-    return RunReport(
-        run=str(job.run),
-        seed=job.seed,
-        teacher=teacher,
-        donors=tuple(donors),
-        targets=tuple(student.result for student in students),
-        stages=tuple(
-            StageCost(name=name, minutes=seconds / 60)
-            for name, seconds in house.folder.seconds().items()
-        ),
-        rejections=dict(house.house.rejections),
-        environment=environment(),
-        accuracy_kind="top-1" if job.data.labelled else "agreement with the teacher",
-    )
-
-
-def environment() -> dict[str, object]:
-    """Versions and machine, as far as they decide results."""
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count() or 1,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        **{package: _version(package) for package in PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Module:
     """``model`` itself, or a copy trained as the job says; trained once for a run."""
     recipe = job.training.get(name)
@@ -211,41 +146,10 @@ def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Mo
         state = {k: v.cpu().contiguous() for k, v in outcome.module.state_dict().items()}
         write_bytes(path, dump_tensors(state))
     twin = copy.deepcopy(model)
-    twin.load_state_dict(load_tensors(path.read_bytes()))
+    try:
+        twin.load_state_dict(load_tensors(path.read_bytes()))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise StoreError(
+            f"{path} is damaged: {error}; remove it to have it trained anew"
+        ) from error
     return twin.eval()
-
-
-def _points(house: ModelHouse, device: Device) -> dict[str, Point]:
-    """The teacher and those donors that answer to the same classes, as they are, on ``device``."""
-    graph = house.house.teacher
-    outputs = graph.layer(graph.output).shape
-    networks: Mapping[str, LayerGraph] = {
-        "teacher": graph,
-        **{n: d for n, d in house.donors.items() if d.layer(d.output).shape == outputs},
-    }
-    split = house.data.test or house.data.validation
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        try:
-            paths = export_many(
-                [(n.module, n.input_shape) for n in networks.values()],
-                Path(folder),
-                [f"n{number}" for number in range(len(networks))],
-            )
-            latencies = [latency.median_ms for latency in device.measure(paths)]
-        except (ExportError, MeasurementError) as error:
-            house.progress.say(f"donors are not drawn in the report: {error}")
-            networks = {"teacher": graph}
-            latencies = [house.house.store.load_latencies(device.key)["teacher"].median_ms]
-    points = {}
-    for (name, network), latency in zip(networks.items(), latencies, strict=True):
-        counts = count(network.module, network.input_shape)
-        points[name] = Point(
-            name=name,
-            latency_ms=latency,
-            accuracy=judge_module(network.module, graph, split),
-            params=counts.params,
-            macs=counts.macs,
-            size_mb=counts.size_mb,
-            device=device.key,
-        )
-    return points

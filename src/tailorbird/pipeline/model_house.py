@@ -9,6 +9,7 @@ from torch import nn
 
 from tailorbird.data.images import ImageData, check_head
 from tailorbird.errors import GraphError
+from tailorbird.graph.serial import to_spec
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
 from tailorbird.house.options import HouseOptions
@@ -17,20 +18,21 @@ from tailorbird.pipeline.finish import export_teacher
 from tailorbird.pipeline.fitting import Fitting, Student
 from tailorbird.pipeline.job import Until, identity
 from tailorbird.pipeline.pricing import Pricing
+from tailorbird.pipeline.reporting import make_report, write_report
 from tailorbird.progress import Progress, Silent
+from tailorbird.report.record import RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
 
 
 class ModelHouse:
-    """A scored house in a run folder; made by `build`.
+    """A scored house in a run folder; made by `build`, fitted to targets by `fit`.
 
-    Example:
-        A run takes minutes, so this is not run as a test; ``examples`` in the documentation are::
+    Example (it takes minutes, so it is not run as a test)::
 
-            house = ModelHouse.build(teacher, donors=[donor], data=data, run="runs/a")
-            students = house.fit([Target("edge", OnnxRuntime(threads=1), {"latency": "0.5x"})])
+        house = ModelHouse.build(teacher, donors=[donor], data=data, run="runs/a")
+        students = house.fit([Target("edge", OnnxRuntime(threads=1), {"latency": "0.5x"})])
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class ModelHouse:
         A student that comes out over its limit is searched for again under a tighter limit and
         retrained, in all at most ``rounds`` times; then it is reported as not met. A target that
         can't be met costs the others nothing: its result says the lowest figures reached.
+        The report in the run folder is of these targets.
 
         Raises:
             ConfigError: for no targets or names that occur twice.
@@ -147,7 +150,24 @@ class ModelHouse:
             seed=self.seed,
             progress=self.progress,
         )
-        return fitting.run(targets, until)
+        students = fitting.run(targets, until)
+        self.report(targets, [student.result for student in students])
+        return students
+
+    def report(self, targets: Sequence[Target], results: Sequence[TargetResult]) -> RunReport:
+        """Write ``report.json``, ``report.html`` and ``front.png`` of ``results``."""
+        report = make_report(
+            self.house,
+            self.data,
+            self.donors,
+            targets,
+            results,
+            folder=self.folder,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        write_report(report, self.folder.path)
+        return report
 
     def pricing(self, target: Target) -> Pricing:
         """The house priced for the target's device, once per device."""
@@ -200,7 +220,15 @@ def trace_all(
         GraphError: for a network that can't be traced, or a teacher that returns no logits.
         DataError: when the classes in the data and the teacher's head differ.
     """
-    graph = trace(teacher, data.input_shape, leaves=options.leaves)
+    networks = [teacher, *donors.values()]
+    unknown = [leaf for leaf in options.leaves if not any(_held(n, (leaf,)) for n in networks)]
+    if unknown:
+        raise GraphError(
+            f"house.leaves: neither the teacher nor a donor has a module {', '.join(unknown)}; "
+            "give dotted paths as in named_modules()"
+        )
+    graph = trace(teacher, data.input_shape, leaves=_held(teacher, options.leaves))
+    to_spec(graph.module)  # fails here, not after hours, for a leaf that can't be stored
     shape = graph.layer(graph.output).shape
     if len(shape) != 1:
         raise GraphError(
@@ -211,10 +239,16 @@ def trace_all(
     traced = {}
     for name, donor in donors.items():
         try:
-            traced[name] = trace(donor, data.input_shape, leaves=options.leaves)
+            traced[name] = trace(donor, data.input_shape, leaves=_held(donor, options.leaves))
         except GraphError as error:
             raise GraphError(f"donor '{name}': {error}", module=error.module) from error
     return graph, traced
+
+
+def _held(network: nn.Module, leaves: Sequence[str]) -> list[str]:
+    """Those of ``leaves`` that are modules of ``network``."""
+    paths = {path for path, _ in network.named_modules()}
+    return [leaf for leaf in leaves if leaf in paths]
 
 
 def _named(donors: Sequence[nn.Module]) -> dict[str, nn.Module]:
