@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tailorbird.errors import ExportError
+from tailorbird.errors import ExportError, StoreError
 from tailorbird.export import onnx as exporting
 from tailorbird.export.onnx import export_many, export_onnx
 
@@ -224,7 +224,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ExportError, match=r"can't be written: No space left.*free space"):
+    with pytest.raises(StoreError, match=r"can't be written: No space left.*free space"):
         export_onnx(nn.Linear(4, 3), (4,), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -232,7 +232,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(ExportError, match="can't be written"):
+    with pytest.raises(StoreError, match="can't be written"):
         export_onnx(nn.Linear(4, 2), (4,), tmp_path / "runs" / "m.onnx")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -222,7 +223,7 @@ class LoaderSplit:
         loader: DataLoader[_Item] = DataLoader(
             _Keyed(dataset, self.indices),
             batch_sampler=plan,
-            num_workers=workers,
+            num_workers=min(workers, _cores()),
             collate_fn=_collate,
             generator=torch.Generator(),  # its own, or it would draw from the global one
             pin_memory=False,
@@ -248,3 +249,10 @@ class LoaderSplit:
             if fault not in self._named:
                 self._named.add(fault)
                 warnings.warn(f"left out {fault}", stacklevel=2)
+
+
+def _cores() -> int:
+    """Cores that this process may use: more workers than that only get in each other's way."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -27,7 +27,7 @@ import onnx.utils
 import torch
 from torch import nn
 
-from tailorbird.errors import ExportError
+from tailorbird.errors import ExportError, StoreError
 
 INPUT, OUTPUT = "image", "logits"
 """Names of the one input and the one output of every exported network."""
@@ -69,8 +69,8 @@ def export_onnx(
         ``path``.
 
     Raises:
-        ExportError: naming the module and operator that can't be exported and the way out, or
-            why the file can't be written.
+        ExportError: naming the module and operator that can't be exported and the way out.
+        StoreError: when the file can't be written.
 
     Example:
         >>> import tempfile, pathlib
@@ -113,6 +113,7 @@ def export_many(
 
     Raises:
         ExportError: naming every module that can't be exported and why; the others are written.
+        StoreError: when a file can't be written.
     """
     paths = _file_names(modules, folder, names)
     faults: list[str] = []
@@ -306,7 +307,7 @@ def _write(model: onnx.ModelProto, path: Path, *, sync: bool) -> Path:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise ExportError(
+        raise StoreError(
             f"{path}: can't be written: {error.strerror or error}; free space there, or name a "
             "folder that can be written"
         ) from error

@@ -163,6 +163,9 @@ def build_house(
     )
     with stage("distil"):
         modules = distil(teacher, sample, data, options, seed=seed, store=store, progress=progress)
+    stopped = len(sample.alternatives) - len(modules)
+    if stopped:
+        progress.say(f"house: {stopped} alternatives were stopped in distillation, see the report")
     with stage("score"):
         scores = score_accuracy(
             teacher,

@@ -72,7 +72,7 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
             progress=shown,
         )
         if until == "house":
-            report = house.report([], [])
+            report = house.report([], [], keep=True)
         else:
             house.fit_open(
                 job.targets,

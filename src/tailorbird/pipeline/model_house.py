@@ -154,8 +154,14 @@ class ModelHouse:
         self.report(targets, [student.result for student in students])
         return students
 
-    def report(self, targets: Sequence[Target], results: Sequence[TargetResult]) -> RunReport:
-        """Write ``report.json``, ``report.html`` and ``front.png`` of ``results``."""
+    def report(
+        self, targets: Sequence[Target], results: Sequence[TargetResult], *, keep: bool = False
+    ) -> RunReport:
+        """Write ``report.json``, ``report.html`` and ``front.png`` of ``results``.
+
+        Args:
+            keep: leave files of an earlier report as they are.
+        """
         report = make_report(
             self.house,
             self.data,
@@ -166,7 +172,8 @@ class ModelHouse:
             seed=self.seed,
             progress=self.progress,
         )
-        write_report(report, self.folder.path)
+        if not (keep and (self.folder.path / "report.json").exists()):
+            write_report(report, self.folder.path)
         return report
 
     def pricing(self, target: Target) -> Pricing:
