@@ -16,6 +16,7 @@ import tailorbird
 from tailorbird.config import parts, plan
 from tailorbird.config.sections import REQUIRED, Field, fields_of, words
 from tailorbird.data.sources import from_datasets
+from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.train.recipe import Recipe
@@ -73,6 +74,7 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "retrain": "how students are retrained",
         "rounds": "searches and retrainings per target, at most",
         "candidates": "selections measured whole in each search",
+        "export": "what the ONNX files look like",
         "seed": "of every random choice",
         "run": "the run folder; null means `runs/` and the job file's name",
     },
@@ -308,6 +310,7 @@ def tables() -> dict[str, str]:
         "own-device": table(parts._FACTORY_DEVICE, _MEANINGS["own device"]),
         "house": table(fields_of(HouseOptions), meanings(HouseOptions)),
         "retrain": table(fields_of(Recipe), meanings(Recipe)),
+        "export": table(fields_of(ExportOptions), meanings(ExportOptions)),
     }
     for kind, (source, _) in parts.DATA.items():
         said = {**folder, **meanings(source), **_MEANINGS["data"]}

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tailorbird.export.bundle import load_student
+from tailorbird.export.options import ExportOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.pipeline import execute
 from tests.house.makers import images
@@ -17,7 +18,8 @@ def test_a_job_on_onnx_runtime_delivers_files_that_run(tmp_path):
     # The limit on latency is a loose one: a busy machine must not decide this test.
     run, limits = tmp_path / "run", {"cpu": {"params": "0.97x", "latency": "20x"}}
     device = OnnxRuntime(threads=1, warmup=2, runs=5)
-    report = execute(job(run, limits=limits, device=device))
+    export = ExportOptions(dynamic_batch=True)
+    report = execute(job(run, limits=limits, device=device, export=export))
     (target,) = report.targets
     assert target.met, target.reason
     assert target.replaced
@@ -29,8 +31,8 @@ def test_a_job_on_onnx_runtime_delivers_files_that_run(tmp_path):
 
     session = onnxruntime.InferenceSession(str(run / target.onnx))
     student = load_student(run / "students" / "cpu")
-    for image in next(iter(images().test.batches(8)))[0].split(1):
-        (logits,) = session.run(None, {"image": image.numpy()})
+    for batch in next(iter(images().test.batches(8)))[0].split((5, 3)):
+        (logits,) = session.run(None, {"image": batch.numpy()})
         with torch.no_grad():
-            expected = student.module(image)
+            expected = student.module(batch)
         torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-3, rtol=1e-3)

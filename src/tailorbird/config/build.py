@@ -76,6 +76,7 @@ def build(plan: Plan) -> Job:
         training=recipes,
         rounds=plan.rounds,
         candidates=plan.candidates,
+        export=plan.export,
         seed=plan.seed,
         description=plan.plain(),
     )

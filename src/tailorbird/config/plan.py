@@ -10,6 +10,7 @@ from tailorbird.config.parts import Network, donors, images, network, settings, 
 from tailorbird.config.reader import Document, read_file
 from tailorbird.config.sections import Faults, Field
 from tailorbird.errors import ConfigError
+from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
@@ -23,6 +24,7 @@ _JOB = {
     "retrain": Field(object, None),
     "rounds": Field(int, 3),
     "candidates": Field(int, 4),
+    "export": Field(object, None),
     "seed": Field(int, 0),
     "run": Field(str | None, None),
 }
@@ -47,6 +49,7 @@ class Plan:
     recipe: Recipe
     rounds: int
     candidates: int
+    export: ExportOptions
     seed: int
     run: Path
     folder: Path
@@ -65,6 +68,7 @@ class Plan:
             "retrain": asdict(self.recipe),
             "rounds": self.rounds,
             "candidates": self.candidates,
+            "export": asdict(self.export),
             "seed": self.seed,
             "run": str(self.run),
         }
@@ -100,8 +104,11 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> Plan:
     pairs = targets(faults, job["targets"], folder) if "targets" in given else []
     options = settings(faults, ("house",), job["house"], HouseOptions, "house.")
     recipe = settings(faults, ("retrain",), job["retrain"], Recipe, "recipe.")
-    if faults.found or teacher is None or data is None or options is None or recipe is None:
+    export = settings(faults, ("export",), job["export"], ExportOptions, "export.")
+    parts = (teacher, data, options, recipe, export)
+    if faults.found or None in parts:
         raise ConfigError(faults.found)
+    assert teacher and data and options and recipe and export  # or there were faults
     run = Path(str(job["run"] or Path("runs", stem))).expanduser()
     return Plan(
         teacher=teacher,
@@ -113,6 +120,7 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> Plan:
         recipe=recipe,
         rounds=_whole(job["rounds"]),
         candidates=_whole(job["candidates"]),
+        export=export,
         seed=_whole(job["seed"]),
         run=folder / run,
         folder=folder,

@@ -69,6 +69,7 @@ retrain:
 
 rounds: 3       # searches and retrainings per target, at most
 candidates: 4   # selections measured whole in each search
+# export: {opset: 20, dynamic_batch: true}   # by default: the exporter's opset, batch 1
 seed: 0
 run: runs/digits
 """

@@ -46,6 +46,10 @@ VALIDATION_IMAGES = 1024
 
 MOMENTUM = 0.9
 
+CLIP_NORM = 1.0
+"""Bound on an alternative's gradient. The error is relative, so where the teacher's tensor is small
+gradients are large; blocks without BatchNorm, such as those of transformers, diverge unbounded."""
+
 
 @dataclass
 class Trainee:
@@ -291,6 +295,7 @@ def train_step(
         loss = _loss(job, trainee, seen, scales)
         trainee.optimizer.param_groups[0]["lr"] = rate
         loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trainee.optimizer.param_groups[0]["params"], CLIP_NORM)
         trainee.optimizer.step()
         trainee.optimizer.zero_grad(set_to_none=True)
 

@@ -79,6 +79,7 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
                 recipe=job.recipe,
                 rounds=job.rounds,
                 candidates=job.candidates,
+                export=job.export,
                 until=until,
             )
             report = RunReport.load(job.run / "report.json")
@@ -95,6 +96,7 @@ def _asked(job: Job, until: Until) -> dict[str, object]:
             recipe=job.recipe,
             rounds=job.rounds,
             candidates=job.candidates,
+            export=job.export,
             seed=job.seed,
         )
         for target in job.targets

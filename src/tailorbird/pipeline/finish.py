@@ -14,6 +14,7 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import ExportError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.onnx import export_onnx
+from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 from tailorbird.graph.masks import cut_masks
 from tailorbird.graph.trace import LayerGraph
@@ -107,6 +108,7 @@ def prove(
     base: Mapping[str, float],
     data: ImageData,
     folder: Path,
+    options: ExportOptions,
 ) -> Proof:
     """Export ``module``, compare it to PyTorch, measure it beside the teacher, write its bundle.
 
@@ -114,6 +116,7 @@ def prove(
         module: the retrained student, masks already cut.
         base: the teacher's figures on the target.
         folder: the run folder; files go to ``students/<target>/``.
+        options: of the export.
 
     Raises:
         ExportError: when the file can't be written or disagrees with the network.
@@ -121,7 +124,12 @@ def prove(
     """
     home = folder / "students" / target.name
     path = export_onnx(
-        module, teacher.input_shape, home / "model.onnx", metadata=metadata(data, target.name)
+        module,
+        teacher.input_shape,
+        home / "model.onnx",
+        opset=options.opset,
+        dynamic_batch=options.dynamic_batch,
+        metadata=metadata(data, target.name),
     )
     parity = verify(module, path, parity_images(data))
     write_json(home / "verify.json", asdict(parity))

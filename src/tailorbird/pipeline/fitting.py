@@ -21,6 +21,7 @@ from torch import fx
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError, InfeasibleError, StoreError, TailorbirdError
 from tailorbird.export.bundle import load_student
+from tailorbird.export.options import ExportOptions
 from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
 from tailorbird.pipeline.choose import Choice, choose, judge_module
@@ -50,7 +51,15 @@ class Student:
         return self.result.met
 
 
-def request_of(target: Target, *, recipe: Recipe, rounds: int, candidates: int, seed: int) -> str:
+def request_of(
+    target: Target,
+    *,
+    recipe: Recipe,
+    rounds: int,
+    candidates: int,
+    export: ExportOptions,
+    seed: int,
+) -> str:
     """A short hash of all that a target's result answers to."""
     asked = {
         "limits": {limit.metric: [limit.value, limit.share] for limit in target.parsed},
@@ -58,6 +67,7 @@ def request_of(target: Target, *, recipe: Recipe, rounds: int, candidates: int, 
         "recipe": asdict(recipe),
         "rounds": rounds,
         "candidates": candidates,
+        "export": asdict(export),
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
@@ -91,6 +101,7 @@ class Fitting:
         recipe: Recipe,
         rounds: int,
         candidates: int,
+        export: ExportOptions,
         seed: int,
         progress: Progress,
     ) -> None:
@@ -101,6 +112,7 @@ class Fitting:
         self.recipe = recipe
         self.rounds = rounds
         self.candidates = candidates
+        self.export = export
         self.seed = seed
         self.progress = progress
 
@@ -139,6 +151,7 @@ class Fitting:
             recipe=self.recipe,
             rounds=self.rounds,
             candidates=self.candidates,
+            export=self.export,
             seed=self.seed,
         )
         attempt = _Attempt(target, self.folder.path / "students" / target.name, request)
@@ -256,6 +269,7 @@ class Fitting:
                 base=pricing.base,
                 data=self.data,
                 folder=self.folder.path,
+                options=self.export,
             )
         except TailorbirdError as error:
             if isinstance(error, StoreError):

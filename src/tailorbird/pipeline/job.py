@@ -13,6 +13,7 @@ from torch import nn
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
+from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
@@ -36,6 +37,7 @@ class Job:
         training: ``"teacher"`` or a donor's name -> how to train it before anything else.
         rounds: most searches per target, and most retrainings of a student that is over its limit.
         candidates: selections measured whole in each search.
+        export: of the ONNX files.
         seed: of every random choice.
         description: the resolved job as plain data, written to ``config.yaml``.
 
@@ -53,6 +55,7 @@ class Job:
     training: Mapping[str, Recipe] = field(default_factory=dict)
     rounds: int = 3
     candidates: int = 4
+    export: ExportOptions = field(default_factory=ExportOptions)
     seed: int = 0
     description: Mapping[str, object] = field(default_factory=dict)
 

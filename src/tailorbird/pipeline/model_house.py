@@ -9,6 +9,7 @@ from torch import nn
 
 from tailorbird.data.images import ImageData, check_head
 from tailorbird.errors import GraphError
+from tailorbird.export.options import ExportOptions
 from tailorbird.graph.serial import to_spec
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
@@ -108,6 +109,7 @@ class ModelHouse:
         recipe: Recipe | None = None,
         rounds: int = 3,
         candidates: int = 4,
+        export: ExportOptions | None = None,
         until: Until = "export",
     ) -> list[Student]:
         """One student per target, in order; students are retrained together.
@@ -126,6 +128,7 @@ class ModelHouse:
                 recipe=recipe or Recipe(),
                 rounds=rounds,
                 candidates=candidates,
+                export=export or ExportOptions(),
                 until=until,
             )
 
@@ -136,6 +139,7 @@ class ModelHouse:
         recipe: Recipe,
         rounds: int,
         candidates: int,
+        export: ExportOptions,
         until: Until,
     ) -> list[Student]:
         """`fit` inside an open run folder."""
@@ -147,6 +151,7 @@ class ModelHouse:
             recipe=recipe,
             rounds=rounds,
             candidates=candidates,
+            export=export,
             seed=self.seed,
             progress=self.progress,
         )
