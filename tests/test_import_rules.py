@@ -16,7 +16,7 @@ FILES = {
 }
 SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob("*.py"))}
 
-CORE = {"errors", "space", "family", "targets", "progress"}
+CORE = {"errors", "files", "space", "family", "targets", "progress"}
 TOP = {"pipeline", "config", "cli", "demo"}
 SEES_ALL = TOP | {"__init__", "__main__"}
 FORBIDDEN = {

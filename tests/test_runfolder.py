@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.errors import StoreError
-from tailorbird.runfolder import RunFolder, differences, read_json, write_bytes, write_json
+from tailorbird.files import read_json, write_bytes, write_json
+from tailorbird.runfolder import RunFolder, differences
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -194,7 +194,7 @@ def demo(
 ) -> None:
     """Run the embedded job on handwritten digits."""
     from tailorbird.config.template import TEMPLATE
-    from tailorbird.runfolder import write_bytes
+    from tailorbird.files import write_bytes
 
     job = folder / "job.yaml"
     if not job.exists():

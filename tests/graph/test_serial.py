@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from tailorbird.errors import GraphError, StoreError
+from tailorbird.files import write_bytes
 from tailorbird.graph.masks import ChannelMask
 from tailorbird.graph.serial import (
     from_spec,
@@ -25,7 +26,6 @@ from tailorbird.graph.serial import (
     save_module,
     structure_key,
     to_spec,
-    write_file,
 )
 from tailorbird.graph.trace import trace
 
@@ -316,8 +316,8 @@ HOSTILE = {
     "function": (lambda n: node(n, "call_function").update(target="os.system"), "os.system"),
     "load": (lambda n: node(n, "call_function").update(target="torch.load"), "torch.load"),
     "store": (
-        lambda n: node(n, "call_function").update(target="tailorbird.graph.serial.write_file"),
-        "write_file",
+        lambda n: node(n, "call_function").update(target="tailorbird.files.write_bytes"),
+        "write_bytes",
     ),
     "eval": (lambda n: node(n, "call_function").update(target="builtins.eval"), "builtins.eval"),
     "getattr": (
@@ -429,14 +429,14 @@ def test_half_written_tampered_and_missing_files_are_found(tmp_path):
 
 
 def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch):
-    write_file(tmp_path / "a.bin", b"old")
+    write_bytes(tmp_path / "a.bin", b"old")
 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"a\.bin: can't be written: No space left on device"):
-        write_file(tmp_path / "a.bin", b"new")
+    with pytest.raises(StoreError, match=r"can't write .*a\.bin: No space left on device"):
+        write_bytes(tmp_path / "a.bin", b"new")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 

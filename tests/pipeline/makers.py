@@ -10,9 +10,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from tailorbird.export.verify import Parity
+from tailorbird.files import write_bytes
 from tailorbird.measure.counts import count
 from tailorbird.pipeline import Job
-from tailorbird.runfolder import write_bytes
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from torch import fx, nn
 
 from tailorbird.errors import GraphError, StoreError, TailorbirdError
+from tailorbird.files import write_bytes
 from tailorbird.graph.callables import class_name, function_name
 from tailorbird.graph.describe import describe, plain_attributes, tensor_shapes, trace_leaf
 from tailorbird.graph.encoding import Json, UnstorableError, encode
@@ -305,8 +305,8 @@ def save_module(
         "sha256": hashlib.sha256(_dump(body)).hexdigest(),
         **body,
     }
-    write_file(weights, data)
-    write_file(structure, _dump(record))
+    write_bytes(weights, data)
+    write_bytes(structure, _dump(record))
 
 
 def load_module(folder: Path, name: str) -> tuple[fx.GraphModule, Json]:
@@ -397,28 +397,3 @@ def _read(path: Path) -> bytes:
 
 def _dump(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is either whole or not there (or the old one).
-
-    Raises:
-        StoreError: naming the file, for a full disk, missing rights and the like.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: can't be written: {error.strerror or error}") from error

@@ -28,6 +28,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, fx, nn
 
 from tailorbird.data.images import ImageData
+from tailorbird.files import write_bytes
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
@@ -37,7 +38,6 @@ from tailorbird.house.layout import lay_out
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent, Task
-from tailorbird.runfolder import write_bytes
 from tailorbird.train.precision import Format, autocast, compute_device, reseed, set_layout
 from tailorbird.train.precision import resolve as resolve_format
 

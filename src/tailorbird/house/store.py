@@ -12,10 +12,10 @@ from typing import Any
 from torch import fx
 
 from tailorbird.errors import StoreError
+from tailorbird.files import read_json, write_json
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.serial import load_module, save_module
 from tailorbird.house.alternative import Alternative, Sample
-from tailorbird.runfolder import read_json, write_json
 from tailorbird.targets import Latency
 
 

@@ -13,13 +13,14 @@ from safetensors.torch import save as dump_tensors
 from torch import nn
 
 from tailorbird.errors import StoreError
+from tailorbird.files import read_json, write_bytes, write_json
 from tailorbird.pipeline.fitting import request_of
 from tailorbird.pipeline.job import Job, Until, identity
 from tailorbird.pipeline.model_house import assemble, trace_all
 from tailorbird.pipeline.reporting import environment
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import RunReport, TargetResult
-from tailorbird.runfolder import RunFolder, read_json, write_bytes, write_json
+from tailorbird.runfolder import RunFolder
 from tailorbird.train.fit import fit
 
 

@@ -16,10 +16,10 @@ from tailorbird.export.bundle import save_student
 from tailorbird.export.onnx import export_onnx
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
+from tailorbird.files import write_json
 from tailorbird.graph.masks import cut_masks
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.measure.counts import count
-from tailorbird.runfolder import write_json
 from tailorbird.search.selection import within
 from tailorbird.targets import Latency, Limit, Target
 

@@ -22,6 +22,7 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError, InfeasibleError, StoreError, TailorbirdError
 from tailorbird.export.bundle import load_student
 from tailorbird.export.options import ExportOptions
+from tailorbird.files import read_json, write_json
 from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
 from tailorbird.pipeline.choose import Choice, choose, judge_module
@@ -30,7 +31,7 @@ from tailorbird.pipeline.job import Until, check_targets
 from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.progress import Progress
 from tailorbird.report.record import TargetResult
-from tailorbird.runfolder import RunFolder, read_json, write_json
+from tailorbird.runfolder import RunFolder
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all

@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from tailorbird.files import write_bytes
 from tailorbird.report.plot import png
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.report.words import bare, figure, minutes, percent, printable, shortfall
-from tailorbird.runfolder import write_bytes
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #5b6672; --line: #d9dee4;

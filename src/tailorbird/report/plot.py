@@ -10,9 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tailorbird.files import write_bytes
 from tailorbird.report.record import RunReport, TargetResult, is_figure
 from tailorbird.report.words import figure, printable
-from tailorbird.runfolder import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

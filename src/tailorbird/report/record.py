@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from tailorbird.errors import StoreError
-from tailorbird.runfolder import write_bytes
+from tailorbird.files import write_bytes
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from tailorbird.errors import StoreError
-from tailorbird.runfolder import write_bytes, write_json
+from tailorbird.files import write_bytes, write_json
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
