@@ -210,3 +210,18 @@ def test_a_damaged_trained_alternative_is_trained_anew(tmp_path, reference):
 def test_minutes_end_the_training_with_all_alternatives(tmp_path):
     done = run(tmp_path, epochs=10_000.0, minutes=0.005)
     assert done.keys() == small_sample().modules.keys()
+
+
+def test_time_that_is_spent_ends_training_within_an_epoch(tmp_path, monkeypatch):
+    steps = []
+    train = module.train_step
+
+    def counting(job, probe, trainees, batch, *, step, rate):
+        steps.append(step)
+        train(job, probe, trainees, batch, step=step, rate=rate)
+
+    monkeypatch.setattr(module, "train_step", counting)
+    monkeypatch.setattr(module, "_share", lambda deadline, left: 0.0)
+    done = run(tmp_path, epochs=50.0, minutes=1.0)
+    assert steps == [0]
+    assert done.keys() == small_sample().modules.keys()

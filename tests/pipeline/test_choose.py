@@ -110,3 +110,15 @@ def test_limits_that_cannot_be_met_carry_the_lowest_figures(built, tmp_path):
     assert caught.value.limits == {"latency_ms": 1e-6, "params": 5.0}
     assert caught.value.lowest.keys() == {"latency_ms", "params"}
     assert all(value > 5 or name != "params" for name, value in caught.value.lowest.items())
+
+
+def test_a_limit_just_above_the_lowest_figure_is_met_without_the_margin(built, tmp_path):
+    shutil.copytree(built, tmp_path / "run")
+    device = FakeDevice(base_ms=0.0, key="exact")
+    house = open_house(tmp_path / "run")
+    problem = house.pricing(Target("any", device, {"latency": "1x"})).isolated
+    limit = 1.01 * exact.lowest(problem, "latency_ms")
+    choice, _ = chosen(house, Target("tight", device, {"latency_ms": limit}))
+    assert 0.99 * limit < choice.figures["latency_ms"] <= limit
+    with pytest.raises(InfeasibleError, match="no candidate of this house meets"):
+        chosen(house, Target("tight", device, {"latency_ms": limit}), scale=0.95)

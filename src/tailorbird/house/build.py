@@ -127,7 +127,10 @@ def sample_house(
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
     add_donor_blocks(collector, donors, options, rng)
     if options.pruned:
-        images, _ = next(iter(data.train.batches(min(CALIBRATION_IMAGES, len(data.train)))))
+        # In random order: files often come sorted by class.
+        order = torch.Generator().manual_seed(seed)
+        size = min(CALIBRATION_IMAGES, len(data.train))
+        images, _ = next(iter(data.train.batches(size, generator=order)))
         with torch.random.fork_rng(devices=[]):
             add_pruned(collector, teacher, images, options, rng)
     sample = collector.sample()

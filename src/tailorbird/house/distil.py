@@ -38,7 +38,14 @@ from tailorbird.house.layout import lay_out
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent, Task
-from tailorbird.train.precision import Format, autocast, compute_device, reseed, set_layout
+from tailorbird.train.precision import (
+    Format,
+    autocast,
+    compute_device,
+    reproducible,
+    reseed,
+    set_layout,
+)
 from tailorbird.train.precision import resolve as resolve_format
 
 VALIDATION_IMAGES = 1024
@@ -221,8 +228,7 @@ def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx
     step = _resume(job, trainees)
     task.advance(step)
     start = time.monotonic()
-    devices = [job.device] if job.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with reproducible(job.device):
         while step < total:
             for trainee in trainees:
                 trainee.module.train()
@@ -231,14 +237,20 @@ def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx
                 train_step(job, probe, trainees, images, step=step, rate=rate)
                 step += 1
                 task.advance(1, _note(trainees, step))
-            spent = time.monotonic() - start
-            if job.seconds is not None and step < total and spent > job.seconds:
+                if _late(job, start):
+                    break
+            if step < total and _late(job, start):
                 task.advance(total - step, "time is spent")
                 step = total
             _validate(job, probe, trainees)
             if step < total:
                 _save(job, trainees, step)
     return {t.record.name: module for t in trainees if (module := _finish(job, t)) is not None}
+
+
+def _late(job: Bunch, start: float) -> bool:
+    """Whether the bunch's share of the time is spent."""
+    return job.seconds is not None and time.monotonic() - start > job.seconds
 
 
 def observe(job: Bunch, trainees: Sequence[Trainee]) -> Probe:
@@ -331,7 +343,10 @@ def _validate(job: Bunch, probe: Probe, trainees: Sequence[Trainee]) -> None:
     batches = 0
     for trainee in trainees:
         trainee.module.eval()
-    for images, _ in job.data.validation.batches(job.options.batch_size, device=job.device):
+    split = job.data.validation
+    # Files often come sorted by class: the images that decide are drawn from all of them.
+    order = torch.Generator().manual_seed(job.seed) if len(split) > VALIDATION_IMAGES else None
+    for images, _ in split.batches(job.options.batch_size, generator=order, device=job.device):
         seen = probe(images)
         scales = _Scales(seen)
         for trainee in trainees:

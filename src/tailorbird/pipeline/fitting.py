@@ -127,6 +127,8 @@ class Fitting:
             open_ones = [a for a in attempts if a.result is None]
             if not open_ones:
                 break
+            for attempt in open_ones:
+                self.pricing(attempt.target)  # a stage of its own: it is not counted twice
             with self.folder.stage("search"):
                 for attempt in open_ones:
                     attempt.number = number
