@@ -37,6 +37,8 @@ from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.choose import MARGIN, choose
+from tailorbird.pipeline.finish import cut
+from tailorbird.pipeline.job import digest
 from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.report.terminal import terminal
 from tailorbird.search import random as random_search
@@ -187,13 +189,19 @@ def house_baselines(
     pricing = Pricing(house, device, progress=progress)
     bound = target.absolute(pricing.base)["latency_ms"] * (1 - MARGIN)
     for attempt in range(20):
-        chosen = random_search.select(
-            pricing.problem(), {"latency_ms": bound}, seed=seed * 100 + attempt
-        ).chosen
+        try:
+            chosen = random_search.select(
+                pricing.problem(), {"latency_ms": bound}, seed=seed * 100 + attempt
+            ).chosen
+        except InfeasibleError as error:
+            print(f"random choice at {share}x: {error}")
+            break
         names = pricing.names(chosen)
         if pricing.measure([names])[names]["latency_ms"] <= bound:
             entries.append(induced(pricing, names, "random choice", share))
             break
+    else:
+        print(f"random choice at {share}x: none of 20 is within the limit as measured")
     return entries
 
 
@@ -329,12 +337,11 @@ def main() -> None:
         )
     for share, target in targets.items():
         entries += house_baselines(house.house, target, share, data, device, arguments.seed)
-    as_is = [
-        replace(entry, method="best donor, as it is")
-        for entry in entries
-        if entry.method == "best donor, retrained"
-    ]
+    donors = [entry for entry in entries if entry.method == "best donor, retrained"]
+    as_is = [replace(entry, method="best donor, as it is") for entry in donors]
     retrain(entries, house.house, data, spend.recipe, arguments)
+    for entry, donor in zip(as_is, donors, strict=True):
+        entry.before = donor.before
     for share, student in zip(SHARES, students, strict=True):
         if student.module is not None:
             entries.append(
@@ -384,7 +391,8 @@ def retrain(
                 name=f"e{number}",
                 student=entry.module,
                 hints=entry.hints,
-                checkpoint=arguments.run / "peers" / f"e{number}",
+                # Peers found anew may differ, as they are bisected on timings.
+                checkpoint=arguments.run / "peers" / f"e{number}-{digest(entry.module)}",
             )
         )
     nodes = sorted({node for assignment in assignments for _, node in assignment.hints})
@@ -397,7 +405,10 @@ def retrain(
         progress=terminal(),
     )
     for entry, outcome in zip(entries, outcomes, strict=True):
-        entry.module = outcome.module
+        # The students' masks are cut too.
+        entry.module = cut(outcome.module, house.teacher) if entry.hints else outcome.module
+        if outcome.stopped is not None:
+            print(f"{entry.method} at {entry.share}x: retraining stopped: {outcome.stopped}")
 
 
 def margins(rows: list[dict[str, object]]) -> dict[str, dict[str, object]]:

@@ -24,6 +24,7 @@ teacher:
 donors:
   narrow:
     model: tailorbird.demo:narrow_net
+    arguments: {width: 24, depth: 2}
     train: {epochs: 12}
 
 # Images. Choices are made on a validation split taken from the training images; the test split
