@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 import tailorbird as tb
 from cifar_resnet import DEPTHS, trained
@@ -405,8 +405,10 @@ def retrain(
         progress=terminal(),
     )
     for entry, outcome in zip(entries, outcomes, strict=True):
-        # The students' masks are cut too.
-        entry.module = cut(outcome.module, house.teacher) if entry.hints else outcome.module
+        entry.module = outcome.module
+        if isinstance(outcome.module, fx.GraphModule):
+            # As the students' masks are.
+            entry.module = cut(outcome.module, house.teacher)
         if outcome.stopped is not None:
             print(f"{entry.method} at {entry.share}x: retraining stopped: {outcome.stopped}")
 
