@@ -19,12 +19,12 @@ from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.distil import distil
+from tailorbird.house.donors import add_donor_blocks
 from tailorbird.house.expand import add_pruned
 from tailorbird.house.family import HouseFamily
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import (
     Collector,
-    add_donor_blocks,
     add_identities,
     add_own_blocks,
     teacher_blocks,
@@ -36,7 +36,7 @@ from tailorbird.progress import Progress
 from tailorbird.targets import Device
 
 CALIBRATION_IMAGES = 64
-"""Training images that feed the discrepancy scores of pruning."""
+"""Training images that fit linear maps and feed the discrepancy scores of pruning."""
 
 COUNTED = ("macs", "params", "size_mb", "peak_memory_mb")
 
@@ -125,14 +125,14 @@ def sample_house(
     if options.identity:
         add_identities(collector)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
-    add_donor_blocks(collector, donors, options, rng)
+    # In random order: files often come sorted by class.
+    order = torch.Generator().manual_seed(seed)
+    size = min(CALIBRATION_IMAGES, len(data.train))
+    images, _ = next(iter(data.train.batches(size, generator=order)))
+    add_donor_blocks(collector, teacher, donors, images=images.cpu(), options=options, rng=rng)
     if options.pruned:
-        # In random order: files often come sorted by class.
-        order = torch.Generator().manual_seed(seed)
-        size = min(CALIBRATION_IMAGES, len(data.train))
-        images, _ = next(iter(data.train.batches(size, generator=order)))
         with torch.random.fork_rng(devices=[]):
-            add_pruned(collector, teacher, images, options, rng)
+            add_pruned(collector, teacher, images.cpu(), options, rng)
     sample = collector.sample()
     if not sample.alternatives:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))

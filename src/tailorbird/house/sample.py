@@ -1,9 +1,8 @@
 """Sampling the house: blocks of the teacher and, for each, modules that could replace it.
 
-Algorithm 2 of Bespoke. A teacher's block S and a donor's block P' are drawn at random; P' is
-fitted to S's shapes by cutting channels where it is wider and by 1x1 adapters where it is narrower,
-and is kept if a dry run gives exactly S's output shape at fewer MACs. The teacher's own smaller
-blocks and, where the shapes allow, the identity join them.
+Algorithm 2 of Bespoke, as far as it concerns the teacher: its blocks, its own smaller blocks as
+alternatives and, where the shapes allow, the identity. `tailorbird.house.donors` adds the donors'.
+An alternative is kept if a dry run gives exactly its block's output shape at fewer MACs.
 
 Every loop is bounded: ``TRIES`` draws for each candidate wanted, and all that is turned away is
 counted by its reason.
@@ -12,14 +11,12 @@ counted by its reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import fx, nn
 
 from tailorbird.errors import GraphError, MeasurementError
-from tailorbird.graph.adapt import fit_shape
 from tailorbird.graph.blocks import Block, enumerate_blocks, sample_block
 from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import extract
@@ -29,9 +26,6 @@ from tailorbird.house.options import HouseOptions
 from tailorbird.measure.counts import count
 
 TRIES = 30
-DRAWS = 6
-"""Blocks drawn from a donor for each candidate; the one that needs least cutting is taken. The
-paper takes the first, and so spends most of its distillation on blocks from the wrong depth."""
 
 
 class Collector:
@@ -159,79 +153,3 @@ def add_own_blocks(
                 source=source.key,
                 variant="whole",
             )
-
-
-def add_donor_blocks(
-    collector: Collector,
-    donors: Mapping[str, LayerGraph],
-    options: HouseOptions,
-    rng: np.random.Generator,
-) -> None:
-    """Offer blocks of the donors, fitted to the shapes of a random block of the teacher."""
-    names = sorted(donors)
-    blocks = list(collector.blocks.values())
-    kept = 0
-    for _ in range(TRIES * options.donor_blocks if names else 0):
-        if kept == options.donor_blocks:
-            return
-        block = blocks[rng.integers(len(blocks))]
-        name = names[rng.integers(len(names))]
-        drawn = [sample_block(donors[name], rng, recall=options.donor_recall) for _ in range(DRAWS)]
-        found = [source for source in drawn if source is not None]
-        if not found:
-            collector.rejections["donor: no block at the drawn layers"] += 1
-            continue
-        source = min(found, key=lambda candidate: _misfit(candidate, block))
-        if not collector.known(block, name, source.key):
-            kept += _offer_fitted(collector, block, source, donor=donors[name], name=name, rng=rng)
-
-
-def _misfit(source: Block, block: Block) -> float:
-    """How much of a donor's block has to be cut or adapted: 0 for equal shapes."""
-    ends = ((source.in_shape, block.in_shape), (source.out_shape, block.out_shape))
-    return sum(
-        abs(float(np.log2(mine / theirs))) if len(own) == len(wanted) else float("inf")
-        for own, wanted in ends
-        for mine, theirs in zip(own, wanted, strict=False)
-    )
-
-
-def _offer_fitted(
-    collector: Collector,
-    block: Block,
-    source: Block,
-    *,
-    donor: LayerGraph,
-    name: str,
-    rng: np.random.Generator,
-) -> bool:
-    if _scale(source.in_shape, source.out_shape) != _scale(block.in_shape, block.out_shape):
-        collector.rejections["donor: other change of spatial size"] += 1
-        return False
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    try:
-        module = fit_shape(
-            extract(donor, source),
-            block.in_shape,
-            block.out_shape,
-            native_in=source.in_shape,
-            generator=generator,
-        )
-    except GraphError as error:
-        collector.rejections[f"donor: {_reason(error)}"] += 1
-        return False
-    return collector.offer(block, module, origin=name, source=source.key, variant="whole")
-
-
-def _scale(in_shape: Sequence[int], out_shape: Sequence[int]) -> tuple[int, int]:
-    """Rank kept and the rounded downsampling: a quick test before the exact dry run."""
-    before, after = _positions(in_shape), _positions(out_shape)
-    return len(in_shape) - len(out_shape), round(before / max(after, 1))
-
-
-def _positions(shape: Sequence[int]) -> int:
-    return int(np.prod(shape[1:])) if len(shape) == 3 else int(np.prod(shape[:-1]))
-
-
-def _reason(error: GraphError) -> str:
-    return str(error).split(":")[0].split(";")[0][:80]

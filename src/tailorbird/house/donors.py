@@ -1,0 +1,149 @@
+"""Blocks of the donors, brought into the teacher's shapes and channels (Bespoke, Algorithm 2).
+
+A teacher's block S and a donor are drawn at random. Of several blocks drawn from the donor the one
+that fits S best is taken: it lies at the same place of its network, and needs least cutting. Then
+it is, in turn,
+
+- fitted: channels are cut where it is wider, 1x1 adapters added where it is narrower (the paper's
+  way, which keeps the donor's channels in the donor's order), or
+- stitched: linear maps in front and behind translate between the two networks' channels, see
+  `tailorbird.house.stitch`.
+
+Cost: one pass of teacher and donor over the calibration images for each stitched candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from tailorbird.errors import GraphError
+from tailorbird.graph.adapt import fit_shape
+from tailorbird.graph.blocks import Block, sample_block
+from tailorbird.graph.surgery import capture, extract
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.options import HouseOptions
+from tailorbird.house.sample import TRIES, Collector
+from tailorbird.house.stitch import linear_map, stitch
+
+DRAWS = 12
+"""Blocks drawn from a donor for each candidate. The paper takes the first, and so spends most of
+its distillation on blocks from the wrong depth."""
+
+WAYS = ("stitched", "whole")
+
+
+def add_donor_blocks(
+    collector: Collector,
+    teacher: LayerGraph,
+    donors: Mapping[str, LayerGraph],
+    *,
+    images: Tensor,
+    options: HouseOptions,
+    rng: np.random.Generator,
+) -> None:
+    """Offer ``options.donor_blocks`` alternatives; ``images`` (n, C, H, W) fit the linear maps."""
+    names = sorted(donors)
+    blocks = list(collector.blocks.values())
+    kept = 0
+    for _ in range(TRIES * options.donor_blocks if names else 0):
+        if kept == options.donor_blocks:
+            return
+        block = blocks[rng.integers(len(blocks))]
+        name = names[rng.integers(len(names))]
+        donor = donors[name]
+        drawn = [sample_block(donor, rng, recall=options.donor_recall) for _ in range(DRAWS)]
+        found = [source for source in drawn if source is not None]
+        if not found:
+            collector.rejections["donor: no block at the drawn layers"] += 1
+            continue
+        source = min(found, key=lambda one: misfit(donor, one, teacher, block))
+        variant = WAYS[kept % len(WAYS)]
+        if collector.known(block, name, source.key, variant):
+            continue
+        if _scale(source.in_shape, source.out_shape) != _scale(block.in_shape, block.out_shape):
+            collector.rejections["donor: other change of spatial size"] += 1
+            continue
+        try:
+            if variant == "stitched":
+                module = stitched(donor, source, teacher, block, images)
+            else:
+                module = _fitted(donor, source, block, rng)
+        except GraphError as error:
+            collector.rejections[f"donor: {_reason(error)}"] += 1
+            continue
+        kept += collector.offer(block, module, origin=name, source=source.key, variant=variant)
+
+
+def misfit(donor: LayerGraph, source: Block, teacher: LayerGraph, block: Block) -> float:
+    """How badly a donor's block suits: 0 for equal shapes at the same place of its network.
+
+    Octaves of channels and of spatial size to bridge, plus the distance of both ends, as shares of
+    the networks' depths; infinite where the ranks of the shapes differ.
+    """
+    shapes = ((source.in_shape, block.in_shape), (source.out_shape, block.out_shape))
+    if any(len(own) != len(wanted) for own, wanted in shapes):
+        return float("inf")
+    octaves = sum(
+        abs(float(np.log2(mine / theirs)))
+        for own, wanted in shapes
+        for mine, theirs in zip(own, wanted, strict=True)
+    )
+    ends = zip(_place(donor, source), _place(teacher, block), strict=True)
+    return octaves + 4 * sum(abs(mine - theirs) for mine, theirs in ends)
+
+
+def stitched(
+    donor: LayerGraph, source: Block, teacher: LayerGraph, block: Block, images: Tensor
+) -> fx.GraphModule:
+    """The donor's block between linear maps fitted on ``images`` (n, C, H, W).
+
+    Raises:
+        GraphError: when the two blocks' tensors differ in more than their channels.
+    """
+    with torch.no_grad():
+        own = capture(donor, [source.input, source.output])(images)
+        wanted = capture(teacher, [block.input, block.output])(images)
+    return stitch(
+        extract(donor, source),
+        linear_map(wanted[block.input], own[source.input]),
+        linear_map(own[source.output], wanted[block.output]),
+        spatial=(len(block.in_shape) == 3, len(block.out_shape) == 3),
+    )
+
+
+def _fitted(
+    donor: LayerGraph, source: Block, block: Block, rng: np.random.Generator
+) -> fx.GraphModule:
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    return fit_shape(
+        extract(donor, source),
+        block.in_shape,
+        block.out_shape,
+        native_in=source.in_shape,
+        generator=generator,
+    )
+
+
+def _place(graph: LayerGraph, block: Block) -> tuple[float, float]:
+    """Where a block begins and ends, as shares of its network's depth."""
+    order = graph.index
+    depth = len(order) - 1
+    return order[block.input] / depth, order[block.output] / depth
+
+
+def _scale(in_shape: Sequence[int], out_shape: Sequence[int]) -> tuple[int, int]:
+    """Rank kept and the rounded downsampling: a quick test before the exact dry run."""
+    before, after = _positions(in_shape), _positions(out_shape)
+    return len(in_shape) - len(out_shape), round(before / max(after, 1))
+
+
+def _positions(shape: Sequence[int]) -> int:
+    return int(np.prod(shape[1:])) if len(shape) == 3 else int(np.prod(shape[:-1]))
+
+
+def _reason(error: GraphError) -> str:
+    return str(error).split(":")[0].split(";")[0][:80]
