@@ -5,8 +5,8 @@
 
 Every method gets the same images, loss, recipe and number of retraining epochs, and every network
 is measured exported, in ONNX Runtime, on one thread at batch 1, interleaved with the teacher. All
-choices use 2,500 images held out from distillation and retraining (the pretrained networks have seen
-them, as they have seen all training images); the test split is read at the end.
+choices use 2,500 images held out from distillation and retraining (the pretrained networks have
+seen them, as they have seen all training images); the test split is read at the end.
 
 Stops and continues: what is trained and measured is kept in ``--run``.
 """
@@ -38,7 +38,6 @@ from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.choose import MARGIN, choose
-from tailorbird.pipeline.finish import cut
 from tailorbird.pipeline.job import digest
 from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.report.terminal import terminal
@@ -420,7 +419,7 @@ def retrain(
     )
     for entry, outcome in zip(entries, outcomes, strict=True):
         module = outcome.module  # masks are cut as the students' are
-        entry.module = cut(module, house.teacher) if isinstance(module, fx.GraphModule) else module
+        entry.module = house.cut(module) if isinstance(module, fx.GraphModule) else module
         if outcome.stopped is not None:
             print(f"{entry.method} at {entry.share}x: retraining stopped: {outcome.stopped}")
 

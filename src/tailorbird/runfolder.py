@@ -63,6 +63,8 @@ class RunFolder:
             ) from error
         try:
             self._claim(identity)
+            for torn in self.path.rglob(".*.part"):  # left by a kill; nobody else is writing
+                torn.unlink(missing_ok=True)
             yield self
         finally:
             lock.release()

@@ -14,6 +14,7 @@ from torch import fx
 from tailorbird.data.images import ImageData
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
+from tailorbird.graph.masks import ChannelMask, cut_masks
 from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
@@ -43,13 +44,26 @@ COUNTED = ("macs", "params", "size_mb", "peak_memory_mb")
 
 @dataclass(frozen=True, kw_only=True)
 class House:
-    """A scored house: what can be chosen, and what each choice costs and loses."""
+    """A scored house: what can be chosen, and what each choice costs and loses.
+
+    Args:
+        multiple: widths are multiples of this when masks are cut.
+    """
 
     teacher: LayerGraph
     sample: Sample
     modules: Mapping[str, fx.GraphModule]
     scores: Mapping[str, Mapping[str, float]]
     store: HouseStore
+    multiple: int = 8
+
+    def cut(self, network: fx.GraphModule) -> fx.GraphModule:
+        """An induced network with its channel masks turned into narrower layers, on the CPU."""
+        network = network.cpu().eval()
+        if not any(isinstance(module, ChannelMask) for module in network.modules()):
+            return network
+        with torch.no_grad():
+            return cut_masks(network, self.teacher.input_shape, multiple=self.multiple)
 
     @property
     def choices(self) -> tuple[Alternative, ...]:
@@ -179,4 +193,11 @@ def build_house(
             precision=options.precision,
             progress=progress,
         )
-    return House(teacher=teacher, sample=sample, modules=modules, scores=scores, store=store)
+    return House(
+        teacher=teacher,
+        sample=sample,
+        modules=modules,
+        scores=scores,
+        store=store,
+        multiple=options.width_multiple,
+    )

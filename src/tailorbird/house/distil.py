@@ -274,10 +274,12 @@ def enlist(job: Bunch, alternative: Alternative) -> Trainee:
 
 def _epoch(job: Bunch, step: int, total: int) -> Iterator[Tensor]:
     """Batches from ``step`` to the end of its epoch; the order depends on seed and epoch only."""
-    per_epoch = math.ceil(len(job.data.train) / job.options.batch_size)
+    images_in_all, size = len(job.data.train), job.options.batch_size
+    whole = images_in_all >= size  # a last batch of one image would break BatchNorm: none is short
+    per_epoch = images_in_all // size if whole else 1
     generator = torch.Generator().manual_seed(job.seed * 100_003 + step // per_epoch)
     batches = job.data.train.batches(
-        job.options.batch_size, generator=generator, augment=True, device=job.device
+        size, generator=generator, augment=True, drop_last=whole, device=job.device
     )
     for number, (images, _) in enumerate(batches):
         if number >= min(per_epoch, total - step):

@@ -17,7 +17,6 @@ from tailorbird.export.onnx import export_onnx
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 from tailorbird.files import write_json
-from tailorbird.graph.masks import cut_masks
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.measure.counts import count
 from tailorbird.search.selection import within
@@ -159,12 +158,6 @@ def prove(
         metrics=measured,
     )
     return proof
-
-
-def cut(module: fx.GraphModule, teacher: LayerGraph) -> fx.GraphModule:
-    """The student with its channel masks turned into narrower layers; evaluation mode, CPU."""
-    with torch.no_grad():
-        return cut_masks(module.cpu().eval(), teacher.input_shape)
 
 
 def _bound(limit: Limit, base: Mapping[str, float], reference: Latency) -> float:

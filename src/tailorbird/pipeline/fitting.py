@@ -12,13 +12,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from torch import fx
 
-from tailorbird.data.images import ImageData
+from tailorbird.data.images import ImageData, Split
 from tailorbird.errors import ConfigError, InfeasibleError, StoreError, TailorbirdError
 from tailorbird.export.bundle import load_student
 from tailorbird.export.options import ExportOptions
@@ -26,7 +27,7 @@ from tailorbird.files import read_json, write_json
 from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
 from tailorbird.pipeline.choose import Choice, choose, judge_module
-from tailorbird.pipeline.finish import Proof, cut, prove
+from tailorbird.pipeline.finish import Proof, prove
 from tailorbird.pipeline.job import Until, check_targets
 from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.progress import Progress
@@ -37,6 +38,9 @@ from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
 
 T = TypeVar("T")
+
+DELIVERED = ("model.onnx", "student.json", "student.safetensors", "verify.json")
+"""What a target's folder holds for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +248,7 @@ class Fitting:
                     f"the best weights, of epoch {outcome.best_epoch:g}"
                 )
             assert isinstance(outcome.module, fx.GraphModule)
-            attempt.module = cut(outcome.module, self.house.teacher)
+            attempt.module = self.house.cut(outcome.module)
             attempt.seconds += outcome.seconds
 
     def _assemble(self, attempt: _Attempt) -> tuple[fx.GraphModule, tuple[tuple[str, str], ...]]:
@@ -296,12 +300,19 @@ class Fitting:
         )
         attempt.choice = attempt.module = None
 
+    @property
+    def _last_split(self) -> Split:
+        return self.data.test or self.data.validation
+
+    @cached_property
+    def _teacher_accuracy(self) -> float:
+        return judge_module(self.house.teacher.module, self.house.teacher, self._last_split)
+
     def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
         assert attempt.choice is not None
         assert attempt.module is not None
         # The test split is read here and nowhere else: nothing is chosen from now on.
-        split = self.data.test or self.data.validation
-        teacher = self.house.teacher
+        split, teacher = self._last_split, self.house.teacher
         before, _ = self._assemble(attempt)
         known = {a.name: a for a in self.house.choices}
         over = [m for m, bound in proof.limits.items() if proof.measured[m] > bound]
@@ -313,7 +324,7 @@ class Fitting:
             met=proof.met,
             accuracy=judge_module(attempt.module, teacher, split),
             accuracy_before=judge_module(before, teacher, split),
-            teacher_accuracy=judge_module(teacher.module, teacher, split),
+            teacher_accuracy=self._teacher_accuracy,
             onnx=f"students/{attempt.target.name}/model.onnx",
             lowest={metric: proof.measured[metric] for metric in over},
             reason=None
@@ -342,6 +353,8 @@ class Fitting:
         )
         self.progress.say(f"{attempt.target.name}: {error}")
         if isinstance(error, InfeasibleError):
+            for name in DELIVERED:  # of an earlier request: what misses its limits is not left
+                (attempt.home / name).unlink(missing_ok=True)
             self._record(attempt, result)
         else:  # such as a device that does not answer: the next run tries again
             attempt.result = result

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import fx
 
 from tailorbird.estimate.additive import correct
 from tailorbird.export.onnx import export_many
@@ -124,20 +124,22 @@ class Pricing:
             }
         return figures
 
+    def _network(self, names: Names) -> fx.GraphModule:
+        """The candidate as it would be shipped: masks cut."""
+        return self.house.cut(self.family.induce(names))
+
     def _counts(self, names: Names) -> dict[str, float]:
-        counts = count(self.family.induce(names), self.house.teacher.input_shape).as_metrics()
+        counts = count(self._network(names), self.house.teacher.input_shape).as_metrics()
         return {metric: float(counts[metric]) for metric in COUNTED}
 
     def _time(self, part: Sequence[Names]) -> dict[str, Latency]:
         shape = self.house.teacher.input_shape
         networks = [(self.house.teacher.module, shape)]
-        networks += [(self.family.induce(names), shape) for names in part]
+        networks += [(self._network(names), shape) for names in part]
         with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
             files = [f"n{number}" for number in range(len(networks))]
             teacher, *others = self.device.measure(export_many(networks, Path(folder), files))
         scale = self.base["latency_ms"] / teacher.median_ms
-        if not math.isfinite(scale):
-            scale = 1.0
         return {
             _key(names): replace(
                 latency,
