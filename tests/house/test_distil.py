@@ -144,7 +144,7 @@ def stop_in_last_epoch(monkeypatch):
     train = module.train_step
 
     def dying(job, probe, trainees, batch, *, step, rate):
-        if step == 4:
+        if step == 3:
             raise Killed
         train(job, probe, trainees, batch, step=step, rate=rate)
 
@@ -171,7 +171,7 @@ def test_resuming_from_a_bunch_checkpoint_equals_an_uninterrupted_run(
 
     monkeypatch.setattr(module, "train_step", counting)
     assert equal(run(tmp_path, sample=again), reference)
-    assert steps == [4], "an epoch was trained again"
+    assert steps == [2, 3, 4], "the first epoch was trained again"
     assert not HouseStore(tmp_path).checkpoint(0).exists()
     steps.clear()
     assert equal(run(tmp_path), reference)
