@@ -90,10 +90,10 @@ def test_a_random_file_is_an_error_and_nothing_else(tmp_path):
 
 
 def test_template_is_valid_and_the_resolved_job_is_the_same_job():
-    first = plan(TEMPLATE, Path("/work"))
+    first = plan(TEMPLATE, Path("/srv"))
     again = plan(yaml.safe_dump(first.plain(), sort_keys=False), Path("/elsewhere"))
     assert again.plain() == first.plain()
-    assert first.run == Path("/work/runs/digits")
+    assert first.run == Path("/srv/runs/digits")
     assert first.teacher.train is not None and first.teacher.train.epochs == 12
 
 

@@ -89,8 +89,8 @@ class House:
             a.structure: (self.modules[a.name], blocks[a.block].in_shape) for a in self.choices
         }
         timed = measure_structures(structures, device, store=self.store, progress=progress)
-        counted = {key: self._figures(module, shape) for key, (module, shape) in structures.items()}
-        base = self._figures(self.teacher.module, self.teacher.input_shape)
+        counted = {key: self.figures(module, shape) for key, (module, shape) in structures.items()}
+        base = self.figures(self.teacher.module, self.teacher.input_shape)
         savings: dict[str, dict[str, float]] = {
             metric: {
                 a.name: counted[keys[a.block]][metric] - counted[a.structure][metric]
@@ -115,7 +115,8 @@ class House:
         )
 
     @staticmethod
-    def _figures(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, float]:
+    def figures(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, float]:
+        """What is counted of a network, latency left out: metric -> figure."""
         figures = count(module, shape).as_metrics()
         return {metric: float(figures[metric]) for metric in COUNTED}
 

@@ -14,10 +14,9 @@ from tailorbird.estimate.additive import correct
 from tailorbird.export.onnx import export_many
 from tailorbird.family import AdditiveProblem
 from tailorbird.graph.trace import LayerGraph
-from tailorbird.house.build import COUNTED, House
+from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
 from tailorbird.house.store import HouseStore
-from tailorbird.measure.counts import count
 from tailorbird.progress import Progress
 from tailorbird.targets import Device, Latency
 
@@ -118,8 +117,9 @@ class Pricing:
                 self.house.store.save_latencies(self.device.key, known)
                 task.advance(len(part))
         figures = {}
+        shape = self.house.teacher.input_shape
         for names in candidates:
-            figures[names] = self._counts(names) | {
+            figures[names] = self.house.figures(self._network(names), shape) | {
                 "latency_ms": known[_key(names)].median_ms if names else self.base["latency_ms"]
             }
         return figures
@@ -127,10 +127,6 @@ class Pricing:
     def _network(self, names: Names) -> fx.GraphModule:
         """The candidate as it would be shipped: masks cut."""
         return self.house.cut(self.family.induce(names))
-
-    def _counts(self, names: Names) -> dict[str, float]:
-        counts = count(self._network(names), self.house.teacher.input_shape).as_metrics()
-        return {metric: float(counts[metric]) for metric in COUNTED}
 
     def _time(self, part: Sequence[Names]) -> dict[str, Latency]:
         shape = self.house.teacher.input_shape
