@@ -86,8 +86,8 @@ def scale(quick: bool, epochs: float, house_epochs: float, blocks: int) -> Scale
         teacher_blocks=12 if quick else blocks,
         donor_blocks=8 if quick else blocks,
         pruned=4 if quick else blocks // 3,
-        recall=0.6,
-        donor_recall=0.6,
+        recall=0.7,
+        donor_recall=0.7,
         epochs=0.3 if quick else house_epochs,
         learning_rate=0.05,
     )
@@ -298,9 +298,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"))
-    parser.add_argument("--epochs", type=float, default=3.0, help="retraining")
-    parser.add_argument("--house-epochs", type=float, default=1.0, help="distillation")
-    parser.add_argument("--blocks", type=int, default=70, help="teacher's and donors' each")
+    parser.add_argument("--epochs", type=float, default=2.0, help="retraining")
+    parser.add_argument("--house-epochs", type=float, default=0.75, help="distillation")
+    parser.add_argument("--blocks", type=int, default=50, help="teacher's and donors' each")
     parser.add_argument("--no-parts", action="store_true", help="without parts of the house")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,13 @@ from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import capture, induce
 from tailorbird.graph.trace import trace
-from tailorbird.house.donors import add_donor_blocks, misfit, stitched
+from tailorbird.house.donors import (
+    add_donor_blocks,
+    add_whole_donors,
+    largest_block,
+    misfit,
+    stitched,
+)
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import Collector
 from tailorbird.house.stitch import linear_map
@@ -74,3 +80,21 @@ def test_both_ways_are_offered_and_the_seed_decides():
     assert {a.variant for a in first} == {"stitched", "whole"}
     assert first == offered(0)
     assert first != offered(1)
+
+
+def test_each_donor_is_offered_whole_with_its_own_logits_behind_one_linear_map():
+    teacher, other = trace(net(), (1, 8, 8)), trace(donor(), (1, 8, 8))
+    collector = Collector({})
+    add_whole_donors(
+        collector, teacher, {"other": other}, images=IMAGES, options=HouseOptions(donor_blocks=1)
+    )
+    block = next(iter(collector.blocks.values()))
+    assert block.input == teacher.layers[0].name
+    assert block.macs == max(b.macs for b in enumerate_blocks(teacher) if len(b.out_shape) > 1)
+    (alternative,) = collector.alternatives
+    module = collector.modules[alternative.name]
+    assert not hasattr(module, "adapter_in")  # both begin at the image
+    source = largest_block(other, stem=True)
+    with torch.no_grad():
+        inner = capture(other, [source.output])(IMAGES)[source.output]
+        torch.testing.assert_close(module.adapter_out(inner), module(IMAGES))

@@ -20,7 +20,7 @@ from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.distil import distil
-from tailorbird.house.donors import add_donor_blocks
+from tailorbird.house.donors import add_donor_blocks, add_whole_donors
 from tailorbird.house.expand import add_pruned
 from tailorbird.house.family import HouseFamily
 from tailorbird.house.options import HouseOptions
@@ -144,6 +144,8 @@ def sample_house(
     order = torch.Generator().manual_seed(seed)
     size = min(CALIBRATION_IMAGES, len(data.train))
     images, _ = next(iter(data.train.batches(size, generator=order)))
+    if options.donor_blocks:
+        add_whole_donors(collector, teacher, donors, images=images.cpu(), options=options)
     add_donor_blocks(collector, teacher, donors, images=images.cpu(), options=options, rng=rng)
     if options.pruned:
         with torch.random.fork_rng(devices=[]):

@@ -9,6 +9,9 @@ it is, in turn,
 - stitched: linear maps in front and behind translate between the two networks' channels, see
   `tailorbird.house.stitch`.
 
+Each donor is also offered whole, stitched in place of all of the teacher but its head, so that a
+house never does worse than the best of its donors merely because nothing of that size was drawn.
+
 Cost: one pass of teacher and donor over the calibration images for each stitched candidate.
 """
 
@@ -22,7 +25,7 @@ from torch import Tensor, fx
 
 from tailorbird.errors import GraphError
 from tailorbird.graph.adapt import fit_shape
-from tailorbird.graph.blocks import Block, sample_block
+from tailorbird.graph.blocks import Block, enumerate_blocks, sample_block
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
@@ -34,6 +37,37 @@ DRAWS = 12
 its distillation on blocks from the wrong depth."""
 
 WAYS = ("stitched", "whole")
+
+
+def add_whole_donors(
+    collector: Collector,
+    teacher: LayerGraph,
+    donors: Mapping[str, LayerGraph],
+    *,
+    images: Tensor,
+    options: HouseOptions,
+) -> None:
+    """Offer every donor's largest block in place of the teacher's; ``images`` fit the maps."""
+    block = largest_block(teacher, stem=options.stem)
+    if block is None:
+        return
+    collector.blocks.setdefault(block.key, block)
+    for name, donor in sorted(donors.items()):
+        source = largest_block(donor, stem=options.stem)
+        if source is None or collector.known(block, name, source.key, "stitched"):
+            continue
+        try:
+            module = stitched(donor, source, teacher, block, images)
+        except GraphError as error:
+            collector.rejections[f"donor: {_reason(error)}"] += 1
+            continue
+        collector.offer(block, module, origin=name, source=source.key, variant="stitched")
+
+
+def largest_block(graph: LayerGraph, *, stem: bool) -> Block | None:
+    """The block of most MACs, of several the longest, that ends in a map or in tokens."""
+    blocks = [block for block in enumerate_blocks(graph, stem=stem) if len(block.out_shape) > 1]
+    return max(blocks, key=lambda block: (block.macs, len(block.nodes)), default=None)
 
 
 def add_donor_blocks(
@@ -101,15 +135,18 @@ def stitched(
 ) -> fx.GraphModule:
     """The donor's block between linear maps fitted on ``images`` (n, C, H, W).
 
+    No map is put in front where both blocks are fed the same tensor, which the image is.
+
     Raises:
         GraphError: when the two blocks' tensors differ in more than their channels.
     """
     with torch.no_grad():
         own = capture(donor, [source.input, source.output])(images)
         wanted = capture(teacher, [block.input, block.output])(images)
+    same = torch.equal(wanted[block.input], own[source.input])  # both begin at the image
     return stitch(
         extract(donor, source),
-        linear_map(wanted[block.input], own[source.input]),
+        None if same else linear_map(wanted[block.input], own[source.input]),
         linear_map(own[source.output], wanted[block.output]),
         spatial=(len(block.in_shape) == 3, len(block.out_shape) == 3),
     )

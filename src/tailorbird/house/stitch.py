@@ -68,7 +68,7 @@ def linear_map(source: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def stitch(
     body: fx.GraphModule,
-    entry: tuple[Tensor, Tensor],
+    entry: tuple[Tensor, Tensor] | None,
     leave: tuple[Tensor, Tensor],
     *,
     spatial: tuple[bool, bool],
@@ -76,17 +76,18 @@ def stitch(
     """``body`` between two linear maps, as one module with the placeholder ``x``.
 
     Args:
-        entry: (weight, bias) of the map in front.
+        entry: (weight, bias) of the map in front, or ``None`` for no map.
         leave: the same of the map behind.
         spatial: whether the tensors there are (n, C, H, W); else channels come last.
     """
     home = nn.Module()
-    home.add_module("adapter_in", _layer(*entry, spatial=spatial[0]))
+    if entry is not None:
+        home.add_module("adapter_in", _layer(*entry, spatial=spatial[0]))
     home.add_module("body", body)
     home.add_module("adapter_out", _layer(*leave, spatial=spatial[1]))
     graph = fx.Graph()
     value = graph.placeholder("x")
-    for name in ("adapter_in", "body", "adapter_out"):
+    for name, _ in home.named_children():
         value = graph.call_module(name, (value,))
     graph.output(value)
     return fx.GraphModule(home, graph)
