@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.errors import SpaceError
-from tailorbird.space import Choice, Space
+from tailorbird.space import Choice, Condition, Space
 
 
 @st.composite
@@ -82,3 +82,86 @@ def test_ill_formed_spaces():
         Space((Choice("k", (1,)), Choice("k", (2,))))
     with pytest.raises(SpaceError, match=r"conflicts: expected shape \(1, 1\), got \(2, 2\)"):
         Space((Choice("k", (1,)),), np.zeros((2, 2), dtype=bool))
+
+
+@st.composite
+def nested(draw):
+    sizes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=6))
+    conditions = {}
+    for gene in range(1, len(sizes)):
+        if draw(st.booleans()):
+            parent = draw(st.integers(0, gene - 1))
+            conditions[gene] = Condition(parent, draw(st.integers(1, max(1, sizes[parent] - 1))))
+    choices = tuple(Choice(f"g{i}", tuple(range(size))) for i, size in enumerate(sizes))
+    return Space(choices, conditions=conditions)
+
+
+def brute_force(space):
+    """Canonical members found by walking over all combinations."""
+    members = set()
+    for row in np.ndindex(*space.sizes):
+        alive = []
+        for gene in range(len(row)):
+            c = space.conditions.get(gene)
+            alive.append(c is None or (alive[c.gene] and row[c.gene] >= c.least))
+        if all(on or value == 0 for on, value in zip(alive, row, strict=True)):
+            members.add(row)
+    return members
+
+
+@given(nested(), st.integers(0, 2**32 - 1))
+def test_conditional_spaces_hold_each_member_once_and_operators_stay_canonical(space, seed):
+    members = brute_force(space)
+    listed = [tuple(row) for row in space.enumerate()]
+    assert listed == sorted(members)
+    assert space.size == len(members)
+    rng = np.random.default_rng(seed)
+    genomes = space.sample(8, rng)
+    neighbours, rows = space.neighbours(genomes)
+    for batch in (
+        genomes,
+        space.mutate(genomes, rng, rate=0.5),
+        space.crossover(genomes, genomes[::-1], rng),
+        neighbours,
+    ):
+        space.validate(batch)
+        assert {tuple(row) for row in batch} <= members
+    assert (neighbours != genomes[rows]).any(axis=1).all()
+    everyone = np.array(sorted(members))
+    for row, genome in enumerate(genomes):
+        mine = {tuple(n) for n in neighbours[rows == row]}
+        one_away = everyone[(everyone != genome).sum(axis=1) == 1]
+        assert {tuple(n) for n in one_away} <= mine
+
+
+def test_a_waking_gene_is_drawn_anew_and_inactive_ones_must_be_zero():
+    space = Space(
+        (Choice("depth", (1, 2)), Choice("kernel", (3, 5, 7))),
+        conditions={1: Condition(0, 1)},
+    )
+    shallow = np.zeros((3000, 2), dtype=np.int64)
+    woken = space.mutate(shallow, np.random.default_rng(0), rate=0.5)
+    assert set(woken[woken[:, 0] == 1, 1]) == {0, 1, 2}
+    deep = np.array([[1, 2]] * 50)
+    mixed = space.crossover(deep, shallow[:50], np.random.default_rng(0))
+    assert {tuple(row) for row in mixed} == {(0, 0), (1, 2)}
+    with pytest.raises(SpaceError, match="1 genomes have inactive genes that differ from 0"):
+        space.validate(np.array([[0, 2]]))
+    with pytest.raises(SpaceError, match="has to depend on an earlier gene"):
+        Space(space.choices, conditions={0: Condition(1, 1)})
+    with pytest.raises(SpaceError, match="at most 10,000,000 members"):
+        Space(tuple(Choice(f"g{i}", (0, 1)) for i in range(30))).enumerate()
+
+
+def test_neighbours_with_conflicts_push_rivals_out():
+    space = Space(tuple(Choice(f"g{i}", (0, 1, 2)) for i in range(3)), ~np.eye(3, dtype=bool))
+    neighbours, rows = space.neighbours(np.array([[1, 0, 0]]))
+    assert sorted(map(tuple, neighbours)) == [
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 0, 2),
+        (0, 1, 0),
+        (0, 2, 0),
+        (2, 0, 0),
+    ]
+    assert (rows == 0).all()

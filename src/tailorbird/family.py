@@ -16,8 +16,8 @@ from tailorbird.space import Genomes, Space
 Floats = npt.NDArray[np.float64]
 
 
-class Family(Protocol):
-    """A discrete space of networks that can be priced, judged and built."""
+class Estimated(Protocol):
+    """A discrete space of networks that can be priced and judged: all that a search needs."""
 
     @property
     def space(self) -> Space:
@@ -28,6 +28,10 @@ class Family(Protocol):
 
     def quality(self, genomes: Genomes) -> Floats:
         """Predicted quality of ``genomes`` (n x genes), higher is better: array of n."""
+
+
+class Family(Estimated, Protocol):
+    """A space of networks that can also be built."""
 
     def build(self, genome: npt.NDArray[np.int64]) -> nn.Module:
         """The network that one genome (genes,) names."""
