@@ -1,0 +1,1 @@
+"""Supernets: their spaces of architectures, what each architecture costs, official formats."""
