@@ -152,6 +152,15 @@ def test_bytes_arrive_whole_in_new_folders(tmp_path):
     assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"\x00\x01"
 
 
+def test_the_user_says_who_may_read_what_is_written(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "a.bin", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
+
+
 def test_stages_add_up_over_processes_and_a_torn_line(tmp_path):
     folder = RunFolder(tmp_path)
     with folder.open({}):

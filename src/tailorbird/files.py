@@ -4,37 +4,47 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from tailorbird.errors import StoreError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Write a file so that it is either whole or absent: temporary file, fsync, rename.
+
+    Args:
+        path: missing folders are made; an existing file is replaced.
+        content: the whole file.
+        sync: wait until it is on the disk; not worth it for what can be made again.
 
     Raises:
         StoreError: when the disk is full or the folder can't be written.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"can't write {path}: {error.strerror or error}; free space or choose another run "
-            "folder, then run again: what is already there is kept"
-        ) from error
+        raise cannot_write(path, error) from error
+    finally:
+        _discard(temporary)
+
+
+def cannot_write(path: Path, error: OSError) -> StoreError:
+    """What to raise when ``path`` can't be written."""
+    return StoreError(
+        f"can't write {path}: {error.strerror or error}; free space or choose another folder, "
+        "then run again: what is already there is kept"
+    )
 
 
 def write_json(path: Path, content: object) -> None:
@@ -52,6 +62,12 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StoreError(f"can't read {path}: {error}; remove it to have it made anew") from error
+
+
+def _discard(temporary: Path) -> None:
+    """Remove what is left of a write that failed; after one that succeeded nothing is."""
+    with suppress(OSError):  # where the folder is a file, the error that counts is under way
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -224,7 +224,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"can't be written: No space left.*free space"):
+    with pytest.raises(StoreError, match=r"can't write .*m\.onnx: No space left.*free space"):
         export_onnx(nn.Linear(4, 3), (4,), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -232,8 +232,17 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(StoreError, match="can't be written"):
+    with pytest.raises(StoreError, match=r"can't write .*m\.onnx"):
         export_onnx(nn.Linear(4, 2), (4,), tmp_path / "runs" / "m.onnx")
+
+
+def test_only_what_is_shipped_waits_for_the_disk(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    export_many([(nn.Linear(4, 2), (4,))], tmp_path, ["a"])
+    assert waits == []
+    export_onnx(nn.Linear(4, 2), (4,), tmp_path / "m.onnx")
+    assert waits
 
 
 def test_weights_too_large_for_one_file_go_beside_it(tmp_path, monkeypatch):

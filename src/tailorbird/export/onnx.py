@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import os
 import re
 import tempfile
 import warnings
@@ -27,7 +26,8 @@ import onnx.utils
 import torch
 from torch import nn
 
-from tailorbird.errors import ExportError, StoreError
+from tailorbird.errors import ExportError
+from tailorbird.files import cannot_write, write_bytes
 
 INPUT, OUTPUT = "image", "logits"
 """Names of the one input and the one output of every exported network."""
@@ -291,29 +291,14 @@ def _check(model: onnx.ModelProto, what: str, *, full: bool) -> None:
 
 
 def _write(model: onnx.ModelProto, path: Path, *, sync: bool) -> Path:
-    """Temporary file in the same folder, then rename; weights go beside it only if they must."""
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            if model.ByteSize() > SINGLE_FILE_BYTES:
-                _move_weights_out(model, path)
-            file.write(model.SerializeToString())
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: can't be written: {error.strerror or error}; free space there, or name a "
-            "folder that can be written"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    """Write the file whole or not at all; weights go beside it only if they must."""
+    if model.ByteSize() > SINGLE_FILE_BYTES:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _move_weights_out(model, path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+    write_bytes(path, model.SerializeToString(), sync=sync)
     return path
 
 
