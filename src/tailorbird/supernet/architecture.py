@@ -6,8 +6,8 @@ of a layer is a constant, or follows one gene, or (``"each"``) is a gene of ever
     {"stage": 1, "name": "blocks", "blocks": 4, "depth": {"gene": "d1", "values": [2, 3, 4]},
      "kind": "mbconv", "kernel": {"each": "k", "values": [3, 5, 7]}, ...}
 
-Gene order: the resolution ``r``, the file's own genes (depths, widths), then the blocks' kernels and
-expand ratios (``k1_1``, ``e1_1``, ``k1_2`` ...: stage, block).
+Gene order: the resolution ``r``, the file's own genes (depths, widths), then the blocks' kernels
+and expand ratios (``k1_1``, ``e1_1``, ``k1_2`` ...: stage, block).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib import resources
 from itertools import product
 from typing import Any
@@ -28,8 +28,7 @@ from tailorbird.space import Choice, Condition, Genomes, Space
 from tailorbird.supernet.official import Entry, OfficialForm
 
 Floats = npt.NDArray[np.float64]
-BLOCK_ATTRIBUTES = ("kernel", "expand")
-LEAST_RESOLUTION = 32
+LEAST_RESOLUTION, MOST_RESOLUTION = 32, 4096
 _FOLDER = resources.files("tailorbird.supernet") / "spaces"
 SPACES: tuple[str, ...] = tuple(
     sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json"))
@@ -250,7 +249,7 @@ def load_space(name: str, *, resolutions: Sequence[int] | None = None) -> Archit
             given); the space's own when ``None``.
 
     Raises:
-        SpaceError: unknown name, or resolutions that are no whole numbers of 32 or more.
+        SpaceError: unknown name, or resolutions that are no whole numbers of 32 to 4,096.
 
     Example:
         >>> load_space("compofa-mbv3-w1.2", resolutions=[160]).space.size
@@ -260,18 +259,20 @@ def load_space(name: str, *, resolutions: Sequence[int] | None = None) -> Archit
         raise SpaceError(f"space: expected one of {', '.join(SPACES)}; got {name!r}")
     if resolutions is None:
         return _compiled(name, None)
-    wrong = [r for r in resolutions if not _is_size(r)]
+    wrong = [r for r in resolutions if not is_resolution(r)]
     if wrong or not len(resolutions):
         raise SpaceError(
-            f"resolutions: expected whole numbers of {LEAST_RESOLUTION} or more, got "
+            f"resolutions: expected whole numbers of pixels from {LEAST_RESOLUTION} to "
+            f"{MOST_RESOLUTION}, got "
             f"{wrong or 'none'}"
         )
     return _compiled(name, tuple(sorted({int(r) for r in resolutions})))
 
 
-def _is_size(value: object) -> bool:
+def is_resolution(value: object) -> bool:
+    """Whether ``value`` can be an image size: a whole number of pixels, 32 to 4,096."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and int(value) >= LEAST_RESOLUTION  # type: ignore[call-overload]  # whole says so
+    return whole and LEAST_RESOLUTION <= int(value) <= MOST_RESOLUTION  # type: ignore[call-overload]  # whole says so
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ class _Genes:
         return _Attribute(gene, tuple(described["values"]))
 
 
-@cache
+@lru_cache(maxsize=32)
 def _compiled(name: str, resolutions: tuple[int, ...] | None) -> ArchitectureSpace:
     data = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     genes = _Genes()

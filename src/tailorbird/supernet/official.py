@@ -50,7 +50,12 @@ class OfficialForm:
         Raises:
             SpaceError: naming row, key and value of every fault.
         """
-        faults: Faults = []
+        faults: Faults = [
+            (row, f"expected an object with {', '.join(self.keys)}, got {given!r:.80}")
+            for row, given in enumerate(architectures)
+            if not isinstance(given, Mapping)
+        ]
+        _raise(faults)
         columns = {
             key: self._matrix(key, entries, architectures, faults)
             for key, entries in self.keys.items()
@@ -121,13 +126,14 @@ class OfficialForm:
                 given = "nothing" if value is None else repr(value)
                 faults.append((row, f"{key!r}: expected {what}, got {given:.80}"))
                 values = [np.nan] * len(entries)
-            elif not all(type(v) in _NUMBERS and np.isfinite(v) for v in values):
+            elif not all(type(v) in _NUMBERS and abs(v) < _MOST for v in values):
                 faults.append((row, f"{key!r}: expected numbers, got {values!r:.80}"))
                 values = [np.nan] * len(entries)
             rows.append(values)
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(entries))
 
 
+_MOST = 1e9  # NaN isn't below it either
 _NUMBERS = {int, float, np.int64, np.int32, np.float64, np.float32}
 
 

@@ -1,0 +1,262 @@
+"""Spaces of supernets: genomes and official form, slots, additive tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from tailorbird.errors import SpaceError
+from tailorbird.supernet.architecture import (
+    SPACES,
+    SlotTable,
+    load_space,
+    make_divisible,
+)
+from tailorbird.supernet.counts import layer_macs
+
+COUPLED = {2: 3, 3: 4, 4: 6}
+
+
+def genomes_of(name, count=300, seed=0):
+    space = load_space(name)
+    return space, space.space.sample(count, np.random.default_rng(seed))
+
+
+def test_the_spaces_are_the_published_ones():
+    """Counted by hand: a stage of depth d has 9^d kernels and expand ratios."""
+    per_stage = sum(9**depth for depth in (2, 3, 4))
+    assert load_space("ofa-mbv3-w1.2", resolutions=[224]).space.size == per_stage**5
+    assert load_space("ofa-mbv3-w1.0").space.size == 25 * per_stage**5
+    assert load_space("ofa-proxyless-w1.3", resolutions=[224]).space.size == per_stage**5 * 9
+    assert load_space("compofa-mbv3-w1.0", resolutions=[224]).space.size == 243
+    elastic = sum(3**depth for depth in (2, 3, 4))
+    assert load_space("compofa-mbv3-w1.2-elastic-kernel", resolutions=[160]).space.size == (
+        elastic**5
+    )
+    blocks = sum(3**d for d in (2, 3, 4)) ** 3 * sum(3**d for d in (4, 5, 6))
+    assert load_space("ofa-resnet50d").space.size == 8 * 2 * 3**6 * blocks
+
+
+def test_eight_spaces_lie_in_the_package():
+    assert set(SPACES) == {
+        "ofa-mbv3-w1.0",
+        "ofa-mbv3-w1.2",
+        "ofa-proxyless-w1.3",
+        "ofa-resnet50d",
+        "compofa-mbv3-w1.0",
+        "compofa-mbv3-w1.2",
+        "compofa-mbv3-w1.0-elastic-kernel",
+        "compofa-mbv3-w1.2-elastic-kernel",
+    }
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_official_form_round_trip(name):
+    space, genomes = genomes_of(name)
+    written = space.architectures(genomes)
+    assert np.array_equal(space.genomes(json.loads(json.dumps(written))), genomes)
+    lengths = {key: len(v) for key, v in written[0].items() if isinstance(v, list)}
+    assert lengths["e"] == sum(slot.name.startswith("blocks.") for slot in space.slots) - (
+        "resnet" not in name
+    )
+    assert isinstance(written[0]["r"], int)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_what_lies_beyond_the_depth_is_not_read_and_written_as_the_smallest(name):
+    space, genomes = genomes_of(name, count=40, seed=1)
+    written = space.architectures(genomes)
+    rng = np.random.default_rng(2)
+    scrambled = []
+    for architecture, genome in zip(written, genomes, strict=True):
+        active = {layer for layer, _ in space.layers(genome) if layer.startswith("blocks.")}
+        first = 0 if "resnet" in name else 1
+        copy = json.loads(json.dumps(architecture))
+        for key in set(copy) & {"ks", "e"}:
+            for position in range(len(copy[key])):
+                if f"blocks.{position + first}" not in active:
+                    smallest = 0.2 if "resnet" in name else 3
+                    if "compofa" not in name:
+                        assert copy[key][position] == smallest
+                    copy[key][position] = int(rng.integers(0, 9))
+        scrambled.append(copy)
+    assert scrambled != written
+    assert np.array_equal(space.genomes(scrambled), genomes)
+
+
+@pytest.mark.parametrize("name", [n for n in SPACES if "resnet" not in n])
+def test_layers_are_those_of_the_architecture(name):
+    """An independent reading of the official form, block by block."""
+    space, genomes = genomes_of(name, count=20, seed=3)
+    for architecture, genome in zip(space.architectures(genomes), genomes, strict=True):
+        layers = dict(space.layers(genome))
+        assert layers["first_conv"].in_size == architecture["r"]
+        inside = layers["blocks.0"].out_channels
+        for stage, depth in enumerate(architecture["d"]):
+            for position in range(4 if stage < 5 else 1):
+                index = 4 * stage + position
+                if position >= depth:
+                    assert f"blocks.{index + 1}" not in layers
+                    continue
+                shape = layers[f"blocks.{index + 1}"]
+                assert shape.in_channels == inside
+                assert shape.kernel == architecture["ks"][index]
+                assert shape.expand == architecture["e"][index]
+                assert shape.mid_channels == make_divisible(inside * shape.expand)
+                if "compofa" in name:
+                    assert shape.expand == COUPLED[depth]
+                    if "elastic" not in name:
+                        assert shape.kernel == (3, 5, 3, 3, 5)[stage]
+                inside = shape.out_channels
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_layers_fit_together(name):
+    space, genomes = genomes_of(name, count=50, seed=4)
+    for genome in genomes:
+        layers = [shape for _, shape in space.layers(genome)]
+        for before, after in pairwise(layers):
+            assert (before.out_channels, before.out_size) == (after.in_channels, after.in_size)
+        for shape in layers:
+            if shape.residual and shape.kind in ("conv", "mbconv"):
+                assert shape.in_channels == shape.out_channels
+                assert shape.in_size == shape.out_size
+
+
+def test_the_stem_of_resnet50d_follows_the_first_depth():
+    space = load_space("ofa-resnet50d")
+    plain = space.architectures(np.zeros((1, 30), dtype=np.int64))[0]
+    assert plain["d"] == [0] * 5 and plain["w"] == [0] * 6
+    with_stem = {**plain, "d": [2, 0, 0, 0, 0]}
+    for architecture, expected in ((plain, 2), (with_stem, 3)):
+        names = [name for name, _ in space.layers(space.genomes([architecture])[0])]
+        assert sum(name.startswith("input_stem") for name in names) == expected
+    assert space.genomes([{**plain, "r": None, "image_size": 144}])[0, 0] == 1
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_sum_equals_brute_force(name):
+    space, genomes = genomes_of(name, count=200, seed=5)
+    rng = np.random.default_rng(6)
+    values = {}
+
+    def value(shape):
+        return values.setdefault(shape, float(rng.normal()))
+
+    table = SlotTable(space, value)
+    expected = [sum(values[shape] for _, shape in space.layers(genome)) for genome in genomes]
+    np.testing.assert_allclose(table.sum(genomes), expected, rtol=1e-9, atol=1e-9)
+    assert table.sum(genomes[:0]).shape == (0,)
+    repeated = np.repeat(genomes, 50, axis=0)  # more than one chunk
+    assert np.array_equal(table.sum(repeated), np.repeat(table.sum(genomes), 50))
+
+
+def test_sum_by_place_tells_equal_shapes_apart():
+    space, genomes = genomes_of("ofa-mbv3-w1.2", count=50)
+    table = SlotTable.per_slot(space, lambda slot, shape: slot.name == "blocks.3")
+    has_third = [("blocks.3" in dict(space.layers(genome))) for genome in genomes]
+    assert table.sum(genomes).tolist() == [float(has) for has in has_third]
+
+
+def test_a_table_names_the_slots_without_a_figure():
+    space = load_space("compofa-mbv3-w1.0", resolutions=[160, 224])
+    with pytest.raises(SpaceError, match=r"not finite: blocks\.0 \(2 of 2 shapes\)$"):
+        SlotTable(
+            space, lambda shape: np.nan if shape.kind == "mbconv" and shape.expand == 1 else 1
+        )
+
+
+def test_a_table_refuses_genomes_of_another_space():
+    table = SlotTable(load_space("ofa-mbv3-w1.0"), layer_macs)
+    with pytest.raises(SpaceError, match=r"expected shape \(n, 46\), got \(3, 30\)"):
+        table.sum(np.zeros((3, 30), dtype=np.int64))
+
+
+def test_all_faults_of_all_rows_are_named_at_once():
+    space, genomes = genomes_of("ofa-mbv3-w1.2", count=4)
+    good, kernel, depth, short = space.architectures(genomes)
+    kernel["ks"][0] = 9
+    depth["d"][4] = 5
+    depth["r"] = 100
+    short["e"] = short["e"][:-1]
+    del short["d"]
+    with pytest.raises(SpaceError) as caught:
+        space.genomes([good, kernel, depth, short])
+    text = str(caught.value)
+    assert "row 0" not in text
+    assert "row 1: ks[0]=9, expected one of (3, 5, 7)" in text
+    assert "row 2: d[4]=5, expected one of (2, 3, 4)" in text
+    assert "row 2: r=100, expected one of (128, 132," in text
+    assert "row 3: 'e': expected a list of 20 numbers, got [" in text
+    assert "row 3: 'd': expected a list of 5 numbers, got nothing" in text
+
+
+@pytest.mark.parametrize("value", ["3", float("nan"), 10**400, True, [3], None])
+def test_values_that_are_no_numbers(value):
+    space, genomes = genomes_of("ofa-mbv3-w1.2", count=1)
+    architecture = space.architectures(genomes)[0]
+    architecture["ks"][1] = value
+    with pytest.raises(SpaceError, match=r"row 0: 'ks': expected numbers, got \["):
+        space.genomes([architecture])
+
+
+def test_rows_that_are_no_objects():
+    with pytest.raises(SpaceError, match=r"row 1: expected an object with ks, e, d, r, got \[1\]"):
+        load_space("ofa-mbv3-w1.2").genomes([{}, [1]])
+
+
+def test_many_faults_are_counted():
+    space, genomes = genomes_of("ofa-mbv3-w1.2", count=50)
+    wrong = [{**architecture, "r": 1} for architecture in space.architectures(genomes)]
+    with pytest.raises(SpaceError, match=r"and 30 more$"):
+        space.genomes(wrong)
+
+
+def test_coupled_values_have_to_agree():
+    space = load_space("compofa-mbv3-w1.0")
+    largest = {"ks": None, "e": 6, "d": 4, "r": [224]}
+    genome = space.genomes([largest])
+    assert genome.tolist() == [[24, 2, 2, 2, 2, 2]]
+    assert space.architectures(genome)[0]["ks"] == [3] * 4 + [5] * 4 + [3] * 8 + [5] * 4
+    with pytest.raises(SpaceError, match=r"row 0: e\[0\]=6, expected 4 in this space"):
+        space.genomes([{**largest, "d": [3, 4, 4, 4, 4]}])
+    with pytest.raises(SpaceError, match=r"ks\[0\]=7, expected 3 in this space"):
+        space.genomes([{**largest, "ks": [7] + [3] * 19}])
+
+
+def test_a_single_block_stage_reads_any_depth():
+    """The official sampler draws a depth for ProxylessNAS's last stage too, and runs one block."""
+    space = load_space("ofa-proxyless-w1.3")
+    smallest = {"ks": 3, "e": 3, "d": [2, 2, 2, 2, 2, 1], "r": 128}
+    assert np.array_equal(
+        space.genomes([{**smallest, "d": [2, 2, 2, 2, 2, 4]}]), space.genomes([smallest])
+    )
+    with pytest.raises(SpaceError, match=r"d\[5\]=0, expected 1 or more"):
+        space.genomes([{**smallest, "d": [2, 2, 2, 2, 2, 0]}])
+
+
+def test_unknown_space_and_resolutions():
+    with pytest.raises(SpaceError, match=r"expected one of compofa-mbv3-w1\.0, .*; got 'ofa'"):
+        load_space("ofa")
+    with pytest.raises(SpaceError, match=r"whole numbers of pixels from 32 .* got \[0, 12.5\]"):
+        load_space("ofa-mbv3-w1.0", resolutions=[0, 224, 12.5])
+    with pytest.raises(SpaceError, match="got none"):
+        load_space("ofa-mbv3-w1.0", resolutions=[])
+    space = load_space("ofa-mbv3-w1.0", resolutions=[224, 160, 224])
+    assert space.space.choices[0].values == (160, 224)
+
+
+def test_resolution_leaves_channels_alone():
+    """The same genes at two resolutions: equal layers but for their sizes."""
+    space = load_space("ofa-resnet50d")
+    genomes = space.space.sample(2, np.random.default_rng(8))
+    genomes[1] = genomes[0]
+    genomes[:, 0] = 0, 7
+    small, large = (
+        [replace(s, in_size=0, out_size=0, kernel=0) for _, s in space.layers(g)] for g in genomes
+    )
+    assert small == large
