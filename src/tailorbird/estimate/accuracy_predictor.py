@@ -302,8 +302,9 @@ def _tensor_faults(tensors: Tensors, layout: _Layout, source: str) -> list[str]:
             break
         width = shape[0]
         bias = layout.biases[position] if position < len(layout.biases) else layout.base
-        if bias in tensors and tensors[bias].shape != (width,):
-            faults.append(f"{source}: {bias}: expected shape ({width},), got {tensors[bias].shape}")
+        given = tensors.get(bias or "")
+        if given is not None and given.shape != (width,):
+            faults.append(f"{source}: {bias}: expected shape ({width},), got {given.shape}")
     for name in sorted(expected & tensors.keys()):
         wrong = int((~np.isfinite(tensors[name].astype(np.float64))).sum())
         if wrong:
