@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,3 +266,39 @@ def test_resolution_leaves_channels_alone():
         [replace(s, in_size=0, out_size=0, kernel=0) for _, s in space.layers(g)] for g in genomes
     )
     assert small == large
+
+
+def test_the_spaces_load_from_an_installed_archive(tmp_path):
+    """What the wheel holds (all of the package that git doesn't ignore) suffices, zipped too."""
+    root = Path(__file__).parents[2]
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert build["targets"]["wheel"] == {"packages": ["src/tailorbird"]}
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "src/tailorbird"],
+        cwd=root,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("no git repository: the files of the wheel cannot be listed")
+    archive = tmp_path / "wheel.zip"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            if (root / name).exists():
+                wheel.write(root / name, Path(name).relative_to("src"))
+    code = (
+        "from tailorbird.supernet import architecture as a; "
+        "print(a.__file__, *(a.load_space(name).name for name in a.SPACES))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(archive)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    place, *names = ran.stdout.split()
+    assert place.startswith(str(archive))
+    assert tuple(names) == SPACES
