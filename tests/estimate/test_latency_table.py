@@ -256,6 +256,10 @@ def merge_bomb():
         ("Conv-input:8x8x3: {mean: 1}", "one of the styles mobilenet-v3.*found neither"),
         (f"{BLOCK}: {{mean: 1}}", "no row of a first convolution"),
         (
+            f"{CONV.replace('160', '1' * 900)}: {{mean: 1}}\n{BLOCK}: {{mean: 1}}",
+            "no row of a first convolution|broken YAML",
+        ),
+        (
             f"{CONV}: {{mean: .nan}}\n{BLOCK}: {{mean: 1}}",
             r"expected a mean of 0 to 1e\+09 ms, .*n",
         ),

@@ -114,7 +114,7 @@ def _proxyless(shape: LayerShape, classes: int) -> str | None:
 
 _MAPS = r"-input:\d+x\d+x\d+-output:\d+x\d+x\d+"
 _BLOCK = _MAPS + r"-expand:\d+-kernel:\d+-stride:\d+-idskip:[01]"
-_STEM = re.compile(r"Conv-input:(\d+)x\d+x\d+-output:\d+x\d+x(\d+)")
+_STEM = re.compile(r"Conv-input:(\d{1,6})x\d{1,6}x\d{1,6}-output:\d{1,6}x\d{1,6}x(\d{1,6})")
 
 STYLES = (
     KeyStyle(
@@ -126,7 +126,7 @@ STYLES = (
     KeyStyle(
         "mbconv",
         re.compile(rf"MBConv{_BLOCK}-se:[01]"),
-        re.compile(r"first_conv-input:(\d+)x\d+x\d+-output:\d+x\d+x(\d+)"),
+        re.compile(r"first_conv-input:(\d{1,6})x\d+x\d+-output:\d+x\d+x(\d{1,6})"),
         _server,
     ),
     KeyStyle("proxyless", re.compile(rf"expanded_conv{_BLOCK}"), _STEM, _proxyless),
