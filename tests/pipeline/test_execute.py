@@ -67,7 +67,7 @@ def test_an_unreachable_limit_costs_the_others_nothing(finished):
     target = by_name(finished[1])["never"]
     assert not target.met
     assert target.onnx is None
-    assert 0 < target.lowest["latency_ms"] < by_name(finished[1])["edge"].measured["latency_ms"]
+    assert 0 < target.lowest["latency_ms"] <= by_name(finished[1])["edge"].measured["latency_ms"]
     assert "no candidate of this house meets latency_ms <= 1e-06; lowest measured" in target.reason
 
 
@@ -217,13 +217,15 @@ def test_a_student_that_comes_out_too_slow_is_searched_for_again(tmp_path):
                 for path, found in zip(models, super().measure(models), strict=True)
             ]
 
-    limits = {"edge": {"latency": "0.8x"}}
-    plain = execute(job(tmp_path / "plain", limits=limits)).targets[0]
-    found = execute(job(tmp_path / "a", limits=limits, device=Slower())).targets[0]
+    def one(name, device):  # without donors: a whole donor would be the fastest from the start
+        limits = {"edge": {"latency": "0.9x"}}
+        return execute(job(tmp_path / name, limits=limits, device=device, donors={})).targets[0]
+
+    plain, found = one("plain", DEVICE), one("a", Slower())
     assert found.met
     assert found.measured["latency_ms"] <= found.limits["latency_ms"]
     assert found.measured["macs"] < plain.measured["macs"]
-    hopeless = execute(job(tmp_path / "b", limits=limits, device=Slower(factor=1000))).targets[0]
+    hopeless = one("b", Slower(factor=1000))
     assert not hopeless.met
     assert hopeless.reason
 
@@ -231,7 +233,7 @@ def test_a_student_that_comes_out_too_slow_is_searched_for_again(tmp_path):
 def test_a_deleted_file_is_delivered_again(tmp_path):
     run, limits = tmp_path / "run", {"edge": {"latency": "0.6x"}}
     first = execute(job(run, limits=limits))
-    for name in ("model.onnx", "student.safetensors"):
+    for name in fitting.DELIVERED:
         (run / "students/edge" / name).unlink()
         assert figures(execute(job(run, limits=limits))) == figures(first)
         assert (run / "students/edge" / name).exists()

@@ -14,7 +14,7 @@ from torch import nn
 
 from tailorbird.errors import StoreError
 from tailorbird.files import read_json, write_bytes, write_json
-from tailorbird.pipeline.fitting import request_of
+from tailorbird.pipeline.fitting import delivered, request_of
 from tailorbird.pipeline.job import Job, Until, identity
 from tailorbird.pipeline.model_house import assemble, trace_all
 from tailorbird.pipeline.reporting import environment
@@ -126,8 +126,7 @@ def _delivered(run: Path, target: TargetResult, asked: Mapping[str, object]) -> 
     assert isinstance(requests, dict)
     if not isinstance(record, dict) or record.get("request") != requests.get(target.name):
         return False
-    files = ("model.onnx", "student.json", "student.safetensors")
-    return target.onnx is None or all((home / name).exists() for name in files)
+    return target.onnx is None or delivered(home)
 
 
 def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Module:

@@ -43,6 +43,11 @@ DELIVERED = ("model.onnx", "student.json", "student.safetensors", "verify.json")
 """What a target's folder holds for the user."""
 
 
+def delivered(home: Path) -> bool:
+    """Whether a target's folder holds everything that it should."""
+    return all((home / name).exists() for name in DELIVERED)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """What one target got: the record, and the trained network where there is one."""
@@ -170,7 +175,7 @@ class Fitting:
                     attempt.module = load_student(attempt.home).module
                 except StoreError:
                     attempt.result = None
-                if not (attempt.home / "model.onnx").exists():
+                if not delivered(attempt.home):
                     attempt.result = None
         return attempt
 
