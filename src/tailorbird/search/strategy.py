@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tailorbird.errors import ConfigError, SpaceError
 from tailorbird.family import Estimated, Floats
 from tailorbird.progress import Progress, Silent
-from tailorbird.space import Genomes
+from tailorbird.space import Genomes, Space
 
 Limits = Mapping[str, float]
 """Metric -> upper bound in the metric's unit; a metric is a key of the family's ``cost``."""
@@ -140,6 +140,11 @@ class Evaluator:
         self.family = family
         self.evaluations = 0
 
+    @property
+    def space(self) -> Space:
+        """The family's space."""
+        return self.family.space
+
     def cost(self, genomes: Genomes) -> dict[str, Floats]:
         """Metric -> (n,) cost of ``genomes`` (n, genes).
 
@@ -215,21 +220,37 @@ class Archive:
 
         ``inf`` where it keeps no set of limits.
         """
+        return self.aim(cost)[1]
+
+    def aim(self, cost: Mapping[str, Floats]) -> tuple[Genomes, Floats]:
+        """For each cost the limits that a genome could most gain at, and the ``floor`` there.
+
+        Returns:
+            (n,) place of the set among ``places``, -1 where it keeps none; and the floor (n,).
+        """
         count = len(next(iter(cost.values())))
-        floor = np.full(count, np.inf)
+        place, floor = np.full(count, -1, dtype=np.int64), np.full(count, np.inf)
+        start = 0
         for metrics, rows, bounds in self._groups:
             held = self.quality[rows]
-            if len(metrics) == 1:
-                # From the tightest limit that it keeps on, the lowest quality held.
-                lowest = np.append(np.minimum.accumulate(held[::-1])[::-1], np.inf)
-                first = np.searchsorted(bounds[:, 0], cost[metrics[0]])
-                np.minimum(floor, lowest[first], out=floor)
-                continue
-            for part in _parts(count, len(rows)):
-                kept = _kept(metrics, bounds, cost, part)
-                lowest = np.where(kept, held, np.inf).min(axis=1)
-                floor[part] = np.minimum(floor[part], lowest)
-        return floor
+            for part in _parts(count, len(rows) if len(metrics) > 1 else 1):
+                if len(metrics) == 1:
+                    # What keeps a limit keeps all looser ones, and these hold no lower quality.
+                    where = np.searchsorted(bounds[:, 0], cost[metrics[0]][part])
+                    lowest = np.append(held, np.inf)[where]
+                else:
+                    kept = np.where(_kept(metrics, bounds, cost, part), held, np.inf)
+                    where, lowest = kept.argmin(axis=1), kept.min(axis=1)
+                lower = lowest < floor[part]
+                place[part] = np.where(lower, where + start, place[part])
+                floor[part] = np.where(lower, lowest, floor[part])
+            start += len(rows)
+        return place, floor
+
+    @property
+    def places(self) -> Genomes:
+        """(k,) the sets of limits so that those of one kind lie together, tightest first."""
+        return np.concatenate([rows for _, rows, _ in self._groups])
 
     def update(
         self, genomes: Genomes, quality: Floats, cost: Mapping[str, Floats]
@@ -265,14 +286,15 @@ class Archive:
         return genomes[order], quality[order]
 
     def winners(self, family: Estimated) -> tuple[Winner, ...]:
-        """One winner per set of limits, its cost computed afresh and within the limits.
+        """One winner per set of limits, its figures computed afresh, within the limits.
 
         Raises:
             SpaceError: where a set of limits holds nothing; where ``family.cost`` no longer says
                 what it said when the genome was taken in, and no other winner keeps the limits.
         """
-        genomes, quality = self.distinct()
-        costs = Evaluator(family).cost(genomes)
+        evaluator = family if isinstance(family, Evaluator) else Evaluator(family)
+        genomes, _ = self.distinct()
+        quality, costs = evaluator.quality(genomes), evaluator.cost(genomes)
         fresh = Archive(self.limits, genes=genomes.shape[1])
         fresh.update(genomes, quality, costs)
         if not fresh.full:

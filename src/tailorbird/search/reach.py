@@ -1,0 +1,141 @@
+"""Feasible starts: a member for every set of limits, or one error that names the unreachable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from tailorbird.errors import InfeasibleError
+from tailorbird.family import Estimated, Floats
+from tailorbird.search.strategy import Archive, Evaluator, Limits
+from tailorbird.search.surrogate import LinearModel, trades
+from tailorbird.space import Genomes
+
+_SAMPLE = 256
+_STARTS = 4
+_TRADES = 64
+_SHOWN = 20
+
+
+def reachable(family: Estimated, limits: Sequence[Limits], rng: np.random.Generator) -> Genomes:
+    """One genome (k, genes) within each of the k sets of ``limits``.
+
+    A random sample, and the cheapest members under a linear model of each metric and of each two
+    that are limited together, serve most limits. For the others, steepest descent over all changes
+    of one gene on the largest ratio of cost to limit, from the nearest members seen. Where a metric
+    is a sum over genes its lowest figure is exact; no limit takes more than a few hundred batches.
+
+    Raises:
+        InfeasibleError: naming every set of limits that nothing found keeps, with the lowest
+            figures found; ``lowest`` holds them per metric.
+    """
+    finder = _Finder(Evaluator(family), limits, rng)
+    for metric in finder.metrics:
+        finder.seek({metric: min(bounds[metric] for bounds in limits if metric in bounds)})
+    failed: list[int] = []
+    for row in sorted(finder.missing(), key=lambda row: finder.nearest(limits[row])[0]):
+        tighter = any(_no_looser(limits[row], limits[other]) for other in failed)
+        if len(limits[row]) > 1 and not tighter:
+            finder.seek(limits[row])
+        if not finder.kept(row):
+            failed.append(row)
+    if failed:
+        raise _infeasible(limits, sorted(failed), finder)
+    return finder.archive.genomes.copy()
+
+
+class _Finder:
+    """What has been seen so far: a genome per set of limits met, and the cheapest genomes."""
+
+    def __init__(
+        self, evaluator: Evaluator, limits: Sequence[Limits], rng: np.random.Generator
+    ) -> None:
+        self.space = evaluator.space
+        self.evaluator = evaluator
+        self.archive = Archive(limits, genes=len(self.space.sizes))
+        self.metrics = tuple(dict.fromkeys(metric for bounds in limits for metric in bounds))
+        self.lowest = dict.fromkeys(self.metrics, np.inf)
+        sample = self.space.sample(_SAMPLE, rng)
+        sample[0] = 0
+        costs = self.price(sample)
+        models = {metric: LinearModel(self.space) for metric in self.metrics}
+        for metric, model in models.items():
+            model.add(sample, costs[metric])
+            model.fit()
+        together = {pair for bounds in limits for pair in combinations(sorted(bounds), 2)}
+        weights = {metric: model.weights for metric, model in models.items()}
+        cheap = [trades(self.space, -w, w, count=1) for w in weights.values()]
+        cheap += [
+            trades(self.space, -weights[left], weights[right], count=_TRADES)
+            for left, right in sorted(together)
+        ]
+        self.seen = np.concatenate([sample, *cheap])
+        self.costs = self.price(self.seen)
+
+    def price(self, genomes: Genomes) -> dict[str, Floats]:
+        """Cost of ``genomes``, noted in the archive and the lowest figures."""
+        costs = self.evaluator.cost(genomes)
+        self.archive.update(genomes, np.zeros(len(genomes)), costs)
+        for metric in self.metrics:
+            self.lowest[metric] = min(self.lowest[metric], float(costs[metric].min()))
+        return costs
+
+    def missing(self) -> list[int]:
+        """The sets of limits that nothing seen keeps."""
+        return [int(row) for row in np.flatnonzero(np.isinf(self.archive.quality))]
+
+    def kept(self, row: int) -> bool:
+        """Whether set ``row`` has a genome."""
+        return bool(np.isfinite(self.archive.quality[row]))
+
+    def nearest(self, bounds: Limits) -> tuple[float, Genomes]:
+        """The few genomes (s, genes) nearest to the limits, and the first one's largest ratio."""
+        ratio = _ratio(self.costs, bounds)
+        order = np.argsort(ratio, kind="stable")[:_STARTS]
+        return float(ratio[order[0]]), self.seen[order]
+
+    def seek(self, bounds: Limits) -> None:
+        """Descend towards ``bounds`` from the nearest genomes, until met or none is closer."""
+        best, genomes = self.nearest(bounds)
+        ratio = _ratio(self.evaluator.cost(genomes), bounds)
+        for _ in range(4 * len(self.space.sizes) + 16):
+            if best <= 1:
+                return
+            near, row = self.space.neighbours(genomes)
+            if not len(near):
+                return
+            reached = _ratio(self.price(near), bounds)
+            order = np.lexsort((reached, row))
+            first = order[np.diff(row[order], prepend=-1) != 0]  # the best neighbour of each
+            closer = first[reached[first] < ratio[row[first]]]
+            if not len(closer):
+                return
+            genomes, ratio = near[closer], reached[closer]
+            best = float(ratio.min())
+
+
+def _ratio(costs: dict[str, Floats], bounds: Limits) -> Floats:
+    return np.asarray(np.max([costs[metric] / bound for metric, bound in bounds.items()], axis=0))
+
+
+def _no_looser(bounds: Limits, other: Limits) -> bool:
+    return all(metric in bounds and bounds[metric] <= bound for metric, bound in other.items())
+
+
+def _infeasible(limits: Sequence[Limits], failed: list[int], finder: _Finder) -> InfeasibleError:
+    lines = []
+    for row in failed[:_SHOWN]:
+        asked = ", ".join(f"{metric} <= {bound:g}" for metric, bound in limits[row].items())
+        lowest = ", ".join(f"{metric} {finder.lowest[metric]:g}" for metric in limits[row])
+        alone = all(finder.lowest[metric] <= bound for metric, bound in limits[row].items())
+        joint = " (each alone; not all together)" if alone else ""
+        lines.append(f"\n  - limits[{row}]: {asked}; the lowest found is {lowest}{joint}")
+    if len(failed) > _SHOWN:
+        lines.append(f"\n  - and {len(failed) - _SHOWN} more")
+    return InfeasibleError(
+        f"{len(failed)} of {len(limits)} limits can't be kept; raise them:{''.join(lines)}",
+        limits=limits[failed[0]],
+        lowest={metric: finder.lowest[metric] for metric in finder.metrics},
+    )
