@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.errors import SpaceError
-from tailorbird.search.front import hypervolume, staircase, undominated
+from tailorbird.search.front import best_within, hypervolume, staircase, undominated
 
 clouds = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=12)
 
@@ -26,6 +26,39 @@ def test_front_keeps_the_hypervolume_and_nothing_to_spare(cloud):
     assert hypervolume(front, (9.0, 9.0)) == whole
     for row in range(len(front)):
         assert hypervolume(np.delete(front, row, axis=0), (9.0, 9.0)) < whole
+
+
+def beaten(point, others):
+    """Whether one of ``others`` is no larger anywhere and smaller somewhere: the slow oracle."""
+    return any(
+        all(a <= b for a, b in zip(other, point, strict=True)) and other != point
+        for other in others
+    )
+
+
+@given(st.integers(1, 4), st.data())
+def test_undominated_equals_comparing_all_pairs(width, data):
+    row = st.tuples(*[st.integers(0, 4)] * width)
+    cloud = data.draw(st.lists(row, min_size=1, max_size=20))
+    assert undominated(cloud).tolist() == [not beaten(point, cloud) for point in cloud]
+
+
+def test_a_front_of_very_many_points():
+    rng = np.random.default_rng(0)
+    points = rng.random((300_000, 2))
+    mask = undominated(points)
+    front = points[mask][np.argsort(points[mask][:, 0])]
+    assert (np.diff(front[:, 1]) < 0).all()
+    heights = front[np.searchsorted(front[:, 0], points[~mask][:, 0], side="right") - 1, 1]
+    assert (heights <= points[~mask][:, 1]).all()
+
+
+@given(clouds, st.lists(st.floats(-1, 10), max_size=5))
+def test_best_within_equals_looking_at_all(cloud, limits):
+    cost, quality = np.array(cloud, dtype=float).reshape(-1, 2).T
+    for limit, best in zip(limits, best_within(cost, quality, limits), strict=True):
+        kept = quality[cost <= limit]
+        assert best == kept.max() if len(kept) else np.isnan(best)
 
 
 @given(clouds)

@@ -8,6 +8,9 @@ import numpy.typing as npt
 from tailorbird.errors import SpaceError
 from tailorbird.family import Floats
 
+_CHUNK = 4_000_000
+"""Entries of the largest temporary array."""
+
 
 def undominated(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Which of the points (n, d) no other point beats: mask (n,).
@@ -20,11 +23,14 @@ def undominated(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         array([ True,  True, False])
     """
     array = _points(points)
+    if array.shape[1] == 2:
+        return _undominated_pairs(array)
     mask = np.ones(len(array), dtype=np.bool_)
-    for row, point in enumerate(array):
-        no_larger = (array <= point).all(axis=1)
-        smaller = (array < point).any(axis=1)
-        mask[row] = not bool((no_larger & smaller).any())
+    step = max(1, _CHUNK // max(1, array.size))
+    for start in range(0, len(array), step):
+        part = array[start : start + step, None]
+        beaten = (array <= part).all(axis=2) & (array < part).any(axis=2)
+        mask[start : start + step] = ~np.any(beaten, axis=1)
     return mask
 
 
@@ -37,12 +43,30 @@ def hypervolume(points: npt.ArrayLike, reference: tuple[float, float]) -> float:
     """
     array = _points(points, width=2)
     array = array[(array < reference).all(axis=1)]
-    area, ceiling = 0.0, reference[1]
-    for x, y in array[np.lexsort((array[:, 1], array[:, 0]))]:
-        if y < ceiling:
-            area += (reference[0] - x) * (ceiling - y)
-            ceiling = y
-    return float(area)
+    front = np.unique(array[undominated(array)], axis=0)
+    ceilings = np.concatenate([[reference[1]], front[:-1, 1]])[: len(front)]
+    return float(((reference[0] - front[:, 0]) * (ceilings - front[:, 1])).sum())
+
+
+def best_within(cost: npt.ArrayLike, quality: npt.ArrayLike, limits: npt.ArrayLike) -> Floats:
+    """The best quality (k,) at each of the limits (k,) among members of known cost and quality.
+
+    Args:
+        cost: (n,) of each member.
+        quality: (n,) of each member, higher is better.
+        limits: (k,) upper bounds of the cost, in any order.
+
+    Returns:
+        (k,) qualities; NaN where no member keeps the limit.
+
+    Example:
+        >>> best_within([30.0, 10.0, 20.0], [0.8, 0.7, 0.6], [5.0, 25.0, 30.0])
+        array([nan, 0.7, 0.8])
+    """
+    points = _points(np.stack([np.asarray(cost, float), np.asarray(quality, float)], axis=-1))
+    points = points[np.argsort(points[:, 0], kind="stable")]
+    best = np.concatenate([[np.nan], np.fmax.accumulate(points[:, 1])])
+    return np.asarray(best[np.searchsorted(points[:, 0], np.asarray(limits, float), side="right")])
 
 
 def staircase(points: npt.ArrayLike) -> Floats:
@@ -64,6 +88,17 @@ def staircase(points: npt.ArrayLike) -> Floats:
     line = np.empty((2 * len(front) - 1, 2))
     line[0::2], line[1::2] = front, corners
     return line
+
+
+def _undominated_pairs(points: Floats) -> npt.NDArray[np.bool_]:
+    """The mask for points (n, 2) in O(n log n): from left to right, the least height so far."""
+    order = np.lexsort((points[:, 1], points[:, 0]))
+    x, y = points[order].T
+    first = np.searchsorted(x, x)  # of those equally far left; the lowest of them comes first
+    lowest = np.concatenate([[np.inf], np.minimum.accumulate(y)])
+    mask = np.empty(len(points), dtype=np.bool_)
+    mask[order] = (y == y[first]) & (y < lowest[first]) if len(y) else True
+    return mask
 
 
 def _points(points: npt.ArrayLike, *, width: int | None = None) -> Floats:
