@@ -314,8 +314,8 @@ def test_files_that_are_no_tables(tmp_path):
     (tmp_path / "160.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not text in UTF-8"):
         read_table(tmp_path / "160.yaml")
-    (tmp_path / "160.yaml").write_bytes(b"#" * 16_000_001)
-    with pytest.raises(ConfigError, match="larger than 16,000,000 bytes"):
+    (tmp_path / "160.yaml").write_bytes(b"#" * 4_000_001)
+    with pytest.raises(ConfigError, match="larger than 4,000,000 bytes"):
         read_table(tmp_path)
     (tmp_path / "160.yaml").unlink()
     with pytest.raises(ConfigError, match=r"expected 1 to 1000 files such as 160\.yaml .*found 0"):

@@ -35,7 +35,7 @@ from tailorbird.errors import ConfigError, SpaceError
 from tailorbird.estimate.table_keys import STYLES, KeyStyle, styles_of
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, Slot, SlotTable
 
-MAX_BYTES = 16_000_000
+MAX_BYTES = 4_000_000
 MAX_FILES = 1000
 _MAX_DEPTH = 10
 _MOST_MS = 1e9
