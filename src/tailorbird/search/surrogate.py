@@ -8,6 +8,8 @@ draws a whole front at once.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solve
@@ -121,7 +123,7 @@ def _prices(starts: Genomes, gain: Floats, cost: Floats, count: int) -> Floats:
     if count <= 2:
         return ends[: max(1, count)]
     slopes = []
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in pairwise(starts):
         up, down = np.triu_indices(stop - start, 1)
         rise, run = (w[start:stop][up] - w[start:stop][down] for w in (gain, cost))
         slopes.append(rise[rise * run > 0] / run[rise * run > 0])
