@@ -222,12 +222,18 @@ class TopDown:
         evolution: what is run for each; its generations are those of a walk's first limit.
         warm_generations: of each further limit; the rounded square root of the first's if ``None``.
         unpruned: dimensions that pruning leaves alone; the authors leave the resolution.
+
+    Raises:
+        ConfigError: when ``warm_generations`` is negative.
     """
 
     evolution: Evolution = Evolution()
     warm_generations: int | None = None
     unpruned: tuple[str, ...] = ("r",)
     name: str = "top-down"
+
+    def __post_init__(self) -> None:
+        _check_warm(self.warm_generations)
 
     def search(
         self,
@@ -278,11 +284,17 @@ class BottomUp:
     Args:
         evolution: what is run for each; its generations are those of a walk's first limit.
         warm_generations: of each further limit; the rounded square root of the first's if ``None``.
+
+    Raises:
+        ConfigError: when ``warm_generations`` is negative.
     """
 
     evolution: Evolution = Evolution()
     warm_generations: int | None = None
     name: str = "bottom-up"
+
+    def __post_init__(self) -> None:
+        _check_warm(self.warm_generations)
 
     def search(
         self,
@@ -444,6 +456,11 @@ def _ascending(limits: Sequence[Limits]) -> list[list[int]]:
         sorted(rows, key=lambda row: sum(map(math.log, limits[row].values())))
         for rows in groups.values()
     ]
+
+
+def _check_warm(given: int | None) -> None:
+    if given is not None and (given != int(given) or given < 0):
+        raise ConfigError(f"warm_generations: expected a whole number of 0 or more, got {given!r}")
 
 
 def _warm(given: int | None, evolution: Evolution) -> int:
