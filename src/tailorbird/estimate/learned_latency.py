@@ -43,7 +43,9 @@ FREEDOM = 2.0
 """Degrees of freedom of the timing noise; small means long tails."""
 
 _CONSTANT = 0.25
-_ROUNDS = 4
+_ROUNDS = 8
+_SETTLED = 0.05
+"""Relative change of weights at which reweighting ends."""
 _CHUNK = 2048
 _FORMAT = "tailorbird-latency-1"
 
@@ -258,16 +260,17 @@ def regress(
     target = np.log(ms) - middle
     kernel = _Kernel.between(scaled, scaled, groups)
     theta, weights = _prior(groups)[0], counts
-    for turn in range(_ROUNDS):
+    for _ in range(_ROUNDS):
         theta = _most_probable(kernel, target, weights, groups, theta)
         covariance = kernel.value(theta)
         factor = cho_factor(covariance + np.diag(np.exp(2 * theta[-1]) / weights), lower=True)
         alpha = cho_solve(factor, target)
-        if turn < _ROUNDS - 1:
-            left = target - covariance @ alpha
-            unsure = np.diag(covariance - covariance @ cho_solve(factor, covariance))
-            surprise = counts * (left**2 + unsure) / np.exp(2 * theta[-1])
-            weights = counts * (FREEDOM + 1) / (FREEDOM + surprise)
+        left = target - covariance @ alpha
+        unsure = np.diag(covariance - covariance @ cho_solve(factor, covariance))
+        surprise = counts * (left**2 + unsure) / np.exp(2 * theta[-1])
+        before, weights = weights, counts * (FREEDOM + 1) / (FREEDOM + surprise)
+        if np.abs(np.log(weights / before)).max() < _SETTLED:
+            break
     inverse = cho_solve(factor, np.eye(len(ms)))
     return Regression(
         groups=groups,
