@@ -202,6 +202,110 @@ def demo(
     _run(job, until, quiet)
 
 
+@app.command()
+@plainly
+def search(
+    space: Annotated[str, typer.Option(help="Such as ofa-mbv3-w1.2; `spaces` lists them.")],
+    accuracy_predictor: Annotated[Path, typer.Option(help="Predictor's weights (safetensors).")],
+    *,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="File, or folder with one file per resolution.")
+    ] = None,
+    limits: Annotated[
+        str | None, typer.Option(help="Such as 15,20,25: one architecture for each.")
+    ] = None,
+    limit_on: Annotated[
+        str, typer.Option(help="What --limits bounds: latency_ms, macs or params.")
+    ] = "latency_ms",
+    limits_file: Annotated[
+        Path | None, typer.Option(help="Fleet file (YAML): several devices, combined limits.")
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="all-at-once, independent, top-down, bottom-up, random, exhaustive or nsga2."
+        ),
+    ] = "all-at-once",
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal results.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="The same as a table.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the front here (PNG).")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")] = False,
+) -> None:
+    """Find the best architecture of a supernet's space for each of many limits.
+
+    Works on predictions alone; nothing is built. Ctrl-C ends with the best so far.
+    """
+    from tailorbird.pipeline.fleet_search import Wish, search_fleet
+    from tailorbird.report.search_table import show
+    from tailorbird.report.terminal import terminal
+
+    found = search_fleet(
+        Wish(
+            space=space,
+            accuracy_predictor=accuracy_predictor,
+            latency_table=latency_table,
+            limits=limits,
+            limit_on=limit_on,
+            limits_file=limits_file,
+        ),
+        strategy=strategy,
+        seed=seed,
+        json=json,
+        csv=csv,
+        plot=plot,
+        progress=terminal(quiet=quiet),
+    )
+    show(found, _out())
+    if found.stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+@plainly
+def describe(
+    space: Annotated[str, typer.Option(help="Such as ofa-mbv3-w1.2.")],
+    architectures: Annotated[
+        Path, typer.Option(help="One architecture per line, as JSON in the official form.")
+    ],
+    *,
+    latency_table: Annotated[Path | None, typer.Option(help="File or folder.")] = None,
+    accuracy_predictor: Annotated[Path | None, typer.Option(help="Weights.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write JSON lines here, else print them.")
+    ] = None,
+) -> None:
+    """MACs, parameters, and with tables and predictors latency and accuracy of architectures."""
+    from json import dumps
+
+    from tailorbird.files import write_bytes
+    from tailorbird.pipeline.fleet_search import describe_file
+
+    rows = describe_file(
+        architectures,
+        space=space,
+        latency_table=latency_table,
+        accuracy_predictor=accuracy_predictor,
+    )
+    text = "".join(dumps(row) + "\n" for row in rows)
+    if json is None:
+        typer.echo(text, nl=False)
+    else:
+        write_bytes(json, text.encode())
+        typer.echo(f"{len(rows)} architectures: {json}")
+
+
+@app.command()
+@plainly
+def spaces() -> None:
+    """List the supernets' spaces that can be searched."""
+    from tailorbird.supernet.architecture import SPACES, load_space
+
+    for name in SPACES:
+        space = load_space(name).space
+        typer.echo(f"{name}: {space.size:.3g} architectures, {len(space.choices)} genes")
+
+
 def _run(job: Path, until: Until, quiet: bool) -> None:
     from tailorbird.config.build import build
     from tailorbird.config.plan import load

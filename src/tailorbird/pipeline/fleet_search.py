@@ -1,0 +1,252 @@
+"""Searching a supernet's space for a fleet of targets, on predictors and latency tables alone.
+
+Nothing is built or trained here: what comes out are architectures, to be extracted and measured.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tailorbird.config.fleet import COUNTED, LATENCY, Fleet, load_fleet, plain_fleet, read_limits
+from tailorbird.config.strategies import strategy as named_strategy
+from tailorbird.errors import ConfigError, SpaceError
+from tailorbird.estimate.accuracy_predictor import OfaPredictor
+from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
+from tailorbird.estimate.predicted import PredictedFamily, Predictor
+from tailorbird.family import Floats
+from tailorbird.progress import Progress
+from tailorbird.search.outcome import save_csv, save_json
+from tailorbird.search.strategy import SearchResult
+from tailorbird.supernet.architecture import ArchitectureSpace, load_space
+from tailorbird.supernet.counts import macs, params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked for on the command line.
+
+    Args:
+        space: name of the supernet's space.
+        accuracy_predictor: its weights.
+        latency_table: of one device, for ``limits``.
+        limits: numbers with commas between.
+        limit_on: the metric that ``limits`` bounds.
+        limits_file: a fleet file, instead of the three above.
+    """
+
+    space: str
+    accuracy_predictor: Path
+    latency_table: Path | None = None
+    limits: str | None = None
+    limit_on: str = LATENCY
+    limits_file: Path | None = None
+
+    def fleet(self) -> Fleet:
+        """Devices, tables and limits.
+
+        Raises:
+            ConfigError: listing all that does not go together.
+        """
+        problems = []
+        if (self.limits is None) == (self.limits_file is None):
+            problems.append("give either --limits or --limits-file")
+        if self.limits_file is not None and self.latency_table is not None:
+            problems.append("--latency-table: with --limits-file the tables are named in the file")
+        if self.limit_on not in (LATENCY, *COUNTED):
+            known = ", ".join((LATENCY, *COUNTED))
+            problems.append(f"--limit-on: expected one of {known}, got {self.limit_on!r}")
+        if self.limits is not None and self.limit_on == LATENCY and self.latency_table is None:
+            problems.append("--limits on latency_ms need --latency-table (or --limit-on macs)")
+        limits: tuple[dict[str, float], ...] = ()
+        if self.limits is not None:
+            try:
+                limits = read_limits(self.limits, metric=self.limit_on)
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        if self.limits_file is not None:
+            return load_fleet(self.limits_file)
+        return plain_fleet(self.latency_table, limits)
+
+
+def search_fleet(
+    wish: Wish,
+    *,
+    strategy: str,
+    seed: int,
+    progress: Progress,
+    json: Path | None = None,
+    csv: Path | None = None,
+    plot: Path | None = None,
+) -> SearchResult:
+    """Search for all targets of a fleet in one call, and write what was found.
+
+    Raises:
+        ConfigError: for files, limits or names that are wrong.
+        SpaceError: for an unknown space, or a table that lacks layers of it.
+        InfeasibleError: naming every limit below the reachable.
+    """
+    how = named_strategy(strategy)
+    fleet = wish.fleet()
+    priced = price(wish.space, fleet)
+    predictor = _predictor(wish.accuracy_predictor, priced.architectures)
+    found = how.search(priced.family(predictor), fleet.bounds(), seed=seed, progress=progress)
+    devices = [target.device for target in fleet.targets]
+    if json is not None:
+        save_json(json, found, priced.architectures.architectures, devices=devices)
+    if csv is not None:
+        save_csv(csv, found, priced.architectures.architectures, devices=devices)
+    if plot is not None:
+        from tailorbird.report.search_plot import plot as draw  # matplotlib takes a second
+
+        draw([found], plot, quality="predicted accuracy")
+    return found
+
+
+def describe_file(
+    path: Path,
+    *,
+    space: str,
+    latency_table: Path | None = None,
+    accuracy_predictor: Path | None = None,
+) -> list[dict[str, object]]:
+    """`describe` for a file with one architecture per line, as JSON.
+
+    Raises:
+        ConfigError: for lines that are no JSON objects, all at once.
+    """
+    rows = _read_lines(path)
+    priced = price(space, plain_fleet(latency_table, ()))
+    predictor = None
+    if accuracy_predictor is not None:
+        predictor = _predictor(accuracy_predictor, priced.architectures)
+    return describe(priced, rows, predictor)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A space with what is known about its members.
+
+    Args:
+        architectures: the space, restricted to the resolutions that all tables cover.
+        costs: metric -> predictor of it.
+    """
+
+    architectures: ArchitectureSpace
+    costs: Mapping[str, Predictor]
+
+    def family(self, predictor: Predictor) -> PredictedFamily:
+        """What a search works on."""
+        return PredictedFamily(
+            space=self.architectures.space, predictor=predictor, costs=self.costs
+        )
+
+
+def price(space: str, fleet: Fleet) -> Priced:
+    """The space called ``space`` with the fleet's latency tables, MACs and parameters.
+
+    Raises:
+        ConfigError: where the tables share no resolution, or one can't be read.
+        SpaceError: for an unknown space, or tables that lack layers of it.
+    """
+    tables = {name: read_table(path) for name, path in fleet.tables.items() if path is not None}
+    architectures = load_space(space, resolutions=_shared(space, tables))
+    costs: dict[str, Predictor] = {
+        "macs": macs(architectures).sum,
+        "params": params(architectures).sum,
+    }
+    problems = []
+    for name, table in tables.items():
+        try:
+            costs[fleet.metric(name, LATENCY)] = compile_table(table, architectures).sum
+        except SpaceError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise SpaceError("; ".join(problems))
+    return Priced(architectures, costs)
+
+
+def _predictor(path: Path, architectures: ArchitectureSpace) -> Predictor:
+    """The predictor stored in ``path``: an official one, or one trained by Tailorbird.
+
+    Raises:
+        ConfigError: when the file holds no predictor for this space.
+    """
+    return OfaPredictor.from_file(path, architectures).predict
+
+
+def describe(
+    priced: Priced, rows: Sequence[Mapping[str, object]], predictor: Predictor | None
+) -> list[dict[str, object]]:
+    """Each architecture with its MACs, parameters and, where predictors are given, the rest.
+
+    Args:
+        rows: architectures in the official form.
+
+    Raises:
+        SpaceError: listing every architecture that lies outside the space.
+    """
+    genomes = priced.architectures.genomes(rows)
+    figures: dict[str, Floats] = {name: of(genomes) for name, of in priced.costs.items()}
+    if predictor is not None:
+        figures["predicted_accuracy"] = predictor(genomes)
+    official = priced.architectures.architectures(genomes)
+    return [
+        {
+            **architecture,
+            **{
+                name: int(values[row]) if name in COUNTED else float(values[row])
+                for name, values in figures.items()
+            },
+        }
+        for row, architecture in enumerate(official)
+    ]
+
+
+def _read_lines(path: Path) -> list[dict[str, object]]:
+    """JSON objects, one per line; empty lines are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from error
+    rows, problems = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json_format.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            problems.append(f"{path} (line {number}): expected a JSON object, got {line[:40]!r}")
+    if not rows and not problems:
+        problems.append(f"{path}: expected one architecture per line, got an empty file")
+    if problems:
+        rest = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise ConfigError(problems[:20] + rest)
+    return rows
+
+
+def _shared(space: str, tables: Mapping[str, LatencyTable]) -> list[int] | None:
+    """Resolutions of the space that all tables cover; ``None`` where there are no tables."""
+    if not tables:
+        return None
+    (resolution, *_) = load_space(space).space.choices
+    shared = {value for value in resolution.values if isinstance(value, int)}
+    for table in tables.values():
+        shared &= set(table.resolutions)
+    if not shared:
+        covered = "; ".join(
+            f"{name}: {', '.join(map(str, table.resolutions))}" for name, table in tables.items()
+        )
+        raise ConfigError(
+            f"latency tables: expected a resolution of {space} that all of them cover, got "
+            f"{covered}; the space has {', '.join(map(str, resolution.values))}"
+        )
+    return sorted(shared)
