@@ -103,7 +103,7 @@ def search_fleet(
     if plot is not None:
         from tailorbird.report.search_plot import plot as draw  # matplotlib takes a second
 
-        draw([found], plot, quality="predicted accuracy")
+        draw([found], plot, quality="accuracy")
     return found
 
 
