@@ -61,15 +61,15 @@ class AllAtOnce:
     """
 
     sample: int | None = None
-    generations: int = 36
+    generations: int = 60
     children: int = 1200
     evaluated: int = 400
-    elite: int = 5
+    elite: int = 7
     bands: int = 40
-    mutation: tuple[float, ...] = (1.5, 3.0)
+    mutation: tuple[float, ...] = (1.0, 2.0, 4.0)
     touch: float = 0.7
     span: float = 1.0
-    decay: float = 0.9
+    decay: float = 0.95
     polish: int | None = 6000
     name: str = "all-at-once"
 
@@ -171,7 +171,7 @@ class _Run:
         directions = self._directions({m: model.weights for m, model in models.items()})
         for _ in range(self.settings.generations):
             self.model.fit()
-            count = max(8, 256 // len(directions))
+            count = max(8, 128 // len(directions))
             seeds = [
                 trades(self.space, self.model.weights, cost, count=count) for cost in directions
             ]

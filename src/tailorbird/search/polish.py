@@ -42,7 +42,7 @@ class Seen:
 
     def note(self, genomes: Genomes) -> None:
         """Remember ``genomes`` (n, genes)."""
-        self._hashes = np.union1d(self._hashes, self.keys(genomes))
+        self._hashes = np.sort(np.concatenate([self._hashes, self.keys(genomes)]), kind="stable")
 
     def fresh(self, genomes: Genomes) -> Genomes:
         """Rows that :meth:`new` gives, noted at once."""

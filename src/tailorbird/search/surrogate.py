@@ -8,7 +8,7 @@ draws a whole front at once.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +95,7 @@ def trades(space: Space, gain: Floats, cost: Floats, *, count: int) -> Genomes:
         [[0, 0], [1, 0], [1, 1]]
     """
     starts = _starts(space)
-    prices = _prices(starts, gain, cost, count)
+    prices = _prices(space, gain, cost, count)
     # At an infinite price only the cost counts.
     of_gain = np.isfinite(prices).astype(np.float64)
     of_cost = np.where(np.isfinite(prices), prices, 1.0)
@@ -118,21 +118,31 @@ def trades(space: Space, gain: Floats, cost: Floats, *, count: int) -> Genomes:
     return space.canonical(genomes)
 
 
-def _prices(starts: Genomes, gain: Floats, cost: Floats, count: int) -> Floats:
+def _prices(space: Space, gain: Floats, cost: Floats, count: int) -> Floats:
     ends = np.array([np.inf, 0.0])
     if count <= 2:
         return ends[: max(1, count)]
-    slopes = []
-    for start, stop in pairwise(starts):
-        up, down = np.triu_indices(stop - start, 1)
-        rise, run = (w[start:stop][up] - w[start:stop][down] for w in (gain, cost))
-        slopes.append(rise[rise * run > 0] / run[rise * run > 0])
-    found = np.concatenate([np.empty(0), *slopes])
+    up, down = _pairs(tuple(space.sizes.tolist()))
+    rise, run = (w[up] - w[down] for w in (gain, cost))
+    found = rise[rise * run > 0] / run[rise * run > 0]
     if not len(found):
         return ends
     # Midway between two quantiles, so that a price isn't the slope itself: a tie.
     steps = np.quantile(found, np.linspace(1, 0, count - 1))
     return np.concatenate([ends[:1], (steps[1:] + steps[:-1]) / 2, ends[1:]])
+
+
+@lru_cache(maxsize=8)
+def _pairs(sizes: tuple[int, ...]) -> tuple[Genomes, Genomes]:
+    """The weights' indices of every two values of one gene."""
+    up, down = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    start = 0
+    for size in sizes:
+        first, second = np.triu_indices(size, 1)
+        up.append(first + start)
+        down.append(second + start)
+        start += size
+    return np.concatenate(up), np.concatenate(down)
 
 
 def _starts(space: Space) -> Genomes:
