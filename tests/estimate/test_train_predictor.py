@@ -65,7 +65,7 @@ def test_tuned_parameters_are_a_peak_of_likelihood_times_prior():
     def objective(parameters):
         covariance = train_predictor._with_noise(grams, parameters)
         likelihood = multivariate_normal(np.zeros(40), covariance).logpdf(scaled)
-        return -likelihood + ((parameters - prior) ** 2).sum() / 8
+        return -likelihood + ((parameters - prior) ** 2).sum() / (2 * 1.5**2)
 
     slope = approx_fprime(predictor.parameters, objective, 1e-5)
     assert np.abs(slope).max() < 0.05 * np.abs(approx_fprime(prior, objective, 1e-5)).max()

@@ -89,7 +89,7 @@ _CHUNK = 512  # rows whose activations stay in a core's cache
 class OfaPredictor:
     """Predicted accuracy of a space's genomes by one of the two published networks.
 
-    On one core of a server about 7 ms per 1,000 genomes, nearly all of it in the matrix products.
+    About 6.5 ms per 1,000 genomes on one core of a server, nine tenths in the matrix products.
 
     Example:
         >>> from tailorbird.supernet.architecture import load_space

@@ -38,7 +38,7 @@ TUNING_PAIRS = 400
 """Pairs that variances and lengths are fitted to, drawn at random where there are more: the time of
 the fit grows with their cube, the predictions use all pairs."""
 
-_PRIOR_SPREAD = 2.0  # of the logarithms of the parameters
+_PRIOR_SPREAD = 1.5  # of the logarithms of the parameters
 _STEPS = 60
 _BOUNDS = (-12.0, 6.0)
 _CHUNK = 2048
