@@ -1,11 +1,13 @@
 """Latency models learned from measurements: 5,000 subnets on 9 device settings, 10 seeds.
 
-    python bench/latency_models.py architecture --data ../shared/data    # about 3 minutes
-    python bench/latency_models.py transfer --data ../shared/data        # about 3 minutes
+    python bench/latency_models.py architecture --data ../shared/data    # 7 minutes on one core
+    python bench/latency_models.py transfer --data ../shared/data        # 1 minute
     python bench/latency_models.py plot
 
 ``architecture``: from the architecture alone, 10 to 500 samples. ``transfer``: from the devices of
-all other GPUs (no batch size of the new GPU is known), 5 to 20 samples. Both against plain ridge.
+all other GPUs (no batch size of the new GPU is known), 5 to 20 samples. Both against plain ridge:
+alone on the architecture's numbers (strong from few samples) and on one-hot genes (strong from
+500), in transfer on the other GPUs' measured log latencies.
 The data don't say which width multiplier the subnets have; features are those of multiplier 1.0.
 Errors are against single timings, noise and late outliers included: no model gets below them.
 """
