@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from safetensors import SafetensorError
@@ -152,7 +153,15 @@ def distil(
 
 def total_steps(data: ImageData, options: HouseOptions) -> int:
     """Steps that ``options.epochs`` passes over the training split take."""
-    return max(1, math.ceil(options.epochs * len(data.train) / options.batch_size))
+    return max(1, round(options.epochs * steps_per_epoch(data, options)))
+
+
+def steps_per_epoch(data: ImageData, options: HouseOptions) -> int:
+    """Whole batches in the training split; one where it is smaller than a batch.
+
+    A last batch that is short is left out: one of a single image would break BatchNorm.
+    """
+    return max(1, len(data.train) // options.batch_size)
 
 
 @dataclass(frozen=True)
@@ -274,16 +283,16 @@ def enlist(job: Bunch, alternative: Alternative) -> Trainee:
 
 def _epoch(job: Bunch, step: int, total: int) -> Iterator[Tensor]:
     """Batches from ``step`` to the end of its epoch; the order depends on seed and epoch only."""
-    images_in_all, size = len(job.data.train), job.options.batch_size
-    whole = images_in_all >= size  # a last batch of one image would break BatchNorm: none is short
-    per_epoch = images_in_all // size if whole else 1
-    generator = torch.Generator().manual_seed(job.seed * 100_003 + step // per_epoch)
+    size = job.options.batch_size
+    epoch = step // steps_per_epoch(job.data, job.options)
     batches = job.data.train.batches(
-        size, generator=generator, augment=True, drop_last=whole, device=job.device
+        size,
+        generator=torch.Generator().manual_seed(job.seed * 100_003 + epoch),
+        augment=True,
+        drop_last=len(job.data.train) >= size,
+        device=job.device,
     )
-    for number, (images, _) in enumerate(batches):
-        if number >= min(per_epoch, total - step):
-            return
+    for images, _ in islice(batches, total - step):
         yield images
 
 
