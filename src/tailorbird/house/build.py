@@ -48,6 +48,7 @@ class House:
 
     Args:
         multiple: widths are multiples of this when masks are cut.
+        rank_by: the score that a search adds up, ``divergence`` or ``accuracy_loss``.
     """
 
     teacher: LayerGraph
@@ -56,6 +57,7 @@ class House:
     scores: Mapping[str, Mapping[str, float]]
     store: HouseStore
     multiple: int = 8
+    rank_by: str = "divergence"
 
     def cut(self, network: fx.GraphModule) -> fx.GraphModule:
         """An induced network with its channel masks turned into narrower layers, on the CPU."""
@@ -109,7 +111,7 @@ class House:
             blocks=blocks,
             alternatives=self.choices,
             modules=self.modules,
-            losses={a.name: self.scores[a.name]["accuracy_loss"] for a in self.choices},
+            losses={a.name: self.scores[a.name][self.rank_by] for a in self.choices},
             base={**base, "latency_ms": latency_ms},
             savings=savings,
         )
@@ -203,4 +205,5 @@ def build_house(
         scores=scores,
         store=store,
         multiple=options.width_multiple,
+        rank_by=options.rank_by,
     )

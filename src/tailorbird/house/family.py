@@ -24,14 +24,15 @@ class HouseFamily:
     """Every network that can be induced from the teacher with the house's alternatives.
 
     Costs and losses are additive estimates (Bespoke, eq. 4 and 5): the teacher's figure, less what
-    each chosen alternative saves.
+    each chosen alternative saves. The paper adds up accuracy losses. Divergences add up better:
+    a small change of the logits enters them as its square, and independent changes add in squares.
 
     Args:
         teacher: the traced teacher.
         blocks: key -> block, of every block that has an alternative.
         alternatives: those that can be chosen.
         modules: alternative's name -> module.
-        losses: alternative's name -> accuracy loss, a fraction.
+        losses: alternative's name -> what it loses alone: divergence or accuracy.
         base: metric -> the teacher's figure.
         savings: metric -> alternative's name -> what it saves of the metric.
     """
@@ -88,7 +89,7 @@ class HouseFamily:
         }
 
     def quality(self, genomes: Genomes) -> Floats:
-        """Minus the summed accuracy losses of ``genomes`` (n x genes): (n,)."""
+        """Minus the summed losses of ``genomes`` (n x genes): (n,)."""
         return -self._sum(genomes, self.losses)
 
     def build(self, genome: npt.NDArray[np.int64]) -> fx.GraphModule:

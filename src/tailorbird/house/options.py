@@ -26,6 +26,9 @@ class HouseOptions:
         batch_size: images per distillation step.
         memory_mb: budget for one bunch of alternatives trained together.
         precision: ``"float32"``, ``"bfloat16"`` or ``"auto"`` (bfloat16 where hardware has it).
+        rank_by: what is added up over the alternatives of a candidate and kept low:
+            ``"divergence"`` (mean Kullback-Leibler divergence from the teacher's answers, in nats)
+            or ``"accuracy_loss"`` (the paper's, eq. 4).
         leaves: module paths that tracing must not look into.
 
     Raises:
@@ -46,6 +49,7 @@ class HouseOptions:
     batch_size: int = 128
     memory_mb: int = 4096
     precision: str = "auto"
+    rank_by: str = "divergence"
     leaves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -69,6 +73,10 @@ class HouseOptions:
         if self.precision not in ("auto", "float32", "bfloat16"):
             problems.append(
                 f"house.precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}"
+            )
+        if self.rank_by not in ("divergence", "accuracy_loss"):
+            problems.append(
+                f"house.rank_by: expected 'divergence' or 'accuracy_loss', got {self.rank_by!r}"
             )
         if problems:
             raise ConfigError(problems)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tailorbird.data.images import Split
 from tailorbird.errors import InfeasibleError
@@ -16,7 +18,7 @@ from tailorbird.progress import Progress
 from tailorbird.search import annealing, exact
 from tailorbird.search.selection import Selection, make_selection, within
 from tailorbird.targets import Target
-from tailorbird.train.evaluate import accuracy, agreement
+from tailorbird.train.evaluate import accuracy, agreement, logits
 from tailorbird.train.precision import compute_device
 
 MARGIN = 0.02
@@ -33,8 +35,8 @@ class Choice:
         limits: metric -> bound in its unit, margin not taken off.
         figures: metric -> figure of the whole induced network, latency measured.
         accuracy: on the validation split, before retraining.
-        predicted_loss: the additive estimate of the accuracy loss, a fraction.
-        annealing_gap: loss of simulated annealing minus the proven optimum, a fraction.
+        predicted_loss: the additive estimate of what ``house.rank_by`` names.
+        annealing_gap: loss of simulated annealing minus the proven optimum.
         measured: candidates measured whole for this target.
         rounds: searches made.
     """
@@ -62,7 +64,9 @@ def choose(
     progress: Progress,
     known: Collection[Names] | None = None,
 ) -> Choice:
-    """The candidate that validates best among the most promising that meet the limits as measured.
+    """The best on the validation split of the most promising that meet the limits as measured.
+
+    Best is what ``house.rank_by`` says: least divergence from the teacher, or highest accuracy.
 
     Each round solves the additive problem exactly for the ``candidates`` best selections, measures
     those whole (in the first round also the teacher with each of their replacements alone, which
@@ -113,18 +117,18 @@ def choose(
         raise _infeasible(target, limits, tried)
     losses = {names: _loss(pricing, names) for names in met}
     best = sorted(met, key=lambda names: losses[names])[:candidates]
-    judged = {names: judge(pricing, names, validation) for names in best}
-    names = max(best, key=lambda names: judged[names])
+    names = min(best, key=ranking(pricing, validation))
+    judged = judge_module(pricing.family.induce(names), pricing.house.teacher, validation)
     progress.say(
         f"{target.name}: {len(names)} replacements, {met[names]['latency_ms']:.3f} ms, validation "
-        f"{100 * judged[names]:.2f} % before retraining"
+        f"{100 * judged:.2f} % before retraining"
     )
     return Choice(
         target=target.name,
         names=names,
         limits=limits,
         figures=met[names],
-        accuracy=judged[names],
+        accuracy=judged,
         predicted_loss=losses[names],
         annealing_gap=gap,
         measured=len(tried),
@@ -132,9 +136,27 @@ def choose(
     )
 
 
-def judge(pricing: Pricing, names: Names, validation: Split) -> float:
-    """Accuracy (agreement with the teacher where there are no labels) of an induced network."""
-    return judge_module(pricing.family.induce(names), pricing.house.teacher, validation)
+def ranking(pricing: Pricing, validation: Split) -> Callable[[Names], float]:
+    """What an induced network loses on ``validation``, by the house's own measure; lower is better.
+
+    Each network runs once however often it is asked about.
+    """
+    house = pricing.house
+    device = compute_device()
+
+    @cache
+    def reference() -> Tensor:
+        return logits(house.teacher.module, validation, device=device).log_softmax(1)
+
+    @cache
+    def loss(names: Names) -> float:
+        network = pricing.family.induce(names)
+        if house.rank_by == "accuracy_loss":
+            return -judge_module(network, house.teacher, validation)
+        answer = logits(network, validation, device=device).log_softmax(1)
+        return float(F.kl_div(answer, reference(), reduction="batchmean", log_target=True))
+
+    return loss
 
 
 def judge_module(module: nn.Module, teacher: LayerGraph, split: Split) -> float:

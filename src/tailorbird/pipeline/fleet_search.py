@@ -13,9 +13,9 @@ from pathlib import Path
 from tailorbird.config.fleet import COUNTED, LATENCY, Fleet, load_fleet, plain_fleet, read_limits
 from tailorbird.config.strategies import strategy as named_strategy
 from tailorbird.errors import ConfigError, SpaceError
-from tailorbird.estimate.accuracy_predictor import OfaPredictor
 from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
 from tailorbird.estimate.predicted import PredictedFamily, Predictor
+from tailorbird.estimate.train_predictor import open_predictor
 from tailorbird.family import Floats
 from tailorbird.progress import Progress
 from tailorbird.search.outcome import save_csv, save_json
@@ -93,7 +93,7 @@ def search_fleet(
     how = named_strategy(strategy)
     fleet = wish.fleet()
     priced = price(wish.space, fleet)
-    predictor = _predictor(wish.accuracy_predictor, priced.architectures)
+    predictor = open_predictor(wish.accuracy_predictor, priced.architectures)
     found = how.search(priced.family(predictor), fleet.bounds(), seed=seed, progress=progress)
     devices = [target.device for target in fleet.targets]
     if json is not None:
@@ -123,7 +123,7 @@ def describe_file(
     priced = price(space, plain_fleet(latency_table, ()))
     predictor = None
     if accuracy_predictor is not None:
-        predictor = _predictor(accuracy_predictor, priced.architectures)
+        predictor = open_predictor(accuracy_predictor, priced.architectures)
     return describe(priced, rows, predictor)
 
 
@@ -168,15 +168,6 @@ def price(space: str, fleet: Fleet) -> Priced:
     if problems:
         raise SpaceError("; ".join(problems))
     return Priced(architectures, costs)
-
-
-def _predictor(path: Path, architectures: ArchitectureSpace) -> Predictor:
-    """The predictor stored in ``path``: an official one, or one trained by Tailorbird.
-
-    Raises:
-        ConfigError: when the file holds no predictor for this space.
-    """
-    return OfaPredictor.from_file(path, architectures).predict
 
 
 def describe(
