@@ -296,10 +296,12 @@ class Fitting:
         self._record(attempt, result)
 
     def _tighten(self, attempt: _Attempt, proof: Proof) -> None:
-        """Ask for as much less as the student came out over its limit."""
+        """Ask for a candidate that keeps the limit if it comes out as much slower as this one."""
+        assert attempt.choice is not None
         bound, measured = proof.limits.get("latency_ms"), proof.measured["latency_ms"]
         if bound is not None and measured > bound:
-            attempt.scale *= bound / measured
+            slower = measured / attempt.choice.figures["latency_ms"]
+            attempt.scale = bound / slower / attempt.choice.limits["latency_ms"]
         self.progress.say(
             f"{attempt.target.name}: measured {measured:.3f} ms, over its limit; searching again"
         )
