@@ -161,6 +161,10 @@ class _Run:
         """Sample and seed, then one generation after the other."""
         values = int(self.space.sizes.sum())
         sample = self.space.sample(self.settings.sample or max(1000, 2 * values), self.rng)
+        if self.space.conflicts is not None:
+            # A random member has few genes that differ from 0: look at each alone, too.
+            alone, _ = self.space.neighbours(np.zeros_like(sample[:1]))
+            sample = np.concatenate([alone, sample])
         sample = sample[self.seen.new(sample)]
         costs = self.evaluator.cost(sample)
         models = {metric: LinearModel(self.space) for metric in costs}
@@ -169,11 +173,14 @@ class _Run:
             model.fit()
         self._evaluate(sample, costs)
         directions = self._directions({m: model.weights for m, model in models.items()})
-        for _ in range(self.settings.generations):
+        for generation in range(self.settings.generations):
             self.model.fit()
-            count = max(8, 128 // len(directions))
+            # Where genes conflict the first front is worth its time: later ones start there.
+            exact = generation == 0 and self.space.conflicts is not None
+            count = max(8, (32 if exact else 128) // len(directions))
             seeds = [
-                trades(self.space, self.model.weights, cost, count=count) for cost in directions
+                trades(self.space, self.model.weights, cost, count=count, exact=exact)
+                for cost in directions
             ]
             bred = self._breed(seeds)
             bred = bred[self.seen.new(bred)]

@@ -13,9 +13,9 @@ from tailorbird.search.strategy import Archive, Evaluator, Limits
 from tailorbird.search.surrogate import LinearModel, trades
 from tailorbird.space import Genomes
 
-_SAMPLE = 256
+_SAMPLE = 512
 _STARTS = 4
-_TRADES = 64
+_TRADES = 32
 _SHOWN = 20
 
 
@@ -57,18 +57,21 @@ class _Finder:
         self.archive = Archive(limits, genes=len(self.space.sizes))
         self.metrics = tuple(dict.fromkeys(metric for bounds in limits for metric in bounds))
         self.lowest = dict.fromkeys(self.metrics, np.inf)
-        sample = self.space.sample(_SAMPLE, rng)
-        sample[0] = 0
+        count = max(_SAMPLE, 2 * int(self.space.sizes.sum()))
+        sample = self.space.sample(count, rng)
+        # Where genes conflict a random member has few that differ from 0: look at each alone, too.
+        alone, _ = self.space.neighbours(np.zeros_like(sample[:1]))
+        sample = np.concatenate([np.zeros_like(sample[:1]), alone, sample])
         costs = self.price(sample)
-        models = {metric: LinearModel(self.space) for metric in self.metrics}
+        models = {metric: LinearModel(self.space, ridge=1e-3) for metric in self.metrics}
         for metric, model in models.items():
             model.add(sample, costs[metric])
             model.fit()
         together = {pair for bounds in limits for pair in combinations(sorted(bounds), 2)}
         weights = {metric: model.weights for metric, model in models.items()}
-        cheap = [trades(self.space, -w, w, count=1) for w in weights.values()]
+        cheap = [trades(self.space, -w, w, count=1, exact=True) for w in weights.values()]
         cheap += [
-            trades(self.space, -weights[left], weights[right], count=_TRADES)
+            trades(self.space, -weights[left], weights[right], count=_TRADES, exact=True)
             for left, right in sorted(together)
         ]
         self.seen = np.concatenate([sample, *cheap])

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solve
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tailorbird.family import Floats
 from tailorbird.space import Genomes, Space
@@ -74,18 +75,20 @@ class LinearModel:
         return np.where(active, genomes + self._starts[:-1], len(self.weights) - 1)
 
 
-def trades(space: Space, gain: Floats, cost: Floats, *, count: int) -> Genomes:
+def trades(space: Space, gain: Floats, cost: Floats, *, count: int, exact: bool = False) -> Genomes:
     """Up to ``count`` members (m, genes) along the front of two linear models, cheapest first.
 
     The prices lambda at which they are best are quantiles of the slopes between a gene's values,
     where the best member changes, with infinity (the cheapest member) and 0 (the best) at the
-    ends. Exact under the models, except where genes conflict: these are settled by gain.
+    ends. Exact under the models, except where genes conflict: of these the one that gains most is
+    kept, or with ``exact`` the set that gains most, for a small integer programme per member.
 
     Args:
         space: the genes.
         gain: (f + 1,) a model's ``weights``, to be large.
         cost: (f + 1,) a model's ``weights``, to be small.
         count: of prices.
+        exact: settle conflicts by HiGHS, in at most 1,000 nodes per member.
 
     Example:
         >>> from tailorbird.space import Choice
@@ -114,7 +117,8 @@ def trades(space: Space, gain: Floats, cost: Floats, *, count: int) -> Genomes:
         best[gene] = score.max(axis=0)
         above[gene] = best[gene] - score[0]
     if space.conflicts is not None:
-        genomes = _settle(genomes, above.T, space.conflicts)
+        settle = _settle_exactly if exact else _settle
+        genomes = settle(genomes, above.T, space.conflicts)
     return space.canonical(genomes)
 
 
@@ -157,3 +161,38 @@ def _settle(genomes: Genomes, gains: Floats, conflicts: npt.NDArray[np.bool_]) -
         blocked = ((settled != 0) & conflicts[gene]).any(axis=1)
         settled[rows, gene] = np.where(blocked, 0, genomes[rows, gene])
     return settled
+
+
+def _settle_exactly(genomes: Genomes, gains: Floats, conflicts: npt.NDArray[np.bool_]) -> Genomes:
+    """Of conflicting genes keep those that gain most together over their values 0."""
+    cliques = _cliques(conflicts)
+    settled = _settle(genomes, gains, conflicts)
+    for row, gain in enumerate(gains):
+        if cliques is None or not (gain > 0).any():
+            continue
+        found = milp(
+            -gain,
+            integrality=np.ones(len(gain), dtype=np.int64),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(cliques, ub=1),
+            options={"node_limit": 1000},
+        )
+        if found.x is not None and gain[found.x > 0.5].sum() > gain[settled[row] != 0].sum():
+            settled[row] = np.where(found.x > 0.5, genomes[row], 0)
+    return settled
+
+
+def _cliques(conflicts: npt.NDArray[np.bool_]) -> Floats | None:
+    """Sets of genes of which at most one may differ from 0, (cliques, genes); they say it all."""
+    left = np.triu(conflicts, 1)
+    rows = []
+    while left.any():
+        first, second = np.argwhere(left)[0]
+        clique = [int(first), int(second)]
+        shared = conflicts[first] & conflicts[second]
+        while shared.any():
+            clique.append(int(np.argmax(shared)))
+            shared &= conflicts[clique[-1]]
+        left[np.ix_(clique, clique)] = False
+        rows.append(np.isin(np.arange(len(conflicts)), clique).astype(np.float64))
+    return np.stack(rows) if rows else None
