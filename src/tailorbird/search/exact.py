@@ -29,7 +29,8 @@ from tailorbird.search.selection import (
 )
 
 _RETRIES = 20
-_TIGHTER = 1e-6
+_TOLERANCE = 1e-6
+"""HiGHS takes a constraint as met up to this much."""
 
 
 def solve(
@@ -198,7 +199,7 @@ def minimise(
         # if they swarm, the limits are tightened by that much.
         misses += 1
         if misses == _RETRIES:
-            programme.tighten(_TIGHTER)
+            programme.tighten(_TOLERANCE)
     return found
 
 
@@ -285,8 +286,8 @@ class _Programme:
 
     def solve(self) -> list[int] | None:
         """Positions of the best selection, or ``None`` when there is none."""
-        if self._size == 0:
-            return [] if bool((self._lower <= 0).all()) else None
+        if self._size == 0:  # as tolerant as HiGHS: who asked checks what was found
+            return [] if bool((self._lower <= _TOLERANCE).all()) else None
         result = milp(
             self._objective,
             constraints=LinearConstraint(self._matrix, lb=self._lower),
