@@ -1,4 +1,5 @@
 import types
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -55,6 +56,22 @@ def test_items_with_labels():
     memory = from_datasets(Pictures(), Pictures(4), in_memory=True)
     assert isinstance(memory.train, TensorSplit)
     assert memory.fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_images_that_are_not_finite_count_as_corrupt(in_memory):
+    images = torch.zeros(20, 1, 4, 4)
+    images[5, 0, 1, 1], images[6, 0, 1, 1] = float("nan"), float("inf")
+    whole, held = TensorDataset(images), TensorDataset(torch.zeros(4, 1, 4, 4))
+
+    def walk(**arguments):
+        data = from_datasets(whole, validation=held, in_memory=in_memory, **arguments)
+        return sum(len(batch) for batch, _ in data.train.batches(4))
+
+    with pytest.raises(DataError, match=r"image 5.*NaN or infinity"):
+        walk()
+    with nullcontext() if in_memory else pytest.warns(UserWarning, match="left out image [56]:"):
+        assert walk(skip_corrupt=True) == 18
 
 
 def test_images_alone_and_labels_set_aside():

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tailorbird.errors import DataError
 from tailorbird.house import distil as module
 from tailorbird.house.alternative import Sample
 from tailorbird.house.distil import distil, plan_bunches
@@ -114,6 +115,17 @@ def test_a_poisoned_alternative_stops_alone_and_says_why(tmp_path, reference):
     assert stored is not None
     assert "not finite; lower house.learning_rate" in stored[1]["stopped"]
     assert victim not in run(tmp_path, sample=poisoned)
+
+
+@pytest.mark.parametrize(("role", "words"), [("train", "training"), ("validation", "validation")])
+def test_a_poisoned_image_is_named_and_stops_nobody_for_good(tmp_path, reference, role, words):
+    split = getattr(images(), role)
+    pixels = split.images.float() / 255
+    pixels[7, 0, 3, 3] = float("nan")
+    poisoned = replace(images(), **{role: replace(split, images=pixels)})
+    with pytest.raises(DataError, match=rf"1 of \d+ {words} images hold NaN.*: image 7 \(count"):
+        distil(teacher(), small_sample(), poisoned, OPTIONS, seed=0, store=HouseStore(tmp_path))
+    assert equal(run(tmp_path), reference)
 
 
 def test_out_of_memory_halves_the_bunch_and_drops_nothing(tmp_path, reference, monkeypatch):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit
-from tailorbird.errors import ConfigError, StoreError, TrainingError
+from tailorbird.errors import ConfigError, DataError, StoreError, TrainingError
 from tailorbird.progress import Silent
 from tailorbird.train.evaluate import accuracy, agreement
 from tailorbird.train.fit import fit
@@ -179,6 +180,28 @@ def test_nan_stops_one_student_only_and_says_where():
     assert second.epochs == 3
     [alone] = retrain_all([good], teacher, data, recipe=RECIPE, seed=0)
     assert same(state(alone.module), state(second.module))
+
+
+def spoilt(data, role, index, value):
+    """The data with one pixel of one image not finite."""
+    split = getattr(data, role)
+    images = split.images.float() / 255
+    images[index, 0, 0, 0] = value
+    return replace(data, **{role: replace(split, images=images)})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_images_that_are_not_finite_are_not_taken_for_a_learning_rate(value, tmp_path):
+    students = [Assignment(name=n, student=Net(seed=1), checkpoint=tmp_path / n) for n in "ab"]
+
+    def run(students, data):
+        return retrain_all(students, Net(seed=9), data, recipe=RECIPE, seed=0)
+
+    with pytest.raises(DataError, match=r"^1 of 60 training images hold NaN.*: image 57 \(count"):
+        run(students, spoilt(make_data(), "train", 57, value))
+    assert [one.stopped for one in run(students, make_data())] == [None, None]
+    with pytest.raises(DataError, match="1 of 20 validation images hold NaN or infinity"):
+        run([replace(students[0], checkpoint=None)], spoilt(make_data(), "validation", 3, value))
 
 
 def test_a_single_student_with_nan_raises_and_keeps_its_best(tmp_path):

@@ -192,7 +192,7 @@ def as_pixels(image: object) -> Tensor:
     Tensors keep their type; arrays and Pillow images have to hold uint8.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and for floats that are NaN or infinite.
     """
     from PIL import Image
 
@@ -202,6 +202,8 @@ def as_pixels(image: object) -> Tensor:
                 "expected a (C, H, W) tensor of uint8 or float32, got "
                 f"{tuple(image.shape)} of {image.dtype}"
             )
+        if image.is_floating_point() and not bool(image.isfinite().all()):
+            raise ValueError("it holds NaN or infinity")
         return image
     if isinstance(image, Image.Image):
         return torch.from_numpy(_from_pillow(image).copy())

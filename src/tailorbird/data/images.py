@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -266,6 +266,43 @@ def spaced(total: int, count: int) -> Tensor:
     """
     count = min(total, count)
     return torch.arange(count) * total // max(count, 1)
+
+
+def blame_images(sums: Sequence[Tensor], split: Split, role: str) -> None:
+    """Where a loss is not finite: raise if that is the images' fault.
+
+    Args:
+        sums: of all pixels of each batch that came before. They cost next to nothing and are on
+            the device, so nobody waits for them while all is well.
+        split: where the batches came from; walked once, to name the images.
+        role: ``"training"`` or ``"validation"``.
+
+    Raises:
+        DataError: naming the first images that hold NaN or infinity.
+
+    Example:
+        >>> blame_images([torch.tensor(1.0)], TensorSplit(torch.zeros(1, 1, 2, 2), None,
+        ...     Normalisation.identity(1)), "training")
+    """
+    if not sums or bool(torch.stack(list(sums)).isfinite().all()):
+        return
+    found: list[int] = []
+    start = 0
+    for images, _ in split.batches(256):
+        bad = ~images.flatten(1).isfinite().all(dim=1)
+        found += (torch.nonzero(bad).flatten() + start).tolist()
+        start += len(images)
+    if not found:
+        raise DataError(
+            f"augmentation makes {role} images NaN or infinite, and so the loss; mend it, or train "
+            "without it"
+        )
+    named = ", ".join(str(index) for index in found[:5])
+    raise DataError(
+        f"{len(found)} of {len(split)} {role} images hold NaN or infinity, and so does the loss: "
+        f"{'image' if len(found) == 1 else 'images'} {named}{', ...' if len(found) > 5 else ''} "
+        "(counted from 0); repair or remove them"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, fx, nn
 
-from tailorbird.data.images import ImageData
+from tailorbird.data.images import ImageData, blame_images
 from tailorbird.files import write_bytes
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture
@@ -121,6 +121,9 @@ def distil(
     Returns:
         name -> trained module, in evaluation mode on the CPU. One whose loss stopped being
         finite is absent; its record in the store says why.
+
+    Raises:
+        DataError: naming images that hold NaN or infinity, once they have spoilt a loss.
     """
     device = compute_device()
     progress = progress or Silent()
@@ -241,9 +244,11 @@ def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx
         while step < total:
             for trainee in trainees:
                 trainee.module.train()
+            sums = []
             for images in _epoch(job, step, total):
                 rate = job.options.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
                 train_step(job, probe, trainees, images, step=step, rate=rate)
+                sums.append(images.sum())
                 step += 1
                 task.advance(1, _note(trainees, step))
                 if _late(job, start):
@@ -251,7 +256,7 @@ def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx
             if step < total and _late(job, start):
                 task.advance(total - step, "time is spent")
                 step = total
-            _validate(job, probe, trainees)
+            _validate(job, probe, trainees, sums)
             if step < total:
                 _save(job, trainees, step)
     return {t.record.name: module for t in trainees if (module := _finish(job, t)) is not None}
@@ -348,10 +353,19 @@ def _loss(
 
 
 @torch.no_grad()
-def _validate(job: Bunch, probe: Probe, trainees: Sequence[Trainee]) -> None:
-    """Keep each trainee's weights if they mimic better than before; stop those gone astray."""
+def _validate(
+    job: Bunch, probe: Probe, trainees: Sequence[Trainee], trained_on: Sequence[Tensor]
+) -> None:
+    """Keep each trainee's weights if they mimic better than before; stop those gone astray.
+
+    Args:
+        trained_on: sum of the pixels of each batch of the epoch, to tell bad images.
+
+    Raises:
+        DataError: where a loss is not finite because images are not.
+    """
     sums = dict.fromkeys((t.record.name for t in trainees), 0.0)
-    batches = 0
+    pixels: list[Tensor] = []
     for trainee in trainees:
         trainee.module.eval()
     split = job.data.validation
@@ -362,14 +376,16 @@ def _validate(job: Bunch, probe: Probe, trainees: Sequence[Trainee]) -> None:
         scales = _Scales(seen)
         for trainee in trainees:
             sums[trainee.record.name] += float(_loss(job, trainee, seen, scales))
-        batches += 1
-        if batches * job.options.batch_size >= VALIDATION_IMAGES:
+        pixels.append(images.sum())
+        if len(pixels) * job.options.batch_size >= VALIDATION_IMAGES:
             break
     for trainee in trainees:
-        loss = sums[trainee.record.name] / batches
+        loss = sums[trainee.record.name] / len(pixels)
         if trainee.stopped:
             continue
         if not math.isfinite(loss):
+            blame_images(trained_on, job.data.train, "training")
+            blame_images(pixels, split, "validation")
             trainee.stopped = "the loss is not finite; lower house.learning_rate"
         elif loss < trainee.best_loss:
             trainee.best_loss = loss

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tailorbird.data.images import ImageData, Split
+from tailorbird.data.images import ImageData, Split, blame_images
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.train.answers import Answers, Teacher
@@ -99,7 +99,7 @@ def train(
 
     Raises:
         ConfigError: for networks that fit neither each other's names, the teacher nor the hints.
-        DataError: when there are too few images.
+        DataError: when there are too few images, or NaN or infinity in them.
         StoreError: when a checkpoint is of another run, or can't be written.
     """
     if not assignments:
@@ -173,6 +173,7 @@ class _Loop:
         self.group: list[Trainee] = []
         self.start = time.monotonic()
         self.pace = _Pace()
+        self.sums: list[Tensor] = []
         self.answers: Tensor | None = None
         self.limited: Tensor | None = None
 
@@ -232,6 +233,7 @@ class _Loop:
         return rate
 
     def _step(self, images: Tensor, labels: Tensor | None) -> float:
+        self.sums.append(images.sum())
         if self.mixer is not None:
             mixing = _derive(self.seed, _MIXING, self.step)
             images, labels = self.mixer(images, labels, seed=mixing)
@@ -250,7 +252,11 @@ class _Loop:
         return rate
 
     def _settle(self, task: Task, steps: int) -> None:
-        losses = [trainee.settle(self.step) for trainee in self._running()]
+        running = self._running()
+        losses = [trainee.settle(self.step) for trainee in running]
+        for step in {t.stopped_step for t in running if t.stopped_step is not None}:
+            blame_images([self.sums[step - self.step - 1]], self.train_split, "training")
+        self.sums.clear()
         self.pace.count(steps)
         self._shorten()
         mean = sum(losses) / len(losses) if losses else 0.0
@@ -271,7 +277,8 @@ class _Loop:
     def _close_epoch(self, rate: float) -> None:
         """Validate and save the group."""
         began = time.monotonic()
-        for trainee in self._running():
+        running = self._running()
+        for trainee in running:
             trainee.validate(
                 self.validation,
                 self.answers if self.limited is None else self.limited,
@@ -279,6 +286,9 @@ class _Loop:
                 rate=rate,
                 seconds=self._seconds(),
             )
+        if any(trainee.stopped is not None for trainee in running):
+            walk = self.validation.batches(self.recipe.batch_size, device=self.device)
+            blame_images([images.sum() for images, _ in walk], self.validation, "validation")
         self.pace.validation = time.monotonic() - began
         for trainee in self.group:
             trainee.done = self.step >= self.total
