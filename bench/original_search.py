@@ -12,12 +12,15 @@ Source: Cai et al. 2020, "Once-for-all", section 3.4; published figures: mean pr
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
 Architecture = dict[str, list[int]]
 KERNELS, EXPANDS, DEPTHS = (3, 5, 7), (3, 4, 6), (2, 3, 4)
@@ -80,6 +83,36 @@ def _block(
         f"expanded_conv-input:{before}x{before}x{inputs}-output:{after}x{after}x{outputs}-"
         f"expand:{middle}-kernel:{kernel}-stride:{stride}-idskip:{skip}-se:{squeeze}-hs:{swish}"
     )
+
+
+class MobileNetAccuracy:
+    """The published predictor in torch; each architecture is encoded on its own, then one batch."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        layers: list[nn.Module] = []
+        for number in (0, 2, 4, 6):
+            outputs, inputs = weights[f"{number}.weight"].shape
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.network = nn.Sequential(*layers[:-1]).eval()
+        self.network.load_state_dict(dict(weights))
+
+    def __call__(self, architectures: Sequence[Architecture]) -> npt.NDArray[np.float64]:
+        features = [self.encode(architecture) for architecture in architectures]
+        with torch.no_grad():
+            return self.network(torch.tensor(features))[:, 0].double().numpy()
+
+    @staticmethod
+    def encode(architecture: Architecture) -> list[float]:
+        """128 zeros and ones: kernels and expand ratios slot by slot, then the resolution."""
+        kernels, expands = [0.0] * 60, [0.0] * 60
+        for stage in range(STAGES):
+            for position in range(architecture["d"][stage]):
+                slot = 4 * stage + position
+                kernels[3 * slot + KERNELS.index(architecture["ks"][slot])] = 1.0
+                expands[3 * slot + EXPANDS.index(architecture["e"][slot])] = 1.0
+        sizes = [0.0] * 8
+        sizes[(architecture["r"][0] - 112) // 16] = 1.0
+        return kernels + expands + sizes
 
 
 @dataclass
@@ -147,7 +180,7 @@ class EvolutionFinder:
         }
 
     def _mutant(self, parent: Architecture, rng: random.Random) -> Architecture:
-        child = {key: list(values) for key, values in parent.items()}
+        child = copy.deepcopy(parent)
         if rng.random() < self.rate:
             child["r"][0] = rng.choice(self.resolutions)
         for slot in range(SLOTS):
@@ -160,7 +193,8 @@ class EvolutionFinder:
         return child
 
     def _cross(self, left: Architecture, right: Architecture, rng: random.Random) -> Architecture:
-        return {
-            key: [rng.choice(pair) for pair in zip(left[key], right[key], strict=True)]
-            for key in left
-        }
+        child = copy.deepcopy(left)
+        for key, values in child.items():
+            for position in range(len(values)):
+                values[position] = rng.choice((left[key][position], right[key][position]))
+        return child

@@ -10,9 +10,11 @@ from tailorbird.graph.surgery import capture, induce
 from tailorbird.graph.trace import trace
 from tailorbird.house.donors import (
     add_donor_blocks,
+    add_donor_stages,
     add_whole_donors,
     largest_block,
     misfit,
+    stage_blocks,
     stitched,
 )
 from tailorbird.house.options import HouseOptions
@@ -98,3 +100,29 @@ def test_each_donor_is_offered_whole_with_its_own_logits_behind_one_linear_map()
     with torch.no_grad():
         inner = capture(other, [source.output])(IMAGES)[source.output]
         torch.testing.assert_close(module.adapter_out(inner), module(IMAGES))
+
+
+def test_stages_end_where_the_spatial_size_changes_and_every_run_of_them_is_offered():
+    teacher, other = trace(net(), (1, 8, 8)), trace(donor(), (1, 8, 8))
+    stages = stage_blocks(teacher, stem=True)
+    sizes = sorted({key[1] for key in stages}, reverse=True)
+    assert set(stages) == {(a, b) for a in [0, *sizes] for b in sizes if a == 0 or a > b}
+    for (before, after), block in stages.items():
+        assert np.prod(block.out_shape[1:]) == after
+        assert (block.input == teacher.layers[0].name) == (before == 0)
+        later = [b for b in enumerate_blocks(teacher) if np.prod(b.out_shape[1:]) == after]
+        order = teacher.index
+        assert order[block.output] == max(order[b.output] for b in later)
+    collector = Collector({})
+    options = HouseOptions(donor_blocks=1)
+    add_donor_stages(collector, teacher, {"other": other}, images=IMAGES, options=options)
+    offered = {a.block for a in collector.alternatives}
+    smaller = {
+        stages[key].key
+        for key, source in stage_blocks(other, stem=True).items()
+        if key in stages and 2 * source.macs < stages[key].macs
+    }
+    assert smaller <= offered
+    before = len(collector.alternatives)
+    add_donor_stages(collector, teacher, {"other": other}, images=IMAGES, options=options)
+    assert len(collector.alternatives) == before

@@ -20,7 +20,7 @@ from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.distil import distil
-from tailorbird.house.donors import add_donor_blocks, add_whole_donors
+from tailorbird.house.donors import add_donor_blocks, add_donor_stages, add_whole_donors
 from tailorbird.house.expand import add_pruned
 from tailorbird.house.family import HouseFamily
 from tailorbird.house.options import HouseOptions
@@ -152,6 +152,8 @@ def sample_house(
     if options.pruned:
         with torch.random.fork_rng(devices=[]):
             add_pruned(collector, teacher, images.cpu(), options, rng)
+    if options.donor_blocks:
+        add_donor_stages(collector, teacher, donors, images=images.cpu(), options=options)
     sample = collector.sample()
     if not sample.alternatives:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))

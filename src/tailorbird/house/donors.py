@@ -10,7 +10,9 @@ it is, in turn,
   `tailorbird.house.stitch`.
 
 Each donor is also offered whole, stitched in place of all of the teacher but its head, so that a
-house never does worse than the best of its donors merely because nothing of that size was drawn.
+house never does worse than the best of its donors merely because nothing of that size was drawn;
+and stage by stage, a stage being what lies between two changes of spatial size, so that a student
+can take its stages from different networks.
 
 Cost: one pass of teacher and donor over the calibration images for each stitched candidate.
 """
@@ -62,6 +64,54 @@ def add_whole_donors(
             collector.rejections[f"donor: {_reason(error)}"] += 1
             continue
         collector.offer(block, module, origin=name, source=source.key, variant="stitched")
+
+
+def add_donor_stages(
+    collector: Collector,
+    teacher: LayerGraph,
+    donors: Mapping[str, LayerGraph],
+    *,
+    images: Tensor,
+    options: HouseOptions,
+) -> None:
+    """Offer every run of a donor's stages in place of the teacher's; ``images`` fit the maps.
+
+    At most s (s + 1) / 2 alternatives for each donor, with s changes of spatial size.
+    """
+    own = stage_blocks(teacher, stem=options.stem)
+    for name, donor in sorted(donors.items()):
+        for key, source in stage_blocks(donor, stem=options.stem).items():
+            block = own.get(key)
+            if block is None or collector.known(block, name, source.key, "stitched"):
+                continue
+            collector.blocks.setdefault(block.key, block)
+            try:
+                module = stitched(donor, source, teacher, block, images)
+            except GraphError as error:
+                collector.rejections[f"donor: {_reason(error)}"] += 1
+                continue
+            collector.offer(block, module, origin=name, source=source.key, variant="stitched")
+
+
+def stage_blocks(graph: LayerGraph, *, stem: bool) -> dict[tuple[int, int], Block]:
+    """Blocks from the image or the end of a stage to the end of a stage.
+
+    A stage ends with the last tensor of its spatial size that a block can end with.
+
+    Returns:
+        (positions of the input, or 0 for the image; positions of the output) -> block.
+    """
+    order, image = graph.index, graph.layers[0].name
+    blocks = [block for block in enumerate_blocks(graph, stem=stem) if len(block.out_shape) > 1]
+    last: dict[int, str] = {}
+    for block in sorted(blocks, key=lambda block: order[block.output]):
+        last[_positions(block.out_shape)] = block.output
+    ends = set(last.values())
+    return {
+        (0 if b.input == image else _positions(b.in_shape), _positions(b.out_shape)): b
+        for b in blocks
+        if b.output in ends and (b.input == image or b.input in ends)
+    }
 
 
 def largest_block(graph: LayerGraph, *, stem: bool) -> Block | None:
