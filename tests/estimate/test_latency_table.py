@@ -1,6 +1,5 @@
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from tailorbird.errors import ConfigError, SpaceError
 from tailorbird.estimate.latency_table import compile_table, read_table
 from tailorbird.estimate.table_keys import STYLES
 from tailorbird.supernet.architecture import LayerShape, load_space
+from tests.supernet.test_architecture import PROXYLESS_MOBILE
 
 MOBILENET, MBCONV, PROXYLESS = STYLES
 CONV = "Conv-input:160x160x3-output:80x80x24"
@@ -163,27 +163,8 @@ def test_one_file_for_many_resolutions(tmp_path, name):
     np.testing.assert_allclose(compile_table(table, space).sum(genomes), want, rtol=1e-12)
 
 
-def narrow(space):
-    """ProxylessNAS of width 1.0 with expand ratios 3 and 6 (4 read as 3), which Pixel 1 has."""
-    widths = {40: 32, 24: 16, 32: 24, 56: 40, 104: 80, 128: 96, 248: 192, 416: 320, 1664: 1280}
-
-    def thinner(layer):
-        return layer and replace(
-            layer,
-            in_channels=widths.get(layer.in_channels, layer.in_channels),
-            out_channels=widths.get(layer.out_channels, layer.out_channels),
-            expand=3.0 if layer.expand == 4 else layer.expand,
-        )
-
-    slots = tuple(
-        replace(slot, variants={i: thinner(layer) for i, layer in slot.variants.items()})
-        for slot in space.slots
-    )
-    return replace(space, slots=slots)
-
-
 def test_proxyless_rows_count_pool_and_classifier_once(tmp_path):
-    space = narrow(load_space("ofa-proxyless-w1.3", resolutions=[224]))
+    space = load_space("proxylessnas-w1.0")
     rows = rows_for(space, PROXYLESS, np.random.default_rng(0))
     (tmp_path / "pixel.yaml").write_text(as_yaml(rows))
     compiled = compile_table(read_table(tmp_path / "pixel.yaml"), space)
@@ -388,12 +369,17 @@ def test_real_tables_hold_every_layer_of_their_space(file, name, lowest, highest
 
 
 @pytest.mark.data
-def test_pixel1_belongs_to_the_width_of_1():
+def test_pixel1_belongs_to_proxylessnas_of_width_1():
     table = read_table(real("latency_tables/pixel1_proxyless.yaml"))
     assert (table.style, table.resolutions) == (PROXYLESS, (224,))
     space = load_space("ofa-proxyless-w1.3", resolutions=[224])
     with pytest.raises(SpaceError, match=r"lacks 103 of the 103 rows .* has 40 channels in the"):
         compile_table(table, space)
-    space = narrow(space)
-    found = compile_table(table, space).sum(space.space.sample(500, np.random.default_rng(0)))
-    assert 40 < found.min() < found.max() < 300
+    space = load_space("proxylessnas-w1.0", resolutions=table.resolutions)
+    compiled = compile_table(table, space)
+    found = compiled.sum(space.space.sample(500, np.random.default_rng(0)))
+    assert 30 < found.min() < found.max() < 300
+    # The authors timed their network for mobile at 80.67 ms on that phone; the table was measured
+    # layer by layer, so it can't be expected to be closer than a few per cent.
+    mobile = compiled.sum(space.genomes([PROXYLESS_MOBILE]))
+    np.testing.assert_allclose(mobile, 80.67, rtol=0.03)

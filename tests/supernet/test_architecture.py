@@ -25,6 +25,12 @@ from tailorbird.supernet.architecture import (
 from tailorbird.supernet.counts import layer_macs
 
 COUPLED = {2: 3, 3: 4, 4: 6}
+PROXYLESS_MOBILE = {
+    "ks": [5, 3, 3, 3, 7, 3, 5, 5, 7, 5, 5, 5, 5, 5, 5, 5, 7, 7, 7, 7, 7],
+    "e": [3, 3, 3, 3, 3, 3, 3, 3, 6, 3, 3, 3, 6, 3, 3, 3, 6, 6, 3, 3, 6],
+    "d": [2, 4, 4, 4, 4, 1],
+    "r": 224,
+}
 
 
 def genomes_of(name, count=300, seed=0):
@@ -38,6 +44,8 @@ def test_the_spaces_are_the_published_ones():
     assert load_space("ofa-mbv3-w1.2", resolutions=[224]).space.size == per_stage**5
     assert load_space("ofa-mbv3-w1.0").space.size == 25 * per_stage**5
     assert load_space("ofa-proxyless-w1.3", resolutions=[224]).space.size == per_stage**5 * 9
+    fewer = sum(6**depth for depth in (1, 2, 3, 4))
+    assert load_space("proxylessnas-w1.0").space.size == fewer**5 * 6
     assert load_space("compofa-mbv3-w1.0", resolutions=[224]).space.size == 243
     elastic = sum(3**depth for depth in (2, 3, 4))
     assert load_space("compofa-mbv3-w1.2-elastic-kernel", resolutions=[160]).space.size == (
@@ -47,12 +55,13 @@ def test_the_spaces_are_the_published_ones():
     assert load_space("ofa-resnet50d").space.size == 8 * 2 * 3**6 * blocks
 
 
-def test_eight_spaces_lie_in_the_package():
+def test_nine_spaces_lie_in_the_package():
     assert set(SPACES) == {
         "ofa-mbv3-w1.0",
         "ofa-mbv3-w1.2",
         "ofa-proxyless-w1.3",
         "ofa-resnet50d",
+        "proxylessnas-w1.0",
         "compofa-mbv3-w1.0",
         "compofa-mbv3-w1.2",
         "compofa-mbv3-w1.0-elastic-kernel",
@@ -243,6 +252,36 @@ def test_a_single_block_stage_reads_any_depth():
     )
     with pytest.raises(SpaceError, match=r"d\[5\]=0, expected 1 or more"):
         space.genomes([{**smallest, "d": [2, 2, 2, 2, 2, 0]}])
+
+
+def test_the_published_network_for_mobile_is_a_member_of_proxylessnas():
+    """Kernels and expand ratios as its layers are named in the authors' benchmark on a Pixel 1."""
+    space = load_space("proxylessnas-w1.0")
+    (genome,) = space.genomes([PROXYLESS_MOBILE])
+    layers = space.layers(genome)
+    blocks = [shape for _, shape in layers if shape.kind == "mbconv"]
+    assert [name for name, _ in layers].count("blocks.3") == 0
+    assert [(b.in_channels, b.out_channels) for b in blocks if not b.residual] == [
+        *((32, 16), (16, 24), (24, 40), (40, 80), (80, 96), (96, 192), (192, 320))
+    ]
+    assert [b.kernel for b in blocks] == [3, 5, 3, 7, 3, 5, 5, *[7, 5, 5, 5], *[5] * 4, *[7] * 5]
+    assert [b.expand for b in blocks] == [1, 3, 3, *[3] * 4, 6, 3, 3, 3, 6, 3, 3, 3, 6, 6, 3, 3, 6]
+    assert [(name, shape.out_channels) for name, shape in layers[-3:]] == [
+        ("feature_mix_layer", 1280),
+        ("global_avg_pool", 1280),
+        ("classifier", 1000),
+    ]
+
+
+def test_a_stage_of_proxylessnas_may_be_one_block():
+    space = load_space("proxylessnas-w1.0")
+    smallest = space.architectures(np.zeros((1, len(space.space.choices)), dtype=np.int64))[0]
+    assert smallest == {"ks": [3] * 21, "e": [3] * 21, "d": [1] * 6, "r": 224}
+    assert len(space.layers(space.genomes([smallest])[0])) == 2 + 6 + 3
+    with pytest.raises(SpaceError, match=r"d\[2\]=0, expected one of \(1, 2, 3, 4\)"):
+        space.genomes([{**smallest, "d": [1, 1, 0, 1, 1, 1]}])
+    with pytest.raises(SpaceError, match=r"e\[4\]=4, expected one of \(3, 6\)"):
+        space.genomes([{**smallest, "e": [3] * 4 + [4] + [3] * 16}])
 
 
 def test_unknown_space_and_resolutions():

@@ -15,9 +15,8 @@ The tables known so far, and the spaces that they belong to:
   first block's row equals the Note10's to the last digit in all 17 files, so it wasn't measured on
   the board (at most 0.2 % of a sum).
 - i7-8700K (one file): ``ofa-mbv3-w1.0`` and also ``w1.2``, resolutions 96 to 256.
-- Pixel 1 (one file): ProxylessNAS of width 1.0 with expand ratios 3 and 6 at 224 pixels, which is
-  none of the supernets' spaces (``ofa-proxyless-w1.3`` has wider layers): compiling names what is
-  missing.
+- Pixel 1 (one file): ``proxylessnas-w1.0`` at 224 pixels. (``ofa-proxyless-w1.3`` has wider layers
+  and one more expand ratio.)
 """
 
 from __future__ import annotations
