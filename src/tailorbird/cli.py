@@ -234,28 +234,34 @@ def search(
 ) -> None:
     """Find the best architecture of a supernet's space for each of many limits.
 
-    Works on predictions alone; nothing is built. Ctrl-C ends with the best so far.
+    Works on predictions alone; nothing is built. Ctrl-C ends with the best so far, which is
+    written as well; the exit code is 130 then.
     """
     from tailorbird.pipeline.fleet_search import Wish, search_fleet
     from tailorbird.report.search_table import show
     from tailorbird.report.terminal import terminal
 
-    found = search_fleet(
-        Wish(
-            space=space,
-            accuracy_predictor=accuracy_predictor,
-            latency_table=latency_table,
-            limits=limits,
-            limit_on=limit_on,
-            limits_file=limits_file,
-        ),
-        strategy=strategy,
-        seed=seed,
-        json=json,
-        csv=csv,
-        plot=plot,
-        progress=terminal(quiet=quiet),
+    wish = Wish(
+        space=space,
+        accuracy_predictor=accuracy_predictor,
+        latency_table=latency_table,
+        limits=limits,
+        limit_on=limit_on,
+        limits_file=limits_file,
     )
+    try:
+        found = search_fleet(
+            wish,
+            strategy=strategy,
+            seed=seed,
+            json=json,
+            csv=csv,
+            plot=plot,
+            progress=terminal(quiet=quiet),
+        )
+    except KeyboardInterrupt:
+        typer.echo("stopped before there was anything to write", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     show(found, _out())
     if found.stopped:
         raise typer.Exit(INTERRUPTED)
@@ -279,8 +285,9 @@ def describe(
     from json import dumps
 
     from tailorbird.files import write_bytes
-    from tailorbird.pipeline.fleet_search import describe_file
+    from tailorbird.pipeline.fleet_search import check_outputs, describe_file
 
+    check_outputs({"--json": json})
     rows = describe_file(
         architectures,
         space=space,

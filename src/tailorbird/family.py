@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from tailorbird.errors import SpaceError
 from tailorbird.space import Genomes, Space
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Floats = npt.NDArray[np.float64]
 

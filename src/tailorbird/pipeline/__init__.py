@@ -1,8 +1,50 @@
-"""The stages in order, resumable; shared by the command line and Python users."""
+"""The stages in order, resumable; shared by the command line and Python users.
 
-from tailorbird.pipeline.execute import execute
-from tailorbird.pipeline.fitting import Student
-from tailorbird.pipeline.job import Job, Until
-from tailorbird.pipeline.model_house import ModelHouse
+Names are imported on first use: a search on predictions alone needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tailorbird.pipeline.execute import execute as execute
+    from tailorbird.pipeline.fitting import Student as Student
+    from tailorbird.pipeline.job import Job as Job
+    from tailorbird.pipeline.job import Until as Until
+    from tailorbird.pipeline.model_house import ModelHouse as ModelHouse
+
+_HOMES = {
+    "Job": "tailorbird.pipeline.job",
+    "ModelHouse": "tailorbird.pipeline.model_house",
+    "Student": "tailorbird.pipeline.fitting",
+    "Until": "tailorbird.pipeline.job",
+    "execute": "tailorbird.pipeline.execute",
+}
 
 __all__ = ["Job", "ModelHouse", "Student", "Until", "execute"]
+
+
+class _Package(ModuleType):
+    """Importing the module ``execute`` would hide the function of that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "execute" and isinstance(value, ModuleType):
+            value = value.execute
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tailorbird.pipeline' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, *globals()])

@@ -9,10 +9,11 @@ import json as json_format
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from tailorbird.config.fleet import COUNTED, LATENCY, Fleet, load_fleet, plain_fleet, read_limits
 from tailorbird.config.strategies import strategy as named_strategy
-from tailorbird.errors import ConfigError, SpaceError
+from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
 from tailorbird.estimate.predicted import PredictedFamily, Predictor
 from tailorbird.estimate.train_predictor import open_predictor
@@ -55,6 +56,8 @@ class Wish:
             problems.append("give either --limits or --limits-file")
         if self.limits_file is not None and self.latency_table is not None:
             problems.append("--latency-table: with --limits-file the tables are named in the file")
+        if self.limits_file is not None and self.limit_on != LATENCY:
+            problems.append("--limit-on: with --limits-file the metrics are named in the file")
         if self.limit_on not in (LATENCY, *COUNTED):
             known = ", ".join((LATENCY, *COUNTED))
             problems.append(f"--limit-on: expected one of {known}, got {self.limit_on!r}")
@@ -87,11 +90,13 @@ def search_fleet(
 
     Raises:
         ConfigError: for files, limits or names that are wrong.
+        StoreError: for files that can't be written, before the search begins.
         SpaceError: for an unknown space, or a table that lacks layers of it.
         InfeasibleError: naming every limit below the reachable.
     """
     how = named_strategy(strategy)
     fleet = wish.fleet()
+    check_outputs({"--json": json, "--csv": csv, "--plot": plot})
     priced = price(wish.space, fleet)
     predictor = open_predictor(wish.accuracy_predictor, priced.architectures)
     found = how.search(priced.family(predictor), fleet.bounds(), seed=seed, progress=progress)
@@ -107,6 +112,38 @@ def search_fleet(
     return found
 
 
+def check_outputs(paths: Mapping[str, Path | None]) -> None:
+    """Try to write where results are to go, so that no search is lost for want of a folder.
+
+    Args:
+        paths: option -> file; its folder is made when missing, what is there stays as it is.
+
+    Raises:
+        ConfigError: where two options name one file, or an option a folder.
+        StoreError: where a file could not be written.
+    """
+    given = {option: path for option, path in paths.items() if path is not None}
+    problems, names = [], dict[Path, str]()
+    for option, path in given.items():
+        other = names.setdefault(path.absolute(), option)
+        if other != option:
+            problems.append(f"{option} and {other}: expected different files, got {path} twice")
+        if path.is_dir():
+            problems.append(f"{option}: expected a file to write, got the folder {path}")
+    if problems:
+        raise ConfigError(problems)
+    for path in given.values():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part"):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"can't write {path}: {error.strerror or error}; choose another folder (nothing "
+                "has been searched yet)"
+            ) from error
+
+
 def describe_file(
     path: Path,
     *,
@@ -118,13 +155,17 @@ def describe_file(
 
     Raises:
         ConfigError: for lines that are no JSON objects, all at once.
+        SpaceError: for architectures that lie outside the space.
     """
     rows = _read_lines(path)
     priced = price(space, plain_fleet(latency_table, ()))
     predictor = None
     if accuracy_predictor is not None:
         predictor = open_predictor(accuracy_predictor, priced.architectures)
-    return describe(priced, rows, predictor)
+    try:
+        return describe(priced, rows, predictor)
+    except SpaceError as error:
+        raise SpaceError(f"{path} (rows are counted from 0): {error}") from error
 
 
 @dataclass(frozen=True)
@@ -153,7 +194,16 @@ def price(space: str, fleet: Fleet) -> Priced:
         ConfigError: where the tables share no resolution, or one can't be read.
         SpaceError: for an unknown space, or tables that lack layers of it.
     """
-    tables = {name: read_table(path) for name, path in fleet.tables.items() if path is not None}
+    load_space(space)  # an unknown one is told before tables are read
+    tables: dict[str, LatencyTable] = {}
+    faults: list[str] = []
+    for name, path in fleet.tables.items():
+        try:
+            tables |= {name: read_table(path)} if path is not None else {}
+        except ConfigError as error:
+            faults += error.problems
+    if faults:
+        raise ConfigError(faults)
     architectures = load_space(space, resolutions=_shared(space, tables))
     costs: dict[str, Predictor] = {
         "macs": macs(architectures).sum,
@@ -164,7 +214,7 @@ def price(space: str, fleet: Fleet) -> Priced:
         try:
             costs[fleet.metric(name, LATENCY)] = compile_table(table, architectures).sum
         except SpaceError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{name}: {error}" if len(tables) > 1 else str(error))
     if problems:
         raise SpaceError("; ".join(problems))
     return Priced(architectures, costs)
