@@ -27,7 +27,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # i
 from record import write_result
 from tailorbird.estimate.accuracy_predictor import OfaPredictor
 from tailorbird.estimate.features import architecture_features
-from tailorbird.estimate.train_predictor import fit, read_pairs
+from tailorbird.estimate.predictor_files import read_pairs
+from tailorbird.estimate.train_predictor import fit
 from tailorbird.family import Floats
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, load_space

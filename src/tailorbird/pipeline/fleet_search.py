@@ -16,7 +16,7 @@ from tailorbird.config.strategies import strategy as named_strategy
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
 from tailorbird.estimate.predicted import PredictedFamily, Predictor
-from tailorbird.estimate.train_predictor import open_predictor
+from tailorbird.estimate.predictor_files import open_predictor
 from tailorbird.family import Floats
 from tailorbird.progress import Progress
 from tailorbird.search.outcome import save_csv, save_json
