@@ -232,7 +232,7 @@ def search(
     plot: Annotated[Path | None, typer.Option(help="Draw the front here (PNG).")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")] = False,
 ) -> None:
-    """Find the best architecture of a supernet's space for each of many limits.
+    """Find the best architectures of a supernet for many limits.
 
     Works on predictions alone; nothing is built. Ctrl-C ends with the best so far, which is
     written as well; the exit code is 130 then.
@@ -281,7 +281,7 @@ def describe(
         Path | None, typer.Option("--json", help="Write JSON lines here, else print them.")
     ] = None,
 ) -> None:
-    """MACs, parameters, and with tables and predictors latency and accuracy of architectures."""
+    """Tell MACs, parameters, latency and accuracy of architectures."""
     from json import dumps
 
     from tailorbird.files import write_bytes
