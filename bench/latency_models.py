@@ -27,7 +27,8 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
 from record import RESULTS, write_result
-from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures, regress
+from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
+from tailorbird.estimate.regression import regress
 from tailorbird.estimate.transfer import DeviceFeatures, choose
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import load_space

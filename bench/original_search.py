@@ -99,7 +99,8 @@ class MobileNetAccuracy:
     def __call__(self, architectures: Sequence[Architecture]) -> npt.NDArray[np.float64]:
         features = [self.encode(architecture) for architecture in architectures]
         with torch.no_grad():
-            return self.network(torch.tensor(features))[:, 0].double().numpy()
+            answer: torch.Tensor = self.network(torch.tensor(features))
+        return np.asarray(answer[:, 0].double())
 
     @staticmethod
     def encode(architecture: Architecture) -> list[float]:
@@ -147,15 +148,20 @@ class EvolutionFinder:
             members.sort(key=lambda member: member[0], reverse=True)
             members = members[: round(self.parents * self.population)]
             best = max(best, members[0], key=lambda member: member[0])
-            children = []
-            for _ in range(self.population // 2):
-                parent = rng.choice(members)[1]
-                children.append(self._until_within(lambda p=parent: self._mutant(p, rng)))
-            for _ in range(self.population // 2):
-                left, right = rng.choice(members)[1], rng.choice(members)[1]
-                children.append(self._until_within(lambda a=left, b=right: self._cross(a, b, rng)))
+            children = [
+                self._child([member[1] for member in members], rng, mutated=number % 2 == 0)
+                for number in range(self.population)
+            ]
             members += self._judged(children)
         return best
+
+    def _child(
+        self, parents: Sequence[Architecture], rng: random.Random, *, mutated: bool
+    ) -> tuple[Architecture, float]:
+        left, right = rng.choice(parents), rng.choice(parents)
+        if mutated:
+            return self._until_within(lambda: self._mutant(left, rng))
+        return self._until_within(lambda: self._cross(left, right, rng))
 
     def _judged(
         self, found: Sequence[tuple[Architecture, float]]
