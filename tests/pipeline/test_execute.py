@@ -1,7 +1,7 @@
 import errno
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ from tailorbird.house.build import sample_house
 from tailorbird.pipeline import ModelHouse, execute, fitting
 from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder
+from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice
 from tests.house.makers import images, net, same, weights
@@ -200,6 +201,44 @@ def test_a_device_that_fails_once_is_asked_again(tmp_path):
     assert not first.met
     assert first.targets[0].reason == "the board does not answer"
     assert execute(job(run, limits=limits, device=Shaky())).met
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dying(FakeDevice):
+    """Answers ``answers`` times; what it was asked is shared by its copies."""
+
+    answers: int
+    asked: list = field(default_factory=list, compare=False)
+
+    def measure(self, models):
+        self.asked.append(len(models))
+        if len(self.asked) > self.answers:
+            raise MeasurementError("the board does not answer")
+        return super().measure(models)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_a_device_that_fails_costs_its_own_targets_only(tmp_path, answers):
+    board, run = Dying(key="board", answers=answers), tmp_path / "run"
+
+    def wanted(device):
+        bounds = {"latency": "0.6x", "params": "0.95x"}
+        targets = [Target("dead", device, bounds), Target("dead2", device, {"latency_ms": 1.0})]
+        return replace(job(run), targets=(targets[0], *job(run).targets[:1], targets[1]))
+
+    report = execute(wanted(board))
+    found = by_name(report)
+    assert found["edge"].met and not report.met
+    for name in ("dead", "dead2"):
+        assert not found[name].met
+        assert found[name].reason == "the board does not answer"
+    known = {"params"} if answers == 0 else {"params", "latency_ms"}
+    assert found["dead"].limits.keys() == known
+    assert found["dead2"].limits == {"latency_ms": 1.0}
+    assert len(board.asked) < 8, "a device that is dead was asked again for each target"
+    assert "the board does not answer" in (run / "report.html").read_text()
+    mended = by_name(execute(wanted(FakeDevice(key="board", base_ms=0.001))))
+    assert mended["dead"].met and mended["dead2"].met
 
 
 def test_a_student_that_comes_out_too_slow_is_searched_for_again(tmp_path):

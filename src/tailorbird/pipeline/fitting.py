@@ -20,7 +20,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import fx
 
 from tailorbird.data.images import ImageData, Split
-from tailorbird.errors import ConfigError, InfeasibleError, StoreError, TailorbirdError
+from tailorbird.errors import (
+    ConfigError,
+    InfeasibleError,
+    MeasurementError,
+    StoreError,
+    TailorbirdError,
+)
 from tailorbird.export.bundle import load_student
 from tailorbird.export.options import ExportOptions
 from tailorbird.files import read_json, write_json
@@ -125,6 +131,7 @@ class Fitting:
         self.export = export
         self.seed = seed
         self.progress = progress
+        self._silent: dict[str, MeasurementError] = {}
 
     def run(self, targets: Sequence[Target], until: Until) -> list[Student]:
         """Students of ``targets``, in order."""
@@ -136,8 +143,7 @@ class Fitting:
             open_ones = [a for a in attempts if a.result is None]
             if not open_ones:
                 break
-            for attempt in open_ones:
-                self.pricing(attempt.target)  # a stage of its own: it is not counted twice
+            open_ones = [a for a in open_ones if self._price(a)]
             with self.folder.stage("search"):
                 for attempt in open_ones:
                     attempt.number = number
@@ -179,6 +185,18 @@ class Fitting:
                     attempt.result = None
         return attempt
 
+    def _price(self, attempt: _Attempt) -> bool:
+        """Price the house on the target's device; one that fails costs its own targets only."""
+        key = attempt.target.device.key
+        if key not in self._silent:
+            try:
+                self.pricing(attempt.target)  # a stage of its own: it is not counted twice
+                return True
+            except MeasurementError as error:
+                self._silent[key] = error
+        self._give_up(attempt, self._silent[key], {})
+        return False
+
     def _choose(self, attempt: _Attempt) -> None:
         start = time.perf_counter()
         stored = _load(attempt.home / "choice.json", attempt.request)
@@ -200,6 +218,9 @@ class Fitting:
                 )
             except InfeasibleError as error:
                 self._give_up(attempt, error, error.lowest)
+                return
+            except MeasurementError as error:
+                self._give_up(attempt, error, {})
                 return
             write_json(
                 attempt.home / "choice.json",
@@ -348,11 +369,10 @@ class Fitting:
     def _give_up(
         self, attempt: _Attempt, error: TailorbirdError, lowest: Mapping[str, float]
     ) -> None:
-        base = self.pricing(attempt.target).base
         result = TargetResult(
             name=attempt.target.name,
             device=attempt.target.device.key,
-            limits=attempt.target.absolute(base),
+            limits=self._limits(attempt.target),
             met=False,
             lowest=lowest,
             reason=str(error),
@@ -365,6 +385,19 @@ class Fitting:
             self._record(attempt, result)
         else:  # such as a device that does not answer: the next run tries again
             attempt.result = result
+
+    def _limits(self, target: Target) -> dict[str, float]:
+        """Bounds in their units; without a share of a latency that could not be measured."""
+        teacher = self.house.teacher
+        base = self.house.figures(teacher.module, teacher.input_shape)
+        known = self.house.store.load_latencies(target.device.key)
+        if "teacher" in known:
+            base["latency_ms"] = known["teacher"].median_ms
+        return {
+            limit.metric: limit.absolute(base)
+            for limit in target.parsed
+            if not limit.share or limit.metric in base
+        }
 
     def _record(self, attempt: _Attempt, result: TargetResult) -> None:
         attempt.result = result

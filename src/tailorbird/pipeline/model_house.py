@@ -116,7 +116,8 @@ class ModelHouse:
 
         A student that comes out over its limit is searched for again under a tighter limit and
         retrained, in all at most ``rounds`` times; then it is reported as not met. A target that
-        can't be met costs the others nothing: its result says the lowest figures reached.
+        can't be met costs the others nothing: its result says the lowest figures reached. Nor does
+        a device that fails: its targets are reported as not met, and tried again the next time.
         The report in the run folder is of these targets.
 
         Raises:

@@ -112,11 +112,12 @@ def _points(
                 Path(folder),
                 [f"n{number}" for number in range(len(networks))],
             )
-            latencies = [latency.median_ms for latency in device.measure(paths)]
+            latencies: list[float | None] = [one.median_ms for one in device.measure(paths)]
         except (ExportError, MeasurementError) as error:
             progress.say(f"donors are not drawn in the report: {error}")
             networks = {"teacher": graph}
-            latencies = [house.store.load_latencies(device.key)["teacher"].median_ms]
+            known = house.store.load_latencies(device.key).get("teacher")
+            latencies = [None if known is None else known.median_ms]
     points = {}
     for (name, network), latency in zip(networks.items(), latencies, strict=True):
         counts = count(network.module, network.input_shape)
