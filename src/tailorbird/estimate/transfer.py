@@ -2,9 +2,9 @@
 
 Networks that are slow on one device are slow on the next, but by other ratios and at other batch
 sizes. A new device's log latency is therefore learned from the log latencies of the known devices,
-together with the architecture's own sums, by the model of `tailorbird.estimate.learned_latency`.
-Known devices enter by what their models predict, not by single timings: predictions carry no timing
-noise and exist for every genome.
+together with the architecture's own sums, by `tailorbird.estimate.regression`. Known devices enter
+by what their models predict, not by single timings: predictions carry no timing noise and exist for
+every genome.
 
 Which architectures to measure matters as much as the model: `choose` takes those whose timings
 leave the least variance over the whole space (greedy I-optimal design; Seo et al. 2000, "Gaussian
@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import ConfigError
-from tailorbird.estimate.learned_latency import Features, Group
+from tailorbird.estimate.learned_latency import Features
+from tailorbird.estimate.regression import Group
+from tailorbird.family import Floats
 from tailorbird.space import Genomes
-
-Floats = npt.NDArray[np.float64]
 
 _NOISE = 0.1
 """Variance of a timing against that of the latencies among architectures, for the design only."""
