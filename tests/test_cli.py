@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,59 @@ def test_ctrl_c_says_how_to_go_on(job, monkeypatch):
     done = call("run", job)
     assert done.exit_code == 130
     assert "run the same command again to continue" in done.stderr
+
+
+PRESSED = """
+import atexit, sys, time
+import typer
+from tailorbird import cli
+
+def wait(word, here):
+    print(word, flush=True)
+    time.sleep(60 if here else 0)
+
+@cli.plainly
+def command():
+    try:
+        wait("working", True)
+    finally:
+        wait("unwinding", sys.argv[1] == "unwinding")
+
+atexit.register(lambda: wait("closing", sys.argv[1] == "closing"))
+try:
+    command()
+except typer.Exit as end:
+    sys.exit(end.exit_code)
+"""
+
+
+@pytest.mark.parametrize("second", ["unwinding", "closing", "never"])
+def test_a_second_ctrl_c_ends_at_once_with_the_same_code(second):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRESSED, second],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for word in ("working", "unwinding", "closing"):
+            assert process.stdout.readline() == f"{word}\n"
+            if word in ("working", second):
+                process.send_signal(signal.SIGINT)
+            if word == second:
+                break
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "stopping; press ctrl-C again to stop at once" in said
+    assert ("run the same command again to continue" in said) == (second != "unwinding")
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_is_left_as_it_was_after_a_command(job, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, "execute", lambda *_, **__: seen.append(signal.getsignal(2)))
+    call("run", job)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler not in seen
 
 
 def test_a_fault_of_our_own_is_not_hidden(job, monkeypatch):

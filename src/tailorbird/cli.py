@@ -1,15 +1,18 @@
 """The command line: thin, quick to start, and plain about what is wrong.
 
 Exit codes: 0 done; 2 bad input, or something that can't be done; 3 a target is not met;
-130 stopped by ctrl-C.
+130 stopped by ctrl-C, which ends a command in order; pressed again, it ends at once.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
@@ -58,7 +61,8 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with _two_presses():
+                return command(*args, **kwargs)
         except TailorbirdError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(BAD_INPUT) from None
@@ -73,6 +77,41 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(1) from None
 
     return run
+
+
+@contextmanager
+def _two_presses() -> Iterator[None]:
+    """The first ctrl-C is a KeyboardInterrupt, the second ends the process at once.
+
+    What is on disk is whole at any moment, so nothing is lost by that. Once pressed, it stays so
+    until the process is gone: an interpreter that is closing would end by signal otherwise.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # whoever called, or nohup, has settled what ctrl-C does
+        return
+    owner, pressed = os.getpid(), False
+
+    def second(*_: object) -> None:
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")  # progress bars hide the cursor
+        os._exit(INTERRUPTED)
+
+    def first(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        if os.getpid() == owner:  # workers are forked with this handler, and need no words
+            signal.signal(signal.SIGINT, second)
+            with suppress(OSError):
+                os.write(2, b"\nstopping; press ctrl-C again to stop at once\n")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if not pressed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _version(wanted: bool) -> None:
