@@ -172,9 +172,18 @@ def test_sum_equals_brute_force(name):
 
 def test_sum_by_place_tells_equal_shapes_apart():
     space, genomes = genomes_of("ofa-mbv3-w1.2", count=50)
-    table = SlotTable.per_slot(space, lambda slot, shape: slot.name == "blocks.3")
+    table = SlotTable.per_slot(space, lambda slot, index, shape: slot.name == "blocks.3")
     has_third = [("blocks.3" in dict(space.layers(genome))) for genome in genomes]
     assert table.sum(genomes).tolist() == [float(has) for has in has_third]
+
+
+def test_sum_by_index_tells_the_resolutions_of_equal_shapes_apart():
+    space, genomes = genomes_of("ofa-mbv3-w1.2", count=50)
+    table = SlotTable.per_slot(
+        space, lambda slot, index, shape: index[0] if shape.kind == "linear" else 0
+    )
+    assert table.sum(genomes).tolist() == genomes[:, 0].tolist()
+    assert all(slot.genes[0] == 0 for slot in space.slots)
 
 
 def test_a_table_names_the_slots_without_a_figure():

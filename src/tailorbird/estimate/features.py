@@ -155,14 +155,14 @@ class _OfStage:
     stage: int | None
     value: Callable[[LayerShape], float]
 
-    def __call__(self, slot: Slot, shape: LayerShape) -> float:
+    def __call__(self, slot: Slot, _index: tuple[int, ...], shape: LayerShape) -> float:
         found = self.stages.get(slot.name)
         return self.value(shape) if found is not None and self.stage in (None, found) else 0.0
 
 
 def _resolution(space: ArchitectureSpace) -> SlotTable:
     first = space.slots[0].name
-    return SlotTable.per_slot(space, lambda slot, shape: shape.in_size * (slot.name == first))
+    return SlotTable.per_slot(space, lambda slot, _, shape: shape.in_size * (slot.name == first))
 
 
 def _stages(space: ArchitectureSpace) -> dict[str, int]:

@@ -22,10 +22,9 @@ The tables known so far, and the spaces that they belong to:
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -132,24 +131,26 @@ def compile_table(table: LatencyTable, space: ArchitectureSpace) -> SlotTable:
         SpaceError: naming the rows that are missing (the first 20) and their count.
     """
     classes = _classes(space)
-    if table.per_resolution:
-        names = [choice.name for choice in space.space.choices]
-        space = _split(space, names.index("r"))
+    resolutions = space.space.choices[0].values
+    prefixes = [f"{resolution}/" if table.per_resolution else "" for resolution in resolutions]
+    keys: dict[LayerShape, str | None] = {}
     needed: dict[str, None] = {}
-    known: dict[tuple[str, LayerShape], float] = {}
-    for slot in space.slots:
-        prefix = _prefix(slot.name)
-        for shape in slot.variants.values():
-            if shape is None or (prefix, shape) in known:
-                continue
-            key = table.style.key(shape, classes)
-            if key is not None:
-                needed[prefix + key] = None
-            known[prefix, shape] = 0.0 if key is None else table.entries.get(prefix + key, math.nan)
-    missing = [key for key in needed if key not in table.entries]
+
+    def latency(_slot: Slot, index: tuple[int, ...], shape: LayerShape) -> float:
+        if shape not in keys:
+            keys[shape] = table.style.key(shape, classes)
+        key = keys[shape]
+        if key is None:
+            return 0.0
+        row = prefixes[index[0]] + key
+        needed[row] = None
+        return table.entries.get(row, 0.0)
+
+    compiled = SlotTable.per_slot(space, latency)
+    missing = [row for row in needed if row not in table.entries]
     if missing:
         raise SpaceError(_missing(table, space, missing, len(needed)))
-    return SlotTable.per_slot(space, lambda slot, shape: known[_prefix(slot.name), shape])
+    return compiled
 
 
 def _files(folder: Path, problems: list[str]) -> dict[int, Path]:
@@ -327,36 +328,6 @@ def _check_stem(
 def _shortened(problems: list[str]) -> list[str]:
     more = len(problems) - _MOST_FAULTS
     return problems if more <= 0 else [*problems[:_MOST_FAULTS], f"and {more:,} more"]
-
-
-def _split(space: ArchitectureSpace, gene: int) -> ArchitectureSpace:
-    """The same layers with one slot per place and resolution, named ``160/blocks.3``.
-
-    ``gene`` is the resolution's. A slot's variants of other resolutions are absent there.
-    """
-    slots = []
-    for slot in space.slots:
-        genes = tuple(sorted({gene, *slot.genes}))
-        at = genes.index(gene)
-        values = space.space.choices[gene].values
-        by_value: list[dict[tuple[int, ...], LayerShape | None]] = [{} for _ in values]
-        for index, shape in slot.variants.items():
-            own = (index[at],) if gene in slot.genes else range(len(values))
-            rest = index[:at] + index[at + 1 :] if gene in slot.genes else index
-            for value in own:
-                by_value[value][(*rest[:at], value, *rest[at:])] = shape
-        absent = dict.fromkeys(index for variants in by_value for index in variants)
-        slots += [
-            Slot(f"{resolution}/{slot.name}", genes, {**absent, **variants})
-            for resolution, variants in zip(values, by_value, strict=True)
-        ]
-    return replace(space, slots=tuple(slots))
-
-
-def _prefix(name: str) -> str:
-    """What a slot of a split space puts before its keys."""
-    resolution, slash, _ = name.rpartition("/")
-    return resolution + slash
 
 
 def _classes(space: ArchitectureSpace) -> int:

@@ -69,7 +69,7 @@ class LayerFeatures:
         self._space = space.space
         self._tables = [SlotTable(space, figure) for figure in _FIGURES]
         self._tables.append(
-            SlotTable.per_slot(space, lambda slot, shape: shape.in_size * (slot.name == first))
+            SlotTable.per_slot(space, lambda slot, _, shape: shape.in_size * (slot.name == first))
         )
         self._with_genes = genes
         sizes = ",".join(str(size) for size in self._space.sizes)

@@ -86,7 +86,8 @@ class Slot:
 
     Attributes:
         name: the supernet's own module name (``first_conv``, ``blocks.7``).
-        genes: ascending numbers of the genes that the shape depends on.
+        genes: ascending numbers of the genes that the shape depends on; the resolution's, 0, is
+            always the first.
         variants: index values of these genes -> shape; ``None`` where the layer is absent.
     """
 
@@ -157,6 +158,9 @@ class ArchitectureSpace:
         return [(name, shape) for name, shape in found if shape is not None]
 
 
+SlotValue = Callable[[Slot, tuple[int, ...], LayerShape], float]
+
+
 class SlotTable:
     """A figure that adds up over the layers, compiled to one array.
 
@@ -178,13 +182,16 @@ class SlotTable:
     """
 
     def __init__(self, space: ArchitectureSpace, value_of: Callable[[LayerShape], float]) -> None:
-        self._fill(space, lambda _, shape: value_of(shape))
+        self._fill(space, lambda _slot, _index, shape: value_of(shape))
 
     @classmethod
-    def per_slot(
-        cls, space: ArchitectureSpace, value_of: Callable[[Slot, LayerShape], float]
-    ) -> SlotTable:
-        """The same with figures that depend on the place as well as on the shape."""
+    def per_slot(cls, space: ArchitectureSpace, value_of: SlotValue) -> SlotTable:
+        """The same with figures that depend on the place, and on the values that led to the shape.
+
+        Args:
+            space: whose genomes are to be summed.
+            value_of: the figure of (slot, index values of ``slot.genes``, layer).
+        """
         table = cls.__new__(cls)
         table._fill(space, value_of)
         return table
@@ -207,9 +214,7 @@ class SlotTable:
             self._values.take(flat).sum(axis=1, out=sums[start : start + _CHUNK])
         return sums
 
-    def _fill(
-        self, space: ArchitectureSpace, value_of: Callable[[Slot, LayerShape], float]
-    ) -> None:
+    def _fill(self, space: ArchitectureSpace, value_of: SlotValue) -> None:
         sizes = space.space.sizes
         tables: dict[tuple[int, ...], Floats] = {}
         problems = []
@@ -217,7 +222,7 @@ class SlotTable:
             table = tables.setdefault(slot.genes, np.zeros(sizes[list(slot.genes)]))
             filled = np.zeros_like(table)
             for index, shape in slot.variants.items():
-                filled[index] = 0.0 if shape is None else value_of(slot, shape)
+                filled[index] = 0.0 if shape is None else value_of(slot, index, shape)
             wrong = ~np.isfinite(filled)
             if wrong.any():
                 problems.append(f"{slot.name} ({wrong.sum()} of {wrong.size} shapes)")
