@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from tailorbird.data.images import ImageData as ImageData
     from tailorbird.data.images import Normalisation as Normalisation
     from tailorbird.errors import TailorbirdError as TailorbirdError
+    from tailorbird.estimate.accuracy_predictor import OfaPredictor as OfaPredictor
+    from tailorbird.estimate.latency_table import compile_table as compile_table
+    from tailorbird.estimate.latency_table import read_table as read_table
+    from tailorbird.estimate.predicted import PredictedFamily as PredictedFamily
+    from tailorbird.estimate.predictor_files import open_predictor as open_predictor
     from tailorbird.house.options import HouseOptions as HouseOptions
     from tailorbird.measure.onnxruntime import OnnxRuntime as OnnxRuntime
     from tailorbird.models import load_model as load_model
@@ -19,39 +24,55 @@ if TYPE_CHECKING:
     from tailorbird.pipeline import ModelHouse as ModelHouse
     from tailorbird.pipeline import Student as Student
     from tailorbird.pipeline import execute as execute
+    from tailorbird.search.many_targets import AllAtOnce as AllAtOnce
+    from tailorbird.supernet.architecture import load_space as load_space
     from tailorbird.targets import Target as Target
     from tailorbird.train.recipe import Recipe as Recipe
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AllAtOnce": "tailorbird.search.many_targets",
     "HouseOptions": "tailorbird.house.options",
     "ImageData": "tailorbird.data.images",
     "Job": "tailorbird.pipeline",
     "ModelHouse": "tailorbird.pipeline",
     "Normalisation": "tailorbird.data.images",
+    "OfaPredictor": "tailorbird.estimate.accuracy_predictor",
     "OnnxRuntime": "tailorbird.measure.onnxruntime",
+    "PredictedFamily": "tailorbird.estimate.predicted",
     "Recipe": "tailorbird.train.recipe",
     "Student": "tailorbird.pipeline",
     "TailorbirdError": "tailorbird.errors",
     "Target": "tailorbird.targets",
+    "compile_table": "tailorbird.estimate.latency_table",
     "execute": "tailorbird.pipeline",
     "load_model": "tailorbird.models",
+    "load_space": "tailorbird.supernet.architecture",
+    "open_predictor": "tailorbird.estimate.predictor_files",
+    "read_table": "tailorbird.estimate.latency_table",
 }
 
 __all__ = [
+    "AllAtOnce",
     "HouseOptions",
     "ImageData",
     "Job",
     "ModelHouse",
     "Normalisation",
+    "OfaPredictor",
     "OnnxRuntime",
+    "PredictedFamily",
     "Recipe",
     "Student",
     "TailorbirdError",
     "Target",
+    "compile_table",
     "execute",
     "load_model",
+    "load_space",
+    "open_predictor",
+    "read_table",
 ]
 
 

@@ -12,7 +12,10 @@ MOST = 60
 
 
 def show(result: SearchResult, console: Console) -> None:
-    """Print one line per target, and what the search took."""
+    """Print one line per target, and what the search took.
+
+    Accuracies are shown in percent where they are shares; else as the predictor gives them.
+    """
     metrics = [m for m in result.winners[0].cost if "@" not in m]
     devices = any("@" in metric for winner in result.winners for metric in winner.limits)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -22,10 +25,12 @@ def show(result: SearchResult, console: Console) -> None:
     for metric in metrics:
         table.add_column(metric.replace("_", " "), justify="right")
     table.add_column("predicted accuracy", justify="right")
+    share = all(0 <= winner.quality <= 1 for winner in result.winners)
     for winner in result.winners[:MOST]:
         own = [_latency(winner)] if devices else []
         figures = [figure(winner.cost[metric]) for metric in metrics]
-        table.add_row(limits(winner), *own, *figures, f"{100 * winner.quality:.2f} %")
+        quality = f"{100 * winner.quality:.2f} %" if share else f"{winner.quality:.2f}"
+        table.add_row(limits(winner), *own, *figures, quality)
     console.print(table)
     if len(result.winners) > MOST:
         console.print(f"... and {len(result.winners) - MOST} more; --json or --csv writes all")
