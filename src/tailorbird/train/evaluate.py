@@ -1,4 +1,7 @@
-"""Accuracy, agreement and logits of a network on a split, without touching the network."""
+"""Accuracy, agreement and logits of a network on a split, without touching the network.
+
+Always in float32, so that figures of different networks compare.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from tailorbird.data.images import Split
 from tailorbird.errors import DataError
-from tailorbird.train.precision import autocast, memory_format
+from tailorbird.train.precision import memory_format
 
 _ORDER = 0x7A11
 """Seed of the order in which a limited evaluation picks its images: one choice for all."""
@@ -41,8 +44,6 @@ def accuracy(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
-    precision: str = "float32",
-    channels_last: bool = False,
 ) -> float:
     """Share of images, 0 to 1, whose largest logit is at the label.
 
@@ -52,8 +53,6 @@ def accuracy(
         batch_size: images per forward pass.
         device: where to run (a copy, if the module is elsewhere); None is where the module is.
         limit: only this many images, an unordered choice that is the same for every network.
-        precision: ``float32``, ``bfloat16`` or ``auto``.
-        channels_last: give images in this layout.
 
     Raises:
         DataError: when the split has no labels or no images.
@@ -70,9 +69,7 @@ def accuracy(
     """
     if not split.labelled:
         raise DataError("accuracy needs labels and this split has none; use agreement() instead")
-    with _ready(module, device) as (net, where):
-        walk = _walk(split, batch_size, where, limit)
-        return _score(net, ((x, y) for x, y in walk), where, precision, channels_last).accuracy
+    return score(module, split, batch_size=batch_size, device=device, limit=limit).accuracy
 
 
 def agreement(
@@ -83,8 +80,6 @@ def agreement(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
-    precision: str = "float32",
-    channels_last: bool = False,
 ) -> float:
     """Share of images, 0 to 1, on which two networks give the same answer. No labels needed.
 
@@ -93,14 +88,10 @@ def agreement(
     Raises:
         DataError: when the split has no images.
     """
-    answers = predictions(
-        teacher, split, batch_size=batch_size, device=device, limit=limit,
-        precision=precision, channels_last=channels_last,
-    )  # fmt: skip
+    answers = predictions(teacher, split, batch_size=batch_size, device=device, limit=limit)
     return score(
-        module, split, answers=answers, batch_size=batch_size, device=device, limit=limit,
-        precision=precision, channels_last=channels_last,
-    ).accuracy  # fmt: skip
+        module, split, answers=answers, batch_size=batch_size, device=device, limit=limit
+    ).accuracy
 
 
 def score(
@@ -111,14 +102,14 @@ def score(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
-    precision: str = "float32",
     channels_last: bool = False,
 ) -> Score:
     """Accuracy and cross-entropy in one pass, against the labels or given answers.
 
     Args:
         answers: (n,) int64 as `predictions` gives with the same ``limit``, used in place of the
-            labels; needed where there are none. Other args are those of `accuracy`.
+            labels; needed where there are none.
+        channels_last: give images in this layout. Other args are those of `accuracy`.
 
     Raises:
         DataError: when there is nothing to compare with, or no images.
@@ -128,7 +119,7 @@ def score(
     with _ready(module, device) as (net, where):
         walk = _walk(split, batch_size, where, limit)
         compared = walk if answers is None else _with_answers(walk, answers.to(where))
-        return _score(net, compared, where, precision, channels_last)
+        return _score(net, compared, where, channels_last)
 
 
 def logits(
@@ -138,8 +129,6 @@ def logits(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
-    precision: str = "float32",
-    channels_last: bool = False,
 ) -> Tensor:
     """All logits, (n, classes) float32 on the CPU, in the split's order if there is no limit.
 
@@ -150,8 +139,7 @@ def logits(
     """
     with _ready(module, device) as (net, where):
         parts = [
-            _forward(net, images, where, precision, channels_last).cpu()
-            for images, _ in _walk(split, batch_size, where, limit)
+            _forward(net, images).cpu() for images, _ in _walk(split, batch_size, where, limit)
         ]
     if not parts:
         raise DataError("this split has no images to evaluate on")
@@ -165,14 +153,9 @@ def predictions(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
-    precision: str = "float32",
-    channels_last: bool = False,
 ) -> Tensor:
     """The class answered for each image, (n,) int64 on the CPU. Args are those of `accuracy`."""
-    return logits(
-        module, split, batch_size=batch_size, device=device, limit=limit,
-        precision=precision, channels_last=channels_last,
-    ).argmax(1)  # fmt: skip
+    return logits(module, split, batch_size=batch_size, device=device, limit=limit).argmax(1)
 
 
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -217,19 +200,13 @@ def _with_answers(walk: Batches, answers: Tensor) -> Batches:
         start += len(images)
 
 
-def _forward(
-    net: nn.Module, images: Tensor, device: torch.device, precision: str, channels_last: bool
-) -> Tensor:
-    if channels_last:
-        images = images.contiguous(memory_format=memory_format(images.shape[1:]))
-    with torch.inference_mode(), autocast(device, precision, net):
+def _forward(net: nn.Module, images: Tensor) -> Tensor:
+    with torch.inference_mode():
         answer: Tensor = net(images)
     return answer.float()
 
 
-def _score(
-    net: nn.Module, walk: Batches, device: torch.device, precision: str, channels_last: bool
-) -> Score:
+def _score(net: nn.Module, walk: Batches, device: torch.device, channels_last: bool) -> Score:
     # Sums stay on the device: one transfer for the whole split.
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -237,7 +214,9 @@ def _score(
     for images, labels in walk:
         if labels is None:
             raise DataError("a batch without labels came from a split that says it has them")
-        answer = _forward(net, images, device, precision, channels_last)
+        layout = memory_format(images.shape[1:])
+        given = images.contiguous(memory_format=layout) if channels_last else images
+        answer = _forward(net, given)
         right += (answer.argmax(1) == labels).sum()
         loss += F.cross_entropy(answer, labels, reduction="sum").double()
         count += len(images)
