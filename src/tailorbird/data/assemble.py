@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from tailorbird.data.images import IMAGENET, ImageData, Normalisation, TensorSpl
 from tailorbird.data.loader import EncodedImages, LoaderSplit
 
 Labels = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,18 @@ class Reading:
         """The decoder that these arguments ask for."""
         size = self.image_size
         return Decoder(self.channels, (size, size) if isinstance(size, int) else size)
+
+
+def settle_test(roles: dict[str, T]) -> dict[str, T]:
+    """With only one of validation and test beside train, that one is the test split.
+
+    Example:
+        >>> settle_test({"train": 1, "validation": 2})
+        {'train': 1, 'test': 2}
+    """
+    if "validation" not in roles or "test" in roles:
+        return roles
+    return {"test" if role == "validation" else role: held for role, held in roles.items()}
 
 
 def default_normalisation(channels: int) -> Normalisation:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tailorbird.data.assemble import Part, Reading, assemble
+from tailorbird.data.assemble import Part, Reading, assemble, settle_test
 from tailorbird.data.decode import Files, fail
 from tailorbird.data.images import ImageData, Normalisation
 from tailorbird.errors import DataError
@@ -114,9 +114,7 @@ def _roles(base: Path) -> dict[str, Path]:
                 found[role] = base / name
     if "train" not in found:
         return {"train": base}
-    if "validation" in found and "test" not in found:
-        found["test"] = found.pop("validation")
-    return found
+    return settle_test(found)
 
 
 @dataclass(frozen=True)

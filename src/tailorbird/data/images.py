@@ -204,9 +204,7 @@ class TensorSplit:
         drop_last: bool,
         device: torch.device,
     ) -> Iterator[Batch]:
-        count = len(self)
-        for start in range(0, count - count % size if drop_last else count, size):
-            stop = min(start + size, count)
+        for start, stop in spans(len(self), size, drop_last=drop_last):
             if order is None:
                 images = self.images[start:stop]
                 labels = None if self.labels is None else self.labels[start:stop]
@@ -255,6 +253,17 @@ def check_walk(size: int, generator: torch.Generator | None, augment: bool) -> N
         raise DataError(f"batches: expected a size of 1 or more, got {size}")
     if augment and generator is None:
         raise DataError("batches: augmentation draws random numbers; give a generator")
+
+
+def spans(count: int, size: int, *, drop_last: bool) -> list[tuple[int, int]]:
+    """Where each batch of a walk over ``count`` images begins and ends.
+
+    Example:
+        >>> spans(7, 3, drop_last=False), spans(7, 3, drop_last=True)
+        ([(0, 3), (3, 6), (6, 7)], [(0, 3), (3, 6)])
+    """
+    end = count - count % size if drop_last else count
+    return [(start, min(start + size, end)) for start in range(0, end, size)]
 
 
 def spaced(total: int, count: int) -> Tensor:

@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tailorbird.data.decode import Decoder, Encoded, as_pixels, cover
-from tailorbird.data.images import Batch, Normalisation, check_walk, draw_moves, shift, spaced
+from tailorbird.data.images import (
+    Batch,
+    Normalisation,
+    check_walk,
+    draw_moves,
+    shift,
+    spaced,
+    spans,
+)
 from tailorbird.errors import DataError
 
 _Key = tuple[int, int | None]
@@ -199,8 +207,7 @@ class LoaderSplit:
         keys: list[_Key] = [
             (position, 0 if seeds is None else int(seeds[position])) for position in order.tolist()
         ]
-        stop = count - count % size if drop_last else count
-        plan = [keys[start : min(start + size, stop)] for start in range(0, stop, size)]
+        plan = [keys[start:stop] for start, stop in spans(count, size, drop_last=drop_last)]
         return self._walk(dataset, plan, moves, device or torch.device("cpu"))
 
     def _walk(

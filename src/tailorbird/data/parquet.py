@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tailorbird.data.assemble import Labels, Part, Reading, assemble
+from tailorbird.data.assemble import Labels, Part, Reading, assemble, settle_test
 from tailorbird.data.decode import Cells, fail
 from tailorbird.data.images import ImageData, Normalisation
 
@@ -125,9 +125,8 @@ def _roles(files: list[Path]) -> dict[str, list[Path]]:
         roles.setdefault("validation" if role in ("valid", "val", "dev") else role, []).append(file)
     if "train" not in roles or "other" in roles:
         return {"train": files}
-    if "validation" in roles and "test" not in roles:
-        roles["test"] = roles.pop("validation")
-    return {role: roles[role] for role in ("train", "validation", "test") if role in roles}
+    order = ("train", "validation", "test")
+    return settle_test({str(role): roles[role] for role in order if role in roles})
 
 
 @dataclass(frozen=True, eq=False)
