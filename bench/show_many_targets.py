@@ -6,7 +6,6 @@ python bench/show_many_targets.py bench/results/many_targets.json
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ def draw_front(figures: dict[str, Any]) -> None:
         found = part[name]["accuracy"]
         gain = [100 * (a - b) for a, b in zip(found["mean"], theirs["mean"], strict=True)]
         spread = [100 * value for value in found["std"]]
+        seconds = part[name]["seconds"]["mean"]
         axes.errorbar(part["limits_ms"], gain, yerr=spread, color=colour, marker="o", capsize=4,
-                      linewidth=1.5, label=f"{label}: {part[name]['seconds']['mean']:.2g} s")  # fmt: skip
+                      linewidth=1.5, label=f"{label}: {seconds:.2g} s")  # fmt: skip
     axes.set_xlabel("limit on Note10 latency, ms")
     axes.set_ylabel("predicted accuracy, points\nover the original's mean")
     axes.set_xticks(part["limits_ms"])
@@ -132,8 +132,9 @@ def main() -> None:
         if start not in text:
             print(f"README.md: no place marked {start}")
             continue
-        part = "\n".join([start, "", *lines, "", end])
-        text = re.sub(f"{start}.*?{end}", lambda _, part=part: part, text, flags=re.DOTALL)
+        before, _, rest = text.partition(start)
+        after = rest.partition(end)[2]
+        text = "\n".join([before + start, "", *lines, "", end + after])
     readme.write_text(text)
 
 

@@ -20,8 +20,13 @@ from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.distil import distil
-from tailorbird.house.donors import add_donor_blocks, add_donor_stages, add_whole_donors
-from tailorbird.house.expand import add_pruned
+from tailorbird.house.donors import (
+    add_donor_blocks,
+    add_donor_stages,
+    add_whole_donors,
+    largest_block,
+)
+from tailorbird.house.expand import add_pruned, add_pruned_wholes
 from tailorbird.house.family import HouseFamily
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import (
@@ -154,6 +159,9 @@ def sample_house(
             add_pruned(collector, teacher, images.cpu(), options, rng)
     if options.donor_blocks:
         add_donor_stages(collector, teacher, donors, images=images.cpu(), options=options)
+    whole = largest_block(teacher, stem=options.stem)
+    if options.pruned and whole is not None and whole.key in collector.blocks:
+        add_pruned_wholes(collector, teacher, whole, multiple=options.width_multiple)
     sample = collector.sample()
     if not sample.alternatives:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))

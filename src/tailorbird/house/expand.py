@@ -26,6 +26,7 @@ from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import TRIES, Collector
 
 RATIOS = (0.05, 0.075, 0.1, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+WHOLE_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3)
 METHODS = ("discrepancy", "magnitude")
 MASKED = 0.25
 """Share of the variants whose ends are masked too, by half the ratio. Masks stay while a student
@@ -102,6 +103,39 @@ def add_pruned(
             collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
             continue
         kept += collector.offer(block, pruned, origin=origin, source=source, variant=variant)
+
+
+def add_pruned_wholes(
+    collector: Collector,
+    teacher: LayerGraph,
+    block: Block,
+    *,
+    multiple: int,
+) -> None:
+    """Offer the teacher and the whole donors in place of ``block``, pruned by magnitude.
+
+    A donor just over a limit is often better narrowed a little than passed over for the next
+    smaller one. ``WHOLE_RATIOS`` variants of each.
+    """
+    wholes = [
+        (a.origin, a.source, collector.modules[a.name])
+        for a in collector.alternatives
+        if a.block == block.key and a.variant == "stitched"
+    ]
+    for origin, source, body in [("teacher", block.key, extract(teacher, block)), *wholes]:
+        scores = magnitude_scores(body, block.in_shape)
+        for ratio in WHOLE_RATIOS:
+            variant = f"magnitude {ratio:g}"
+            if collector.known(block, origin, source, variant):
+                continue
+            try:
+                pruned = prune_interior(
+                    body, block.in_shape, ratio=ratio, scores=scores, multiple=multiple
+                )
+            except GraphError as error:
+                collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
+                continue
+            collector.offer(block, pruned, origin=origin, source=source, variant=variant)
 
 
 def _scores(
