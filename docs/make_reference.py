@@ -40,11 +40,30 @@ MODULES = (
     "tailorbird.graph.serial",
     "tailorbird.family",
     "tailorbird.space",
+    "tailorbird.supernet.architecture",
+    "tailorbird.supernet.counts",
+    "tailorbird.supernet.ofa_format",
+    "tailorbird.estimate.latency_table",
+    "tailorbird.estimate.accuracy_predictor",
+    "tailorbird.estimate.features",
+    "tailorbird.estimate.train_predictor",
+    "tailorbird.estimate.predictor_files",
+    "tailorbird.estimate.learned_latency",
+    "tailorbird.estimate.transfer",
+    "tailorbird.estimate.predicted",
+    "tailorbird.estimate.additive",
+    "tailorbird.search.strategy",
+    "tailorbird.search.many_targets",
+    "tailorbird.search.evolution",
+    "tailorbird.search.baselines",
+    "tailorbird.search.nsga2",
+    "tailorbird.search.polish",
+    "tailorbird.search.outcome",
+    "tailorbird.search.front",
     "tailorbird.search.exact",
     "tailorbird.search.annealing",
     "tailorbird.search.random",
-    "tailorbird.search.front",
-    "tailorbird.estimate.additive",
+    "tailorbird.pipeline.fleet_search",
     "tailorbird.train.retrain",
     "tailorbird.train.evaluate",
     "tailorbird.train.norm_stats",
@@ -55,6 +74,7 @@ MODULES = (
     "tailorbird.export.bundle",
     "tailorbird.report.record",
     "tailorbird.report.plot",
+    "tailorbird.report.search_plot",
     "tailorbird.report.page",
     "tailorbird.progress",
     "tailorbird.runfolder",
@@ -159,7 +179,8 @@ def describe(thing: object) -> Iterator[str]:
 
 
 def unquoted(text: str) -> str:
-    """Annotations without the quotes that postponed evaluation leaves around them."""
+    """Annotations without the quotes that postponed evaluation leaves; default objects as calls."""
+    text = re.sub(r"<[\w.]*?(\w+) object at 0x[0-9a-f]+>", r"\1()", text)
     return re.sub(r"(: |-> )'([^'\n]*)'", r"\1\2", text)
 
 
