@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import numpy as np
+
 from tailorbird.config.fleet import COUNTED, LATENCY, Fleet, load_fleet, plain_fleet, read_limits
 from tailorbird.config.strategies import strategy as named_strategy
 from tailorbird.errors import ConfigError, SpaceError, StoreError
@@ -21,6 +23,7 @@ from tailorbird.family import Floats
 from tailorbird.progress import Progress
 from tailorbird.search.outcome import save_csv, save_json
 from tailorbird.search.strategy import SearchResult
+from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, load_space
 from tailorbird.supernet.counts import macs, params
 
@@ -98,7 +101,7 @@ def search_fleet(
     fleet = wish.fleet()
     check_outputs({"--json": json, "--csv": csv, "--plot": plot})
     priced = price(wish.space, fleet)
-    predictor = open_predictor(wish.accuracy_predictor, priced.architectures)
+    predictor = predictor_for(wish.accuracy_predictor, priced.architectures)
     found = how.search(priced.family(predictor), fleet.bounds(), seed=seed, progress=progress)
     devices = [target.device for target in fleet.targets]
     if json is not None:
@@ -110,6 +113,35 @@ def search_fleet(
 
         draw([found], plot, quality="accuracy")
     return found
+
+
+def predictor_for(path: Path, architectures: ArchitectureSpace) -> Predictor:
+    """The predictor in a file, for a space that may have fewer resolutions than it learned from.
+
+    Raises:
+        StoreError: the file is missing or no safetensors file.
+        ConfigError: see `open_predictor`.
+    """
+    try:
+        return open_predictor(path, architectures)
+    except ConfigError:
+        whole = load_space(architectures.name)
+        own, all_ = architectures.space.choices[0].values, whole.space.choices[0].values
+        if own == all_ or not set(own) <= set(all_):
+            raise
+        try:
+            predictor = open_predictor(path, whole)
+        except ConfigError:
+            predictor = None
+        if predictor is None:
+            raise
+    index = np.array([all_.index(value) for value in own], dtype=np.int64)
+
+    def predict(genomes: Genomes) -> Floats:
+        """Predictions (n,) for genomes (n, genes) of the smaller space."""
+        return predictor(np.column_stack([index[genomes[:, 0]], genomes[:, 1:]]))
+
+    return predict
 
 
 def check_outputs(paths: Mapping[str, Path | None]) -> None:
@@ -161,7 +193,7 @@ def describe_file(
     priced = price(space, plain_fleet(latency_table, ()))
     predictor = None
     if accuracy_predictor is not None:
-        predictor = open_predictor(accuracy_predictor, priced.architectures)
+        predictor = predictor_for(accuracy_predictor, priced.architectures)
     try:
         return describe(priced, rows, predictor)
     except SpaceError as error:
