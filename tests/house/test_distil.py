@@ -77,7 +77,7 @@ def test_a_short_last_batch_is_neither_trained_on_nor_counted(batch, epochs, per
 
 def test_training_brings_alternatives_closer_to_their_blocks(tmp_path):
     run(tmp_path / "short", epochs=0.1, learning_rate=1e-6)
-    run(tmp_path / "long", epochs=8.0)
+    run(tmp_path / "long", epochs=20.0)
     errors = {
         kind: [
             HouseStore(tmp_path / kind).load_trained(a.name)[1]["relative_error"]
