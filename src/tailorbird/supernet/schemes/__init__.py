@@ -1,0 +1,1 @@
+"""Training schemes of supernets, each one object behind one protocol."""

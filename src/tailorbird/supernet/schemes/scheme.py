@@ -1,0 +1,227 @@
+"""What a training scheme is: which networks a step trains, with what losses and weights, how fast.
+
+A scheme is plain data. `Scheme.plan` turns it into a plan for one space and one number of steps per
+epoch; the training loop asks the plan for each step and knows nothing else about the scheme. A step
+sums, over its networks a, weighted gradients of losses of the shared weights W::
+
+    W <- W - rate * sum over a of weight_a * grad L_a(S(W, a))
+
+A step is a function of its number and of a generator made from seed and number, so that a run can
+be taken up at any step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from tailorbird.errors import ConfigError
+from tailorbird.space import Genomes
+from tailorbird.supernet.architecture import ArchitectureSpace
+from tailorbird.supernet.samplers import RESOLUTION, Genome, Region, Sampler
+from tailorbird.train.checkpoint import Json
+from tailorbird.train.losses import CrossEntropy, Distillation, Term
+
+Resolution: TypeAlias = Literal["step", "network"]
+"""``step``: the networks of a step share one image size; ``network``: each has its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One network of a step.
+
+    Args:
+        genome: (genes,) which one, resolution included.
+        terms: summands of its loss.
+        weight: what its gradient is multiplied by.
+        teacher: whose logits the terms see: those of this step's first network (``full``), those of
+            the frozen copy that `FreezeTeacher` left (``frozen``), or nobody's.
+        dropout: whether its dropout layers drop.
+    """
+
+    genome: Genome
+    terms: tuple[Term, ...]
+    weight: float = 1.0
+    teacher: Literal["full", "frozen"] | None = None
+    dropout: bool = True
+
+
+@dataclass(frozen=True)
+class FreezeTeacher:
+    """Copy the full network as it is; later steps distil from the copy."""
+
+
+@dataclass(frozen=True)
+class FreshOptimizer:
+    """Forget momenta, as where a phase was a training run of its own."""
+
+
+@dataclass(frozen=True)
+class ZeroResidualGains:
+    """Set the last normalisation's gain of each residual branch to 0: blocks start as identities.
+
+    BigNAS, sec. 3.1; already Goyal et al., Accurate, Large Minibatch SGD, 2017, sec. 5.1.
+    """
+
+
+@dataclass(frozen=True)
+class SortChannels:
+    """Re-order inner channels of blocks by importance, so that narrow blocks get the best ones.
+
+    The full network computes what it did. Widths that ``region`` already has keep their channels;
+    these are sorted among themselves.
+    """
+
+    region: Region
+
+
+Action: TypeAlias = FreezeTeacher | FreshOptimizer | ZeroResidualGains | SortChannels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of training.
+
+    Args:
+        networks: trained at this step, one after the other; gradients are summed. Where others
+            learn from the full network, it is the first.
+        rate: learning rate.
+        phase: what the scheme calls this part of its plan.
+        before: what is done to weights or optimiser first.
+    """
+
+    networks: tuple[Trained, ...]
+    rate: float
+    phase: str
+    before: tuple[Action, ...] = ()
+
+
+class Plan(Protocol):
+    """A scheme laid out over the steps of one run."""
+
+    @property
+    def total(self) -> int:
+        """Number of steps."""
+
+    @property
+    def samplers(self) -> Sequence[Sampler]:
+        """All that the plan uses, in a fixed order: their states are part of checkpoints."""
+
+    def step(self, number: int, rng: np.random.Generator) -> Step:
+        """Step ``number`` of 0 to ``total - 1``; nothing random but ``rng``."""
+
+
+class Scheme(Protocol):
+    """A training scheme: settings that can be laid out over a run."""
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training images, all phases together."""
+
+    @property
+    def decays_largest_only(self) -> bool:
+        """Whether weights that the full network doesn't use go without weight decay."""
+
+    def plan(self, architectures: ArchitectureSpace, per_epoch: int) -> Plan:
+        """Lay it out over a space, with so many steps per epoch.
+
+        Raises:
+            ConfigError: where the scheme doesn't fit the space.
+        """
+
+    def record(self) -> dict[str, Json]:
+        """All settings, as part of a run's identity."""
+
+
+def together(genomes: Genomes, rng: np.random.Generator, region: Region) -> Genomes:
+    """Copies of genomes (n, genes) that share one resolution, drawn from what the region has."""
+    shared = genomes.copy()
+    first = region.floor[RESOLUTION]
+    shared[:, RESOLUTION] = rng.integers(first, region.largest[RESOLUTION] + 1)
+    return shared
+
+
+def subnets(drawn: Genomes, full: Genome) -> list[Genome]:
+    """The distinct genomes among those drawn that are not the full network (eq. 4 of DepS)."""
+    _, first = np.unique(drawn, axis=0, return_index=True)
+    return [drawn[row] for row in sorted(first) if (drawn[row] != full).any()]
+
+
+def labels(smoothing: float) -> tuple[Term, ...]:
+    """Cross-entropy with smoothed labels."""
+    return (CrossEntropy(smoothing=smoothing),)
+
+
+def answers(weight: float = 1.0) -> tuple[Term, ...]:
+    """Distillation: cross-entropy with the teacher's probabilities, without a temperature.
+
+    Computed as the divergence KL(teacher || student), which differs from it by the teacher's
+    entropy: a constant, so the gradient is the same.
+    """
+    return (Distillation(weight=weight, temperature=1.0),)
+
+
+def steps_of(epochs: float, per_epoch: int) -> int:
+    """Steps in so many epochs, rounded, 1 at least."""
+    return max(1, round(epochs * per_epoch))
+
+
+def cosine(number: int, total: int, *, peak: float, warmup: int = 0) -> float:
+    """Learning rate of step ``number`` of ``total``: linear warm-up, then half a cosine to near 0.
+
+    ``0.5 * peak * (1 + cos(pi * t / T))`` (Loshchilov & Hutter, SGDR, 2017, eq. 5).
+
+    Example:
+        >>> [round(cosine(n, 6, peak=1.0, warmup=2), 2) for n in range(6)]
+        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    if number < warmup:
+        return peak * (number + 1) / warmup
+    return 0.5 * peak * (1.0 + math.cos(math.pi * (number - warmup) / max(1, total - warmup)))
+
+
+def check_numbers(
+    scheme: str,
+    *,
+    positive: Mapping[str, float],
+    not_negative: Mapping[str, float],
+    shares: Mapping[str, float],
+) -> None:
+    """Refuse settings that are out of range.
+
+    Args:
+        scheme: named in the message.
+        positive: above 0.
+        not_negative: 0 or more.
+        shares: 0 or more and below 1.
+
+    Raises:
+        ConfigError: listing all of them.
+    """
+    wrong = [
+        *[(n, v, "a number above 0") for n, v in positive.items() if not _number(v) > 0],
+        *[(n, v, "a number of 0 or more") for n, v in not_negative.items() if not _number(v) >= 0],
+        *[
+            (n, v, "a number of 0 or more and below 1")
+            for n, v in shares.items()
+            if not 0 <= _number(v) < 1
+        ],
+    ]
+    if wrong:
+        raise ConfigError(
+            [f"{scheme}.{name}: expected {wanted}, got {value!r}" for name, value, wanted in wrong]
+        )
+
+
+def _number(value: object) -> float:
+    """The value as a number; NaN, which no rule accepts, where it isn't a finite one."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and math.isfinite(value) else math.nan  # type: ignore[arg-type]  # plain says so
