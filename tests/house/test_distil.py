@@ -75,17 +75,18 @@ def test_a_short_last_batch_is_neither_trained_on_nor_counted(batch, epochs, per
     assert set(sizes) == {min(batch, 160)}
 
 
-def test_training_brings_alternatives_closer_to_their_blocks(tmp_path):
+def test_training_brings_blocks_of_the_teacher_closer_to_what_they_replace(tmp_path):
+    # Others start close: fitted to images, or pruned. 160 images needn't bring those any closer.
+    far = [a for a in trainable(small_sample()) if (a.origin, a.variant) == ("teacher", "whole")]
+    assert far
     run(tmp_path / "short", epochs=0.1, learning_rate=1e-6)
-    run(tmp_path / "long", epochs=20.0)
-    errors = {
-        kind: [
-            HouseStore(tmp_path / kind).load_trained(a.name)[1]["relative_error"]
-            for a in trainable(small_sample())
-        ]
-        for kind in ("short", "long")
-    }
-    assert sum(errors["long"]) < 0.8 * sum(errors["short"])
+    run(tmp_path / "long", epochs=8.0)
+    for alternative in far:
+        short, long = (
+            HouseStore(tmp_path / kind).load_trained(alternative.name)[1]["relative_error"]
+            for kind in ("short", "long")
+        )
+        assert long < short, alternative
 
 
 def test_bunches_do_not_change_the_result(tmp_path, reference):
