@@ -1,0 +1,315 @@
+"""The elastic pieces that supernets are composed of: convolution, norm, squeeze-excite, linear.
+
+A piece holds the weights of the largest layer and runs with the leading channels of the active one;
+a narrower layer is a slice of a wider one. Which shape is active is told by a :class:`LayerShape`;
+a piece is bound to the attributes of it that its widths follow. Names of parameters are those of
+the once-for-all code, where a piece ``conv`` holds its layer as ``conv.conv``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailorbird.supernet.architecture import LayerShape, make_divisible
+
+Width = Literal["in_channels", "mid_channels", "out_channels"]
+"""The attribute of a :class:`LayerShape` that a piece's width follows."""
+
+
+class Elastic(nn.Module):
+    """A piece with an active shape."""
+
+    @abstractmethod
+    def activate(self, shape: LayerShape) -> None:
+        """Run at ``shape`` from now on."""
+
+    @abstractmethod
+    def extract(self, shape: LayerShape) -> nn.Module:
+        """A plain layer of ``shape`` with copies of the weights; the active shape isn't used."""
+
+
+class ElasticConv(Elastic):
+    """Convolution whose active channels are the leading ones, with an elastic kernel if asked.
+
+    A smaller kernel is the centre of the next larger one times a learned matrix, which all channels
+    share (``7to5_matrix`` of shape (25, 25), and so on); the matrices start as the identity.
+
+    Args:
+        conv: the largest convolution, without bias; depthwise where it has groups.
+        inside: what the number of input channels follows.
+        outside: what the number of output channels follows.
+        kernels: kernel sizes to choose from, ascending, the convolution's the largest; empty where
+            the kernel is always ``conv``'s own.
+
+    Example:
+        >>> from tailorbird.supernet.architecture import load_space
+        >>> shape = load_space("ofa-mbv3-w1.0").slots[2].variants[0, 0, 0]  # kernel 3, expand 3
+        >>> full = nn.Conv2d(96, 96, 7, stride=2, groups=96, bias=False)
+        >>> conv = ElasticConv(full, inside="mid_channels", outside="mid_channels",
+        ...                    kernels=(3, 5, 7))
+        >>> conv.activate(shape)
+        >>> conv(torch.zeros(1, shape.mid_channels, 8, 8)).shape
+        torch.Size([1, 48, 4, 4])
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, *, inside: Width, outside: Width, kernels: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.inside: Width = inside
+        self.outside: Width = outside
+        self.kernels = tuple(kernels)
+        for small, large in pairwise(self.kernels):
+            matrix = nn.Parameter(torch.eye(small**2))
+            self.register_parameter(_matrix_name(large, small), matrix)
+        self.conv = conv
+        self._active = (conv.in_channels, conv.out_channels, conv.kernel_size[0])
+
+    def activate(self, shape: LayerShape) -> None:
+        """Run at ``shape`` from now on."""
+        self._active = self._sizes(shape)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, active inputs, h, w) to (n, active outputs, h / stride, w / stride)."""
+        inside, outside, kernel = self._active
+        weight = self._weight(inside, outside, kernel)
+        groups = inside if self.conv.groups > 1 else 1
+        return F.conv2d(
+            images, weight, None, self.conv.stride, (kernel // 2, kernel // 2), groups=groups
+        )
+
+    def extract(self, shape: LayerShape) -> nn.Module:
+        """A plain convolution of ``shape``."""
+        inside, outside, kernel = self._sizes(shape)
+        weight = self._weight(inside, outside, kernel)
+        groups = inside if self.conv.groups > 1 else 1
+        return _conv(weight, None, self.conv.stride, groups)
+
+    def _sizes(self, shape: LayerShape) -> tuple[int, int, int]:
+        kernel = shape.kernel if self.kernels else self.conv.kernel_size[0]
+        return getattr(shape, self.inside), getattr(shape, self.outside), kernel
+
+    def _weight(self, inside: int, outside: int, kernel: int) -> Tensor:
+        depthwise = self.conv.groups > 1
+        weight = leading(self.conv.weight, outside, 1 if depthwise else inside)
+        sizes = [size for size in self.kernels if size >= kernel]
+        for large, small in pairwise(reversed(sizes)):
+            edge = (large - small) // 2
+            centre = weight[:, :, edge : edge + small, edge : edge + small]
+            matrix = self.get_parameter(_matrix_name(large, small))
+            weight = F.linear(centre.reshape(-1, small**2), matrix).view(centre.shape)
+        return weight
+
+
+class ElasticNorm(Elastic):
+    """Batch norm of the leading channels.
+
+    The running statistics are shared by all widths, which fits none of them: recalibrate before a
+    subnet is evaluated (:mod:`tailorbird.supernet.calibrate`).
+
+    Args:
+        bn: the widest norm.
+        width: what the number of channels follows.
+    """
+
+    def __init__(self, bn: nn.BatchNorm2d, *, width: Width) -> None:
+        super().__init__()
+        self.width: Width = width
+        self.bn = bn
+        self._active = bn.num_features
+
+    def activate(self, shape: LayerShape) -> None:
+        """Run at ``shape`` from now on."""
+        self._active = getattr(shape, self.width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, active channels, h, w) to the same shape."""
+        bn, width = self.bn, self._active
+        if width == bn.num_features:
+            normed: Tensor = bn(images)
+            return normed
+        share = bn.momentum
+        if bn.training and bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+            share = 1.0 / float(bn.num_batches_tracked) if share is None else share
+        mean, variance = bn.running_mean, bn.running_var
+        return F.batch_norm(
+            images,
+            None if mean is None else mean[:width],
+            None if variance is None else variance[:width],
+            bn.weight[:width],
+            bn.bias[:width],
+            bn.training or mean is None,
+            0.0 if share is None else share,
+            bn.eps,
+        )
+
+    def extract(self, shape: LayerShape) -> nn.Module:
+        """A plain norm of ``shape``, with the running statistics as they are."""
+        width: int = getattr(shape, self.width)
+        with torch.device("meta"):
+            layer = nn.BatchNorm2d(width, eps=self.bn.eps, momentum=self.bn.momentum)
+        _allocate(layer, self.bn.weight)
+        with torch.no_grad():
+            for name, value in self.bn.state_dict().items():
+                layer.state_dict()[name].copy_(value[:width] if value.ndim else value)
+        return layer.train(self.bn.training)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by what two dense layers make of all channels' means.
+
+    Args:
+        width: channels; a quarter of them (to a multiple of 8) inside.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = make_divisible(width // 4)
+        self.fc = _squeeze(nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) to the same shape."""
+        scale: Tensor = self.fc(images)
+        return images * scale
+
+
+class ElasticSqueezeExcite(Elastic):
+    """Squeeze-and-excitation of the leading channels; the width inside follows theirs.
+
+    Args:
+        width: the largest number of channels; the active one follows the expanded width.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = make_divisible(width // 4)
+        self.fc = _squeeze(nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1))
+        self._active = width
+
+    def activate(self, shape: LayerShape) -> None:
+        """Run at ``shape`` from now on."""
+        self._active = shape.mid_channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, active channels, h, w) to the same shape."""
+        (reduce, reduce_bias), (expand, expand_bias) = self._weights(self._active)
+        means = F.adaptive_avg_pool2d(images, 1)
+        inner = F.relu(F.conv2d(means, reduce, reduce_bias))
+        return images * F.hardsigmoid(F.conv2d(inner, expand, expand_bias))
+
+    def extract(self, shape: LayerShape) -> nn.Module:
+        """A plain squeeze-and-excitation of ``shape``."""
+        reduce, expand = self._weights(shape.mid_channels)
+        layer = SqueezeExcite.__new__(SqueezeExcite)
+        nn.Module.__init__(layer)
+        layer.fc = _squeeze(_conv(*reduce, (1, 1), 1), _conv(*expand, (1, 1), 1))
+        return layer.train(self.training)
+
+    def _weights(self, width: int) -> list[tuple[Tensor, Tensor]]:
+        inner = make_divisible(width // 4)
+        reduce = self.fc.get_submodule("reduce")
+        expand = self.fc.get_submodule("expand")
+        return [
+            (
+                leading(layer.get_parameter("weight"), outside, inside),
+                leading(layer.get_parameter("bias"), outside),
+            )
+            for layer, inside, outside in ((reduce, width, inner), (expand, inner, width))
+        ]
+
+
+class ElasticLinear(Elastic):
+    """Dense layer of the leading features; all outputs are always there.
+
+    Args:
+        linear: the widest layer; its active inputs follow ``in_channels``.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self._active = linear.in_features
+
+    def activate(self, shape: LayerShape) -> None:
+        """Run at ``shape`` from now on."""
+        self._active = shape.in_channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, active features) to (n, outputs)."""
+        weight = leading(self.linear.weight, self.linear.out_features, self._active)
+        return F.linear(features, weight, self.linear.bias)
+
+    def extract(self, shape: LayerShape) -> nn.Module:
+        """A plain dense layer of ``shape``."""
+        full = self.linear
+        with torch.device("meta"):
+            layer = nn.Linear(shape.in_channels, full.out_features)
+        _allocate(layer, full.weight)
+        with torch.no_grad():
+            layer.weight.copy_(full.weight[:, : shape.in_channels])
+            layer.bias.copy_(full.bias)
+        return layer.train(self.training)
+
+
+def leading(tensor: Tensor, *sizes: int) -> Tensor:
+    """The first ``sizes`` of the first dimensions; the tensor itself where that is all of it.
+
+    Example:
+        >>> leading(torch.zeros(4, 3), 2, 3).shape
+        torch.Size([2, 3])
+    """
+    for dimension, size in enumerate(sizes):
+        if tensor.shape[dimension] != size:
+            tensor = tensor.narrow(dimension, 0, size)
+    return tensor
+
+
+def _matrix_name(large: int, small: int) -> str:
+    return f"{large}to{small}_matrix"
+
+
+def _squeeze(reduce: nn.Conv2d, expand: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            pool=nn.AdaptiveAvgPool2d(1),
+            reduce=reduce,
+            relu=nn.ReLU(),
+            expand=expand,
+            h_sigmoid=nn.Hardsigmoid(),
+        )
+    )
+
+
+def _conv(weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], groups: int) -> nn.Conv2d:
+    """A convolution with copies of the weights, padded to keep the size at stride 1."""
+    outside, per_group, kernel, _ = weight.shape
+    with torch.device("meta"):  # building there draws nothing from the global generator
+        layer = nn.Conv2d(
+            per_group * groups,
+            outside,
+            kernel,
+            stride=(stride[0], stride[1]),
+            padding=kernel // 2,
+            groups=groups,
+            bias=bias is not None,
+        )
+    _allocate(layer, weight)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None and layer.bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
+def _allocate(layer: nn.Module, like: Tensor) -> None:
+    """Give a layer built on the meta device memory where ``like`` is; its values are not set."""
+    layer.to_empty(device=like.device).to(like.dtype)
