@@ -14,9 +14,9 @@ from tailorbird.errors import ConfigError
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
+    Member,
     Resolution,
     Step,
-    Trained,
     ZeroResidualGains,
     answers,
     check_numbers,
@@ -141,9 +141,9 @@ class BigNASPlan:
         drawn = np.concatenate([self.region.largest[None], self.sampler.sample(number, rng)])
         if self.scheme.resolution == "step":
             drawn = together(drawn, rng, self.region)
-        full = Trained(genome=drawn[0], terms=labels(self.scheme.label_smoothing))
+        full = Member(genome=drawn[0], terms=labels(self.scheme.label_smoothing))
         others = [
-            Trained(genome=genome, terms=answers(), teacher="full", dropout=False)
+            Member(genome=genome, terms=answers(), teacher="full", dropout=False)
             for genome in subnets(drawn[1:], drawn[0])
         ]
         starts = number == 0 and self.scheme.zero_gains

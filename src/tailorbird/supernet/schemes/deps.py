@@ -16,10 +16,10 @@ from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
     Action,
+    Member,
     Resolution,
     SortChannels,
     Step,
-    Trained,
     answers,
     check_numbers,
     cosine,
@@ -162,9 +162,9 @@ class DepSPlan:
             drawn = together(drawn, rng, self.region)
         full, *others = drawn[0], *subnets(drawn[1:], drawn[0])
         smoothed = labels(scheme.label_smoothing)
-        networks = [Trained(genome=full, terms=smoothed)]
+        networks = [Member(genome=full, terms=smoothed)]
         networks += [
-            Trained(
+            Member(
                 genome=genome,
                 terms=answers() if scheme.distil else smoothed,
                 weight=epsilon,

@@ -15,10 +15,10 @@ from tailorbird.supernet.schemes.scheme import (
     Action,
     FreezeTeacher,
     FreshOptimizer,
+    Member,
     Resolution,
     SortChannels,
     Step,
-    Trained,
     answers,
     check_numbers,
     cosine,
@@ -132,7 +132,7 @@ class PhasedPlan:
             drawn = together(drawn, rng, region)
         learns = sampler is not None and self.distil > 0
         networks = tuple(
-            Trained(
+            Member(
                 genome=genome,
                 terms=self.taught if learns else self.smoothed,
                 teacher="frozen" if learns else None,

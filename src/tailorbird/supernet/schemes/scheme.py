@@ -31,7 +31,7 @@ Resolution: TypeAlias = Literal["step", "network"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class Member:
     """One network of a step.
 
     Args:
@@ -94,7 +94,7 @@ class Step:
         before: what is done to weights or optimiser first.
     """
 
-    networks: tuple[Trained, ...]
+    networks: tuple[Member, ...]
     rate: float
     phase: str
     before: tuple[Action, ...] = ()

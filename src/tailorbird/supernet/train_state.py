@@ -1,0 +1,345 @@
+"""What a supernet's training changes from step to step, and how it is stored and taken up again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tailorbird.supernet.samplers import Sampler
+from tailorbird.supernet.schemes.channels import (
+    channel_orders,
+    reorder_channels,
+    zero_residual_gains,
+)
+from tailorbird.supernet.schemes.scheme import (
+    Action,
+    FreezeTeacher,
+    FreshOptimizer,
+    Plan,
+    Scheme,
+    SortChannels,
+    ZeroResidualGains,
+)
+from tailorbird.train.checkpoint import Json, digest
+from tailorbird.train.optimisers import build_optimizer
+from tailorbird.train.recipe import Optimizer, Precision, Recipe
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
+
+    from tailorbird.data.images import ImageData
+    from tailorbird.supernet.network import Supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetRecipe:
+    """How steps are made; what they train, for how long and how fast is the scheme's affair.
+
+    Args are those of `tailorbird.train.recipe.Recipe`; weight decay spares norms and biases.
+
+    Raises:
+        ConfigError: listing every value that is out of range.
+
+    Example:
+        >>> SupernetRecipe(batch_size=1)
+        Traceback (most recent call last):
+        ...
+        tailorbird.errors.ConfigError: recipe.batch_size: expected a whole number of 2 or more,
+        got 1
+    """
+
+    batch_size: int = 128
+    optimizer: Optimizer = "sgd"
+    weight_decay: float = 3e-5
+    momentum: float = 0.9
+    clip_norm: float | None = None
+    ema: float | None = None
+    precision: Precision = "auto"
+    channels_last: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        Recipe(**asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetEpoch:
+    """Figures of one epoch.
+
+    Args:
+        epoch: passes over the training images so far.
+        step: steps so far.
+        phase: what the scheme calls its last step.
+        loss: mean training loss over the epoch's steps and networks.
+        full_loss: the same over the full network's; None where it wasn't trained.
+        networks: networks trained per step, on average.
+        learning_rate: at the end of the epoch.
+        images_per_second: images of the epoch, each counted once, by its wall time.
+        seconds: wall time since the start.
+        largest: share of validation images that the full network gets right, with re-estimated
+            statistics; None where it wasn't validated.
+        smallest: the same of the smallest subnet.
+    """
+
+    epoch: float
+    step: int
+    phase: str
+    loss: float
+    full_loss: float | None
+    networks: float
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+    largest: float | None = None
+    smallest: float | None = None
+
+
+@dataclass
+class Sums:
+    """What is summed up over the steps of an epoch."""
+
+    steps: int = 0
+    networks: int = 0
+    loss: float = 0.0
+    full: int = 0
+    full_loss: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class TrainState:
+    """Weights, optimiser, average, teacher and counters of a run.
+
+    There is no random state: all that is random is derived from the seed and the step's number.
+
+    Args:
+        module: in training, on its device.
+        optimizer_name: of `build_optimizer`; also ``weight_decay``, ``momentum``.
+        decayed: names of the parameters that may decay; None for all.
+        ema: decay of the weights' running average; None for no average.
+    """
+
+    module: Supernet
+    optimizer_name: Optimizer
+    weight_decay: float
+    momentum: float
+    decayed: frozenset[str] | None = None
+    ema: float | None = None
+    step: int = 0
+    seconds: float = 0.0
+    macs: float = 0.0
+    history: list[SupernetEpoch] = field(default_factory=list)
+    sums: Sums = field(default_factory=Sums)
+    teacher: Supernet | None = None
+
+    def __post_init__(self) -> None:
+        self.optimizer = self._fresh_optimizer()
+        self.average = self._fresh_average()
+
+    def act(self, action: Action) -> None:
+        """Do what a step wants done first."""
+        if isinstance(action, FreezeTeacher):
+            self.teacher = self._frozen()
+        elif isinstance(action, FreshOptimizer):
+            self.optimizer = self._fresh_optimizer()
+        elif isinstance(action, SortChannels):
+            self._sort(action)
+        elif isinstance(action, ZeroResidualGains):
+            zero_residual_gains(self.module)
+            self.average = self._fresh_average()
+
+    def finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(p.isfinite().all()) for p in self.module.parameters())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint stores as tensors; `record` has the rest."""
+        found = {f"model/{name}": value for name, value in self.module.state_dict().items()}
+        if self.average is not None:
+            average = self.average.module.state_dict()
+            found |= {f"average/{name}": value for name, value in average.items()}
+        if self.teacher is not None:
+            frozen = self.teacher.state_dict()
+            found |= {f"teacher/{name}": value for name, value in frozen.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    found[f"optimizer/{index}/{name}"] = value
+        return found
+
+    def record(self, samplers: Sequence[Sampler]) -> dict[str, Json]:
+        """What a checkpoint stores as JSON, samplers' states included."""
+        numbers: dict[str, Json] = {
+            str(index): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+            for index, values in self.optimizer.state_dict()["state"].items()
+        }
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "macs": self.macs,
+            "history": [cast("dict[str, Json]", asdict(epoch)) for epoch in self.history],
+            "sums": cast("dict[str, Json]", asdict(self.sums)),
+            "optimizer": numbers,
+            "samplers": [sampler.state() for sampler in samplers],
+        }
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], record: Mapping[str, Json], samplers: Sequence[Sampler]
+    ) -> None:
+        """Take up what `tensors` and `record` gave."""
+        self.step = cast("int", record["step"])
+        self.seconds = cast("float", record["seconds"])
+        self.macs = cast("float", record["macs"])
+        epochs = cast("list[dict[str, float]]", record["history"])
+        self.history = [SupernetEpoch(**epoch) for epoch in epochs]  # type: ignore[arg-type]  # as stored
+        self.sums = Sums(**cast("dict[str, int]", record["sums"]))
+        self.module.load_state_dict(_under("model/", tensors))
+        if self.average is not None:
+            self.average.module.load_state_dict(_under("average/", tensors))
+        if frozen := _under("teacher/", tensors):
+            self.teacher = self._frozen()
+            self.teacher.load_state_dict(frozen)
+        numbers = cast("dict[str, dict[str, float]]", record["optimizer"])
+        self._restore_optimizer(_under("optimizer/", tensors), numbers)
+        states = cast("list[dict[str, Json]]", record["samplers"])
+        for sampler, state in zip(samplers, states, strict=True):
+            sampler.restore(state)
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        # The rate is set before every step.
+        optimizer = build_optimizer(
+            self.optimizer_name,
+            self.module,
+            learning_rate=1.0,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+        )
+        if self.optimizer_name == "sgd" and self.momentum:
+            # Fused SGD can't start one weight's momentum later than another's, as when its block
+            # is trained for the first time. Zeros are what it starts from anyway.
+            for value in self.module.parameters():
+                optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
+        if self.decayed is None:
+            return optimizer
+        spared = {
+            id(value) for name, value in self.module.named_parameters() if name not in self.decayed
+        }
+        for group in list(optimizer.param_groups):
+            params = group["params"]
+            outside = [value for value in params if id(value) in spared]
+            if group["weight_decay"] and outside:
+                group["params"] = [value for value in params if id(value) not in spared]
+                optimizer.add_param_group({"params": outside, "weight_decay": 0.0})
+        return optimizer
+
+    def _fresh_average(self) -> ModelEmaV3 | None:
+        if self.ema is None:
+            return None
+        from timm.utils.model_ema import ModelEmaV3
+
+        return ModelEmaV3(self.module, decay=self.ema, use_warmup=True)
+
+    def _frozen(self) -> Supernet:
+        """A copy of the full network, in train mode but for dropout: it normalises by batch."""
+        frozen = copy.deepcopy(self.module).requires_grad_(False).train()
+        for part in frozen.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.eval()
+        return frozen
+
+    def _sort(self, action: SortChannels) -> None:
+        """Permute channels, and with them their momenta and averages."""
+        orders = channel_orders(self.module, action.region)
+        shadow = copy.deepcopy(self.module).requires_grad_(False)
+        inside: dict[Tensor, Tensor] = dict(
+            zip(self.module.parameters(), shadow.parameters(), strict=True)
+        )
+        names = {name for values in self.optimizer.state.values() for name in values}
+        for name in sorted(names):
+            moments = {
+                weight: values[name]
+                for weight, values in self.optimizer.state.items()
+                if isinstance(values.get(name), Tensor) and values[name].shape == weight.shape
+            }
+            for weight, moment in moments.items():
+                inside[weight].copy_(moment)
+            reorder_channels(shadow, orders)
+            for weight, moment in moments.items():
+                moment.copy_(inside[weight])
+        reorder_channels(self.module, orders)
+        if self.average is not None:
+            reorder_channels(self.average.module, orders)
+
+    def _restore_optimizer(
+        self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in numbers.items()}
+        for key, value in tensors.items():
+            index, name = key.split("/", 1)
+            owner = parameters[int(index)]
+            taken: Tensor = value
+            if value.shape == owner.shape and value.ndim:
+                # In the parameter's own layout, so that fused kernels go the same way as before.
+                taken = torch.empty_like(owner, dtype=value.dtype).copy_(value)
+            state.setdefault(int(index), {})[name] = taken
+        fresh = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**fresh, "state": state})
+
+
+def derive(seed: int, purpose: int, number: int) -> int:
+    """A seed of its own for each purpose and step, the same on every machine.
+
+    Example:
+        >>> derive(0, 1, 2) == derive(0, 1, 2), derive(0, 1, 2) == derive(0, 2, 1)
+        (True, False)
+    """
+    mixed = np.random.SeedSequence([seed, purpose, number]).generate_state(1, np.uint64)
+    return int(mixed[0] >> np.uint64(1))
+
+
+def identity(
+    supernet: Supernet,
+    data: ImageData,
+    scheme: Scheme,
+    plan: Plan,
+    *,
+    recipe: SupernetRecipe,
+    seed: int,
+) -> dict[str, Json]:
+    """What has to be the same for a run to go on from a checkpoint."""
+    known: dict[str, Json] = {
+        "kind": "supernet",
+        "seed": seed,
+        "data": data.fingerprint,
+        "space": supernet.architectures.name,
+        "initial weights": digest(supernet),
+        "samplers": [sampler.name for sampler in plan.samplers],
+    }
+    known |= {f"recipe.{name}": value for name, value in asdict(recipe).items()}
+    return known | {f"scheme.{name}": value for name, value in scheme.record().items()}
+
+
+def stored_identity(folder: Path) -> dict[str, Json] | None:
+    """The identity in the newest checkpoint that can be read."""
+    for path in sorted(folder.glob("epoch-*.json"), reverse=True):
+        try:
+            identity = json.loads(path.read_text())["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return cast("dict[str, Json]", identity)
+    return None
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
