@@ -241,6 +241,8 @@ def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx
     task.advance(step)
     start = time.monotonic()
     with reproducible(job.device):
+        if step == 0:  # one that is stitched may begin better than it ends
+            _validate(job, probe, trainees, [])
         while step < total:
             for trainee in trainees:
                 trainee.module.train()

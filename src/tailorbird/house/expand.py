@@ -20,6 +20,7 @@ from tailorbird.graph.importance import (
     prune_interior,
 )
 from tailorbird.graph.masks import interface_masks, masked
+from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
@@ -124,6 +125,7 @@ def add_pruned_wholes(
     ]
     for origin, source, body in [("teacher", block.key, extract(teacher, block)), *wholes]:
         scores = magnitude_scores(body, block.in_shape)
+        offered = {structure_key(body, block.in_shape)}
         for ratio in WHOLE_RATIOS:
             variant = f"magnitude {ratio:g}"
             if collector.known(block, origin, source, variant):
@@ -135,6 +137,11 @@ def add_pruned_wholes(
             except GraphError as error:
                 collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
                 continue
+            structure = structure_key(pruned, block.in_shape)
+            if structure in offered:
+                collector.rejections["pruning: rounding leaves nothing new"] += 1
+                continue
+            offered.add(structure)
             collector.offer(block, pruned, origin=origin, source=source, variant=variant)
 
 
