@@ -300,7 +300,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"))
-    parser.add_argument("--epochs", type=float, default=2.0, help="retraining")
+    parser.add_argument("--epochs", type=float, default=1.5, help="retraining")
     parser.add_argument("--house-epochs", type=float, default=0.75, help="distillation")
     parser.add_argument("--blocks", type=int, default=50, help="teacher's and donors' each")
     parser.add_argument("--no-parts", action="store_true", help="without parts of the house")

@@ -9,6 +9,7 @@ import pytest
 from tailorbird.config.fleet import Fleet, FleetTarget, plain_fleet
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.estimate.features import architecture_features
+from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
 from tailorbird.estimate.predicted import PredictedFamily
 from tailorbird.estimate.predictor_files import open_predictor
 from tailorbird.estimate.train_predictor import fit
@@ -85,6 +86,22 @@ def test_a_predictor_of_one_s_own_serves_a_restricted_space(phone, tmp_path):
     assert found.winners[0].quality < found.winners[1].quality
     largest = found.winners[1].genome  # nothing binds: the largest network of 176 pixels
     assert largest[1:].tolist() == [2] * 5 and largest[0] == 1
+
+
+def test_a_learned_latency_model_stands_for_a_table(phone, tmp_path):
+    whole = load_space(SPACE)
+    genomes = whole.space.sample(12, np.random.default_rng(0))
+    model = LatencyModel.fit(genomes, 5.0 + genomes.sum(axis=1) / 10, features=LayerFeatures(whole))
+    path = tmp_path / "board.safetensors"
+    model.save(path)
+    both = price(SPACE, fleet(phone, path))
+    assert both.architectures.space.choices[0].values == RESOLUTIONS
+    (metric,) = [metric for metric in both.costs if metric.endswith("1")]
+    few = both.architectures.space.sample(5, np.random.default_rng(1))
+    same = whole.genomes(both.architectures.architectures(few))
+    np.testing.assert_allclose(both.costs[metric](few), model.latency_ms(same), rtol=1e-9)
+    with pytest.raises(StoreError, match=r"gone\.safetensors"):
+        price(SPACE, fleet(tmp_path / "gone.safetensors"))
 
 
 def test_an_unknown_device_or_metric_names_those_there_are(phone, tmp_path):

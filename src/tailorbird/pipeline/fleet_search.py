@@ -6,7 +6,7 @@ Nothing is built or trained here: what comes out are architectures, to be extrac
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -17,6 +17,7 @@ from tailorbird.config.fleet import COUNTED, LATENCY, Fleet, load_fleet, plain_f
 from tailorbird.config.strategies import strategy as named_strategy
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
+from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
 from tailorbird.estimate.predicted import PredictedFamily, Predictor
 from tailorbird.estimate.predictor_files import open_predictor
 from tailorbird.family import Floats
@@ -26,6 +27,9 @@ from tailorbird.search.strategy import SearchResult
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, load_space
 from tailorbird.supernet.counts import macs, params
+
+LEARNED = ".safetensors"
+"""Ending of a latency table that is a learned model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +120,36 @@ def search_fleet(
 
 
 def predictor_for(path: Path, architectures: ArchitectureSpace) -> Predictor:
-    """The predictor in a file, for a space that may have fewer resolutions than it learned from.
+    """The accuracy predictor in a file, see `opened`."""
+    return opened(lambda space: open_predictor(path, space), architectures)
+
+
+def latency_for(path: Path, architectures: ArchitectureSpace) -> Predictor:
+    """The learned latency model in a file, see `opened`."""
+    return opened(
+        lambda space: LatencyModel.load(path, features=LayerFeatures(space)).latency_ms,
+        architectures,
+    )
+
+
+def opened(
+    read: Callable[[ArchitectureSpace], Predictor], architectures: ArchitectureSpace
+) -> Predictor:
+    """What ``read`` gives for a space that may have fewer resolutions than it learned from.
 
     Raises:
         StoreError: the file is missing or no safetensors file.
-        ConfigError: see `open_predictor`.
+        ConfigError: it was made for another space.
     """
     try:
-        return open_predictor(path, architectures)
+        return read(architectures)
     except ConfigError:
         whole = load_space(architectures.name)
         own, all_ = architectures.space.choices[0].values, whole.space.choices[0].values
         if own == all_ or not set(own) <= set(all_):
             raise
         try:
-            predictor = open_predictor(path, whole)
+            predictor = read(whole)
         except ConfigError:
             predictor = None
         if predictor is None:
@@ -222,16 +241,24 @@ class Priced:
 def price(space: str, fleet: Fleet) -> Priced:
     """The space called ``space`` with the fleet's latency tables, MACs and parameters.
 
+    A table ending in ``.safetensors`` is a learned model, see `LatencyModel.save`.
+
     Raises:
         ConfigError: where the tables share no resolution, or one can't be read.
         SpaceError: for an unknown space, or tables that lack layers of it.
     """
     load_space(space)  # an unknown one is told before tables are read
     tables: dict[str, LatencyTable] = {}
+    learned: dict[str, Path] = {}
     faults: list[str] = []
     for name, path in fleet.tables.items():
+        if path is None:
+            continue
+        if path.suffix == LEARNED:
+            learned[name] = path
+            continue
         try:
-            tables |= {name: read_table(path)} if path is not None else {}
+            tables[name] = read_table(path)
         except ConfigError as error:
             faults += error.problems
     if faults:
@@ -241,6 +268,8 @@ def price(space: str, fleet: Fleet) -> Priced:
         "macs": macs(architectures).sum,
         "params": params(architectures).sum,
     }
+    for name, path in learned.items():
+        costs[fleet.metric(name, LATENCY)] = latency_for(path, architectures)
     problems = []
     for name, table in tables.items():
         try:

@@ -112,7 +112,9 @@ def _panels(results: Sequence[SearchResult]) -> list[_Panel]:
 
 def _series(result: SearchResult, metric: str) -> _Series:
     winners = [winner for winner in result.winners if metric in winner.limits]
-    points = np.array([(w.cost[metric], 100 * w.quality) for w in winners]).reshape(-1, 2)
+    # As in the table: shares are drawn in percent, anything else as the predictor gives it.
+    factor = 100 if all(0 <= winner.quality <= 1 for winner in winners) else 1
+    points = np.array([(w.cost[metric], factor * w.quality) for w in winners]).reshape(-1, 2)
     return _Series(printable(result.strategy, limit=32), np.unique(points, axis=0), len(winners))
 
 
