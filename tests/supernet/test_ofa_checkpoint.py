@@ -23,7 +23,7 @@ def older(name):
     name = name.replace(".conv.inverted", ".mobile_inverted_conv.inverted")
     name = name.replace(".conv.depth", ".mobile_inverted_conv.depth")
     name = name.replace(".conv.point", ".mobile_inverted_conv.point")
-    return name.replace("bn.bn", "bn").replace("conv.conv", "conv").replace("7to5", "7to5")
+    return name.replace(".bn.bn.", ".bn.").replace(".conv.conv.weight", ".conv.weight")
 
 
 @pytest.mark.parametrize("name", ["ofa-mbv3-w1.0", "ofa-proxyless-w1.3", "ofa-resnet50d"])
