@@ -215,3 +215,26 @@ def test_resize_keeps_what_fits_and_averages_when_it_shrinks():
     images[:, :, ::2] = 1.0  # stripes one pixel wide
     assert resize(images, 4) is images
     assert resize(images, 2)[0, 0, :, 0].tolist() == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if name.startswith("cifar-")])
+def test_32_pixel_spaces_end_in_maps_of_4_pixels_and_narrow_with_their_width(name):
+    space = load_space(name)
+    layers = space.layers(np.zeros(len(space.space.choices), dtype=np.int64))
+    sizes = [(shape.in_size, shape.out_size) for label, shape in layers if "blocks" in label]
+    assert sizes[0][0] == 32
+    assert sizes[-1][1] == 4
+    assert dict(layers)["classifier"].out_channels == 10
+    full = load_space(f"{name.rpartition('-w')[0]}-w1.0")
+    share = params(space).sum(np.zeros((1, len(full.space.choices)), dtype=np.int64))
+    assert share <= params(full).sum(np.zeros((1, len(full.space.choices)), dtype=np.int64))
+    if name.endswith("w0.25"):
+        widest = [
+            max(shape.out_channels for shape in slot.variants.values() if shape is not None)
+            for own in (space, full)
+            for slot in own.slots
+            if slot.name.startswith("blocks.")
+        ]
+        narrow, wide = np.split(np.array(widest), 2)
+        assert (narrow <= np.maximum(0.25 * wide * 1.7, 8)).all()
+        assert (narrow >= 0.25 * wide * 0.9).all()
