@@ -27,7 +27,7 @@ RESOLUTION = 0
 """Number of the resolution's gene, the first in every space."""
 
 _POOL = 8192
-_FRESH = 512
+_FRESH = 256
 _TILT = 6.0
 
 
@@ -126,18 +126,18 @@ class Region:
 
         Uniform genes make networks of middling size, nearly always. Here each genome has a tilt t,
         uniform in ``[-6, 6]``, and index j of a gene's n open ones has probability
-        ``exp(t j / (n - 1))`` up to a factor.
+        ``exp(t j / (n - 1))`` up to a factor. The resolution is drawn uniformly.
         """
-        sizes = self.architectures.space.sizes
+        sizes, floor = self.architectures.space.sizes[1:], self.floor[1:]
+        index = np.arange(sizes.max(initial=1))
+        place = (index - floor[:, None]) / np.maximum(sizes - 1 - floor, 1)[:, None]
+        closed = (index < floor[:, None]) | (index >= sizes[:, None])
         tilt = rng.uniform(-_TILT, _TILT, size=(count, 1, 1))
-        index = np.arange(sizes.max())
-        width = np.maximum(sizes - 1 - self.floor, 1)
-        place = (index[None, :] - self.floor[:, None]) / width[:, None]
-        closed = (index[None, :] < self.floor[:, None]) | (index[None, :] >= sizes[:, None])
-        # The largest of score plus Gumbel noise falls on j with the softmax's probability.
-        noise = rng.gumbel(size=(count, *closed.shape))
-        scores = np.where(closed, -np.inf, tilt * place + noise)
-        return self.architectures.space.canonical(scores.argmax(axis=2))
+        # The largest of scores plus Gumbel noise falls on j with the probability wanted.
+        scores = tilt * place + rng.gumbel(size=(count, *closed.shape))
+        genes = np.where(closed, -np.inf, scores).argmax(axis=2)
+        resolution = rng.integers(self.floor[0], self.architectures.space.sizes[0], size=(count, 1))
+        return self.architectures.space.canonical(np.concatenate([resolution, genes], axis=1))
 
 
 class Sampler(Protocol):

@@ -59,8 +59,8 @@ from tailorbird.train.precision import (
 _ORDER, _SUBNETS, _DROPOUT, _MIXING, _STATISTICS = range(5)
 """What a derived seed is for."""
 
-_SYNC_STEPS = 32
-"""Steps between two looks at the losses on a GPU, each of which waits for the device."""
+_SETTLE_STEPS = {"cpu": 1, "cuda": 32}
+"""Steps between two looks at the losses, each of which waits for the device."""
 
 _STATISTICS_IMAGES = 2000
 """Training images that BatchNorm statistics are estimated from before a validation."""
@@ -242,7 +242,7 @@ class _Loop:
             drop_last=self.drop_last,
             device=self.device,
         )
-        every = 1 if self.device.type == "cpu" else _SYNC_STEPS
+        every = _SETTLE_STEPS.get(self.device.type, 1)
         self.epoch_began = time.monotonic() - state.sums.seconds
         for images, labels in islice(walk, skipped, None):
             self._step(images, labels)
@@ -457,8 +457,8 @@ class _Loop:
                 step=state.step - 1,
             )
         if self.store is not None:
-            number = -(-state.step // self.save_steps)
-            self.store.save(number, state.tensors(), state.record(self.plan.samplers))
+            state.saves += 1
+            self.store.save(state.saves, state.tensors(), state.record(self.plan.samplers))
             self.saved = state.step
 
 

@@ -136,6 +136,7 @@ class TrainState:
     decayed: frozenset[str] | None = None
     ema: float | None = None
     step: int = 0
+    saves: int = 0
     seconds: float = 0.0
     macs: float = 0.0
     history: list[SupernetEpoch] = field(default_factory=list)
@@ -185,6 +186,7 @@ class TrainState:
         }
         return {
             "step": self.step,
+            "saves": self.saves,
             "seconds": self.seconds,
             "macs": self.macs,
             "history": [cast("dict[str, Json]", asdict(epoch)) for epoch in self.history],
@@ -198,6 +200,7 @@ class TrainState:
     ) -> None:
         """Take up what `tensors` and `record` gave."""
         self.step = cast("int", record["step"])
+        self.saves = cast("int", record["saves"])
         self.seconds = cast("float", record["seconds"])
         self.macs = cast("float", record["macs"])
         epochs = cast("list[dict[str, float]]", record["history"])

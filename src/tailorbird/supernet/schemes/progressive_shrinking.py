@@ -7,10 +7,10 @@ sec. 3.3; lengths and learning rates of the phases are those of its appendix.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import SamplerOf, Uniform
+from tailorbird.supernet.samplers import RESOLUTION, Region, SamplerOf, Uniform
 from tailorbird.supernet.schemes.phases import Phase, PhasedPlan, check_phases
 from tailorbird.supernet.schemes.scheme import Resolution, check_numbers
 from tailorbird.train.checkpoint import Json
@@ -62,6 +62,53 @@ PHASES = (
 )
 """The phases on ImageNet, 2,048 images per step."""
 
+WIDTH_PHASES = (
+    Phase(
+        name="width-1",
+        epochs=25,
+        learning_rate=0.08,
+        opens={"ks": None, "d": None, "e": None, "w": 2},
+        networks=4,
+    ),
+    Phase(
+        name="width-2",
+        epochs=125,
+        learning_rate=0.24,
+        warmup_epochs=5,
+        opens={"ks": None, "d": None, "e": None, "w": None},
+        networks=4,
+    ),
+)
+"""What follows in spaces whose stages have elastic widths, with the rates of the phases before.
+
+Channels between blocks are not sorted.
+"""
+
+
+def phases_for(architectures: ArchitectureSpace) -> tuple[Phase, ...]:
+    """`PHASES` and `WIDTH_PHASES`, less what a space doesn't have.
+
+    Kinds of genes that it lacks are left out, and so are phases that then open nothing new.
+
+    Example:
+        >>> from tailorbird.supernet.architecture import load_space
+        >>> [phase.name for phase in phases_for(load_space("ofa-resnet50d"))]
+        ['teacher', 'depth-1', 'depth-2', 'expand-1', 'expand-2', 'width-1', 'width-2']
+    """
+    kept: list[Phase] = []
+    floor = architectures.space.sizes - 1
+    for phase in (*PHASES, *WIDTH_PHASES):
+        if phase.opens is None:
+            kept.append(phase)
+            continue
+        known = architectures.official.keys
+        opens = {key: count for key, count in phase.opens.items() if key in known}
+        opened = Region.opened(architectures, opens).floor
+        if (opened[RESOLUTION + 1 :] != floor[RESOLUTION + 1 :]).any():
+            kept.append(replace(phase, opens=opens))
+            floor = opened
+    return tuple(kept)
+
 
 def scaled(phases: Sequence[Phase], *, epochs: float, learning_rate: float) -> tuple[Phase, ...]:
     """The same phases within another number of epochs and with another peak learning rate.
@@ -87,14 +134,11 @@ def scaled(phases: Sequence[Phase], *, epochs: float, learning_rate: float) -> t
     longer = epochs / sum(phase.epochs for phase in phases)
     faster = learning_rate / max(phase.learning_rate for phase in phases)
     return tuple(
-        Phase(
-            name=phase.name,
+        replace(
+            phase,
             epochs=phase.epochs * longer,
             learning_rate=phase.learning_rate * faster,
             warmup_epochs=phase.warmup_epochs * longer,
-            opens=phase.opens,
-            networks=phase.networks,
-            sort=phase.sort,
         )
         for phase in phases
     )
@@ -113,7 +157,7 @@ class ProgressiveShrinking:
     before each expand phase, by the L1 norm of the weights that read them.
 
     Args:
-        phases: `PHASES`, or `scaled` ones.
+        phases: `PHASES`, or `scaled` ones, or those of `phases_for` another space.
         sampler: of a step's subnets.
         resolution: one image size for all networks of a step, as in the original, or one for each.
         label_smoothing: of the labels.

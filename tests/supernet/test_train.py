@@ -1,0 +1,384 @@
+"""The loop: gradients by hand, exact continuation, refusals, and that it learns at all."""
+
+import copy
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tailorbird.data.images import Normalisation, TensorSplit
+from tailorbird.errors import ConfigError, DataError, StoreError, TrainingError
+from tailorbird.progress import Silent
+from tailorbird.supernet.samplers import Region, Sandwich, Uniform
+from tailorbird.supernet.schemes import compofa
+from tailorbird.supernet.schemes.bignas import BigNAS
+from tailorbird.supernet.schemes.deps import DepS
+from tailorbird.supernet.schemes.phases import Phase
+from tailorbird.supernet.schemes.progressive_shrinking import PHASES, ProgressiveShrinking, scaled
+from tailorbird.supernet.schemes.scheme import SortChannels
+from tailorbird.supernet.train import _SETTLE_STEPS, SupernetRecipe, train_supernet
+from tailorbird.supernet.train_state import TrainState
+from tailorbird.train.checkpoint import digest
+from tests.supernet.tiny import stripes, tiny_supernet
+
+RECIPE = SupernetRecipe(batch_size=12, precision="float32")
+RATE = 0.05
+SCHEMES = {
+    "deps": DepS(epochs=4, ramp_epochs=1, learning_rate=RATE),
+    "progressive-shrinking": ProgressiveShrinking(
+        phases=scaled(PHASES, epochs=4, learning_rate=RATE)
+    ),
+    "bignas": BigNAS(epochs=3, learning_rate=RATE),
+    "compofa": compofa.comp_ofa(phases=scaled(compofa.PHASES, epochs=4, learning_rate=RATE)),
+}
+
+
+class Interrupt(Silent):
+    """Ctrl-C after some steps; notes are kept."""
+
+    def __init__(self, after=10**9):
+        self.after, self.steps, self.notes = after, 0, []
+
+    def task(self, name, total):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def advance(self, steps=1, note=""):
+        self.steps += steps
+        self.notes.append(note)
+        if note and self.steps >= self.after:
+            raise KeyboardInterrupt
+
+
+class Alternating:
+    """A sampler that learns: which subnet comes next depends on what came before."""
+
+    def __init__(self, region, count):
+        self.region, self.count, self.name, self.turn = region, count, "alternating", 0
+
+    def sample(self, step, rng):
+        self.turn += 1
+        chosen = np.random.default_rng(self.turn)
+        return self.region.sample(self.count, chosen)
+
+    def state(self):
+        return {"turn": self.turn}
+
+    def restore(self, state):
+        self.turn = state["turn"]
+
+
+def same(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("after", [3, 8])
+def test_a_run_that_was_interrupted_ends_in_the_same_bits(tmp_path, scheme, after):
+    net, data = tiny_supernet(tmp_path, dropout=0.3), stripes()
+    recipe = replace(RECIPE, ema=0.9, clip_norm=1.0, mixup=0.2)
+    options = {"seed": 3, "recipe": recipe, "save_steps": 2}
+    whole = train_supernet(net, data, scheme, folder=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(
+            net, data, scheme, folder=tmp_path / "run", progress=Interrupt(after), **options
+        )
+    rest = Interrupt()
+    again = train_supernet(net, data, scheme, folder=tmp_path / "run", progress=rest, **options)
+    assert same(again.supernet, whole.supernet)
+    assert same(again.average, whole.average)
+    assert again.macs == whole.macs
+    for one, other in zip(again.history, whole.history, strict=True):
+        assert replace(one, seconds=0, images_per_second=0) == replace(
+            other, seconds=0, images_per_second=0
+        )
+    assert rest.notes[0] == ""
+    saved = max(step for step in range(after) if step % 2 == 0 or step % 3 == 0)
+    assert len(rest.notes) == 1 + whole.history[-1].step - saved
+    done = train_supernet(net, data, scheme, folder=tmp_path / "run", **options)
+    assert same(done.supernet, whole.supernet)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adabelief"])
+def test_other_optimisers_and_samplers_with_a_memory_go_on_exactly(tmp_path, optimizer):
+    net, data = tiny_supernet(tmp_path), stripes()
+    scheme = DepS(epochs=3, ramp_epochs=1, learning_rate=0.01, sampler=Alternating)
+    options = {"seed": 0, "recipe": replace(RECIPE, optimizer=optimizer)}
+    whole = train_supernet(net, data, scheme, **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(net, data, scheme, folder=tmp_path, progress=Interrupt(7), **options)
+    again = train_supernet(net, data, scheme, folder=tmp_path, **options)
+    assert same(again.supernet, whole.supernet)
+
+
+def test_a_step_is_the_weighted_sum_of_its_networks_gradients(tmp_path):
+    net, data = tiny_supernet(tmp_path, resolutions=(12,)), stripes(images=16)
+    scheme = DepS(epochs=4, ramp_epochs=2, learning_rate=0.3, reorder=False, sampler=Everything)
+    recipe = SupernetRecipe(batch_size=12, momentum=0.0, weight_decay=0.0, precision="float32")
+    plan = scheme.plan(net.architectures, 1)
+    assert [plan.epsilon(n) for n in range(4)] == [1e-4, pytest.approx(0.5, abs=1e-3), 1, 1]
+    split = replace(data.train, crop_padding=0)
+    data = replace(data, train=split)
+    [images], [labels] = zip(*split.batches(12), strict=True)
+    expected = copy.deepcopy(net)
+    genomes = [net.largest(), *Everything(Region.whole(net.architectures), 2).sample(0, None)]
+    for number in range(plan.total):
+        weights = [1.0, plan.epsilon(number), plan.epsilon(number)]
+        expected.train().zero_grad()
+        teacher = None
+        for genome, weight in zip(genomes, weights, strict=True):
+            expected.activate(genome)
+            logits = expected(images)
+            if teacher is None:
+                loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+                teacher = logits.detach().softmax(1)
+            else:
+                loss = -(teacher * logits.log_softmax(1)).sum(1).mean()
+            (weight * loss).backward()
+        rate = plan.step(number, np.random.default_rng(0)).rate
+        with torch.no_grad():
+            for value in expected.parameters():
+                if value.grad is not None:
+                    value.sub_(rate * value.grad)
+    found = train_supernet(net, data, scheme, seed=0, recipe=recipe).supernet
+    for (name, value), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(value, other, atol=2e-5), name
+
+
+class Everything(Uniform):
+    """The same subnets at every step."""
+
+    def sample(self, step, rng):
+        region = Region.opened(self.region.architectures, {"d": None, "e": 2})
+        return np.stack([self.region.smallest, region.smallest])
+
+
+def test_weights_that_no_network_used_are_left_alone(tmp_path):
+    net, data = tiny_supernet(tmp_path), stripes()
+    alone = DepS(epochs=2, delay=0.99, ramp_epochs=0, learning_rate=RATE)
+    recipe = replace(RECIPE, weight_decay=0.1)
+    trained = train_supernet(net, data, alone, seed=0, recipe=recipe).supernet
+    matrices = {n for n, _ in net.named_parameters() if n.endswith("_matrix")}
+    assert len(matrices) == 2
+    changed = {
+        name
+        for (name, old), new in zip(net.named_parameters(), trained.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert not changed & matrices
+    assert changed == {name for name, _ in net.named_parameters()} - matrices
+
+
+def test_decay_can_be_kept_from_what_the_full_network_does_not_use(tmp_path):
+    net = tiny_supernet(tmp_path)
+    used = frozenset(n for n, _ in net.named_parameters() if not n.endswith("_matrix"))
+    state = TrainState(net, optimizer_name="sgd", weight_decay=0.1, momentum=0.9, decayed=used)
+    names = {id(value): name for name, value in net.named_parameters()}
+    groups = [
+        ({names[id(value)] for value in group["params"]}, group["weight_decay"])
+        for group in state.optimizer.param_groups
+    ]
+    assert {n for part, _ in groups for n in part} == set(names.values())
+    [with_decay] = [part for part, decay in groups if decay]
+    assert with_decay <= used
+    assert all(net.get_parameter(name).ndim > 1 for name in with_decay)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_momenta_and_averages_move_with_the_channels(tmp_path, optimizer):
+    nets = [tiny_supernet(tmp_path, resolutions=(12,)) for _ in range(2)]
+    images = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    states = [
+        TrainState(net, optimizer_name=optimizer, weight_decay=0.0, momentum=0.9, ema=0.5)
+        for net in nets
+    ]
+    closed = Region(nets[0].architectures, nets[0].largest())
+    for number in range(4):
+        if number == 2:
+            states[1].act(SortChannels(closed))
+            weights = [dict(s.module.named_parameters()) for s in states]
+            assert any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+        for state in states:
+            state.module.train()
+            state.optimizer.zero_grad()
+            state.module(images)[:, 0].logsumexp(0).backward()
+            for group in state.optimizer.param_groups:
+                group["lr"] = 0.02
+            state.optimizer.step()
+            state.average.update(state.module, step=number + 1)
+    one, other = (state.module.eval()(images) for state in states)
+    assert torch.allclose(one, other, atol=1e-4)
+    one, other = (state.average.module.eval()(images) for state in states)
+    assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_nothing_outside_is_touched(tmp_path):
+    net, data = tiny_supernet(tmp_path, dropout=0.3), stripes()
+    before = digest(net), net.active.tolist(), net.training
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    recipe = replace(RECIPE, mixup=0.2)
+    train_supernet(net, data, SCHEMES["bignas"], seed=0, recipe=recipe, validate_epochs=1)
+    assert (digest(net), net.active.tolist(), net.training) == before
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.random.get_state()[1].tolist() == numpy_state
+
+
+def test_validation_has_no_influence_on_training(tmp_path):
+    net, data = tiny_supernet(tmp_path, dropout=0.3), stripes()
+    with_it, without = (
+        train_supernet(net, data, SCHEMES["deps"], seed=0, recipe=RECIPE, validate_epochs=v)
+        for v in (2, None)
+    )
+    assert same(with_it.supernet, without.supernet)
+    assert [e.largest is None for e in with_it.history] == [True, False, True, False]
+    assert without.history[-1].smallest is None
+
+
+def test_both_ends_of_the_space_learn(tmp_path):
+    net, data = tiny_supernet(tmp_path), stripes(images=96)
+    scheme = DepS(epochs=10, ramp_epochs=2, learning_rate=0.1)
+    notes = Interrupt()
+    result = train_supernet(
+        net, data, scheme, seed=0, recipe=RECIPE, validate_epochs=10, progress=notes
+    )
+    last = result.history[-1]
+    assert last.largest > 0.85
+    assert last.smallest > 0.7
+    assert last.full_loss < result.history[0].full_loss
+    assert [epoch.phase for epoch in result.history[::3]] == ["full", "ramp", "shrink", "shrink"]
+    assert re.fullmatch(r"shrink, loss \d\.\d{3}, \d+ images/s", notes.notes[-1])
+    assert (result.supernet.active == result.supernet.largest()).all()
+
+
+def test_macs_are_three_passes_of_what_ran_and_one_of_the_teacher(tmp_path):
+    net, data = tiny_supernet(tmp_path, resolutions=(12,)), stripes()
+    phases = (
+        Phase(name="teacher", epochs=1, learning_rate=RATE, opens=None),
+        Phase(name="none", epochs=1, learning_rate=RATE, opens={}, networks=2),
+    )
+    result = train_supernet(net, data, ProgressiveShrinking(phases=phases), seed=0, recipe=RECIPE)
+    from tailorbird.supernet.counts import macs
+
+    full = float(macs(net.architectures).sum(net.largest()[None])[0])
+    assert result.macs == pytest.approx(36 * full * (3 + 2 * 3 + 1))
+
+
+def test_bfloat16_keeps_weights_in_float32(tmp_path):
+    recipe = replace(RECIPE, precision="bfloat16")
+    result = train_supernet(
+        tiny_supernet(tmp_path), stripes(), SCHEMES["deps"], seed=0, recipe=recipe
+    )
+    values = list(result.supernet.parameters())
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values)
+
+
+def test_a_loss_that_is_not_finite_says_where_and_what_is_left(tmp_path):
+    net, data = tiny_supernet(tmp_path), stripes()
+    scheme = replace(SCHEMES["deps"], learning_rate=1e25, lr_warmup_epochs=1)
+    with pytest.raises(TrainingError) as caught:
+        train_supernet(net, data, scheme, seed=0, recipe=RECIPE)
+    text = str(caught.value)
+    assert caught.value.step is not None
+    assert f"at step {caught.value.step} for the full network" in text or "not finite" in text
+    assert "no checkpoints were kept" in text
+
+
+class Poisoned(Sandwich):
+    """Breaks the weights of the narrowest subnet's own kernel at step 5, through a side door."""
+
+    net = None
+
+    def sample(self, step, rng):
+        drawn = super().sample(step, rng)
+        if step == 5:
+            name = next(n for n, _ in self.net.named_parameters() if n.endswith("_matrix"))
+            self.net.get_parameter(name).data.fill_(float("nan"))
+        return drawn
+
+
+@pytest.mark.parametrize("settle", [1, 32])
+def test_the_error_names_the_subnet_and_the_last_good_checkpoint(tmp_path, monkeypatch, settle):
+    monkeypatch.setitem(_SETTLE_STEPS, "cpu", settle)
+    net, data = tiny_supernet(tmp_path), stripes()
+    scheme = replace(SCHEMES["bignas"], sampler=Poisoned)
+    original = TrainState.__post_init__
+
+    def catch(self):
+        original(self)
+        Poisoned.net = self.module
+
+    monkeypatch.setattr(TrainState, "__post_init__", catch)
+    with pytest.raises(TrainingError) as caught:
+        train_supernet(net, data, scheme, seed=0, recipe=RECIPE, folder=tmp_path / "run")
+    assert caught.value.step == 5
+    text = str(caught.value)
+    assert "the loss is nan at step 5 for the subnet {" in text
+    assert '"ks": [3' in text
+    assert f"the last good checkpoint, of step 3, is in {tmp_path / 'run'}" in text
+
+
+def test_images_that_are_not_finite_are_blamed(tmp_path):
+    data = stripes()
+    pixels = torch.rand(24, 3, 12, 12)
+    pixels[5, 0, 0, 0] = float("nan")
+    split = TensorSplit(pixels, torch.arange(24) % 2, Normalisation((0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(DataError, match="1 of 24 training images hold NaN or infinity"):
+        train_supernet(
+            tiny_supernet(tmp_path),
+            replace(data, train=split),
+            SCHEMES["deps"],
+            seed=0,
+            recipe=RECIPE,
+        )
+
+
+def test_a_changed_run_is_refused_unless_told(tmp_path):
+    net, data, scheme = tiny_supernet(tmp_path), stripes(), SCHEMES["deps"]
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(
+            net, data, scheme, seed=0, recipe=RECIPE, folder=folder, progress=Interrupt(8)
+        )
+    changed = replace(scheme, learning_rate=0.01, sampler=Uniform)
+    with pytest.raises(StoreError) as caught:
+        train_supernet(net, data, changed, seed=1, recipe=RECIPE, folder=folder)
+    text = str(caught.value)
+    assert "samplers: ['sandwich(uniform(2))'] there, ['uniform(3)'] now" in text
+    assert "scheme.learning_rate: 0.05 there, 0.01 now" in text
+    assert "seed: 0 there, 1 now" in text
+    rest = Interrupt()
+    train_supernet(
+        net,
+        data,
+        changed,
+        seed=1,
+        recipe=RECIPE,
+        folder=folder,
+        accept_changes=True,
+        progress=rest,
+    )
+    assert len(rest.notes) == 1 + 12 - 6
+    train_supernet(net, data, changed, seed=1, recipe=RECIPE, folder=folder)
+
+
+def test_what_cannot_be_trained_is_refused_at_once(tmp_path):
+    net, scheme = tiny_supernet(tmp_path), SCHEMES["deps"]
+    with pytest.raises(DataError, match="'stripes' has no labels"):
+        train_supernet(net, stripes(labelled=False), scheme, seed=0)
+    three = replace(stripes(), classes=("a", "b", "c"))
+    with pytest.raises(DataError, match="has 3 classes"):
+        train_supernet(net, three, scheme, seed=0)
+    with pytest.raises(ConfigError, match="save_steps: expected 1 or more, got 0"):
+        train_supernet(net, stripes(), scheme, seed=0, save_steps=0)
+    with pytest.raises(ConfigError, match=r"recipe.momentum.*got 2"):
+        SupernetRecipe(momentum=2)
