@@ -13,7 +13,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from tailorbird.data.images import ImageData, Split, blame_images, check_head
 from tailorbird.errors import ConfigError, DataError, TrainingError
 from tailorbird.progress import Progress, Silent, Task
+from tailorbird.supernet.calibrate import accuracies, recalibrate
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.network import Supernet, resize
 from tailorbird.supernet.samplers import RESOLUTION, Genome
@@ -40,10 +40,8 @@ from tailorbird.supernet.train_state import (
     stored_identity,
 )
 from tailorbird.train.checkpoint import Checkpoint, Json
-from tailorbird.train.evaluate import score
 from tailorbird.train.losses import Seen, total
 from tailorbird.train.mixing import Mixer
-from tailorbird.train.norm_stats import norm_layers, recalibrate
 from tailorbird.train.optimisers import set_rate
 from tailorbird.train.precision import (
     autocast,
@@ -400,10 +398,10 @@ class _Loop:
         state, sums = self.state, self.state.sums
         epoch = state.step / self.per_epoch
         ended = state.step == self.plan.total
-        largest = smallest = None
+        largest: float | None = None
+        smallest: float | None = None
         if self.validate_epochs is not None and (ended or round(epoch) % self.validate_epochs == 0):
-            largest = self._accuracy(state.module.largest())
-            smallest = self._accuracy(state.module.smallest())
+            largest, smallest = self._accuracies()
         state.history.append(
             SupernetEpoch(
                 epoch=epoch,
@@ -421,19 +419,22 @@ class _Loop:
         )
         state.sums = Sums()
 
-    def _accuracy(self, genome: Genome) -> float:
-        """On the validation images, with statistics of its own; the old ones are put back."""
+    def _accuracies(self) -> tuple[float, float]:
+        """Of the full and the smallest network on the validation images, each with its own norms.
+
+        The supernet's own statistics stay as they are.
+        """
         module = self.state.module
-        module.activate(genome)
-        net = _Resized(module, self.sizes[int(genome[RESOLUTION])], self.layout)
-        with _kept_statistics(module):
-            recalibrate(net, self._statistics_images())
-            return score(
-                net,
-                self.data.validation,
-                batch_size=max(256, self.recipe.batch_size),
-                device=self.device,
-            ).accuracy
+        genomes = np.stack([module.largest(), module.smallest()])
+        statistics = recalibrate(module, genomes, self._statistics_images())
+        found = accuracies(module, genomes, statistics, self._validation())
+        return float(found[0]), float(found[1])
+
+    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = max(256, self.recipe.batch_size)
+        for images, labels in self.data.validation.batches(size, device=self.device):
+            if labels is not None:
+                yield images.contiguous(memory_format=self.layout), labels
 
     def _statistics_images(self) -> Iterator[Tensor]:
         size = min(self.recipe.batch_size, len(self.data.train))
@@ -444,7 +445,7 @@ class _Loop:
             device=self.device,
         )
         for images, _ in islice(walk, -(-_STATISTICS_IMAGES // size)):
-            yield images
+            yield images.contiguous(memory_format=self.layout)
 
     def _save(self) -> None:
         """Write a checkpoint, if they are kept and the weights are numbers."""
@@ -460,29 +461,6 @@ class _Loop:
             state.saves += 1
             self.store.save(state.saves, state.tensors(), state.record(self.plan.samplers))
             self.saved = state.step
-
-
-class _Resized(nn.Module):
-    """The active network behind a change of the images' size."""
-
-    def __init__(self, supernet: Supernet, size: int, layout: torch.memory_format) -> None:
-        super().__init__()
-        self.supernet, self.size, self.layout = supernet, size, layout
-
-    def forward(self, images: Tensor) -> Tensor:
-        sized = resize(images, self.size).contiguous(memory_format=self.layout)
-        return cast("Tensor", self.supernet(sized))
-
-
-@contextmanager
-def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Puts the running statistics of norms back at the end."""
-    before = [(value, value.clone()) for norm in norm_layers(module) for value in norm.buffers()]
-    try:
-        yield
-    finally:
-        for value, old in before:
-            value.copy_(old)
 
 
 def _layout(module: Supernet, example: Tensor, recipe: SupernetRecipe) -> torch.memory_format:
