@@ -11,6 +11,7 @@ from tailorbird.errors import ConfigError
 Optimizer = Literal["sgd", "adabelief", "adamw"]
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Recipe:
         cutmix: alpha of CutMix, 0 for none; with both, each batch gets one of them.
         validation_limit: images used for the validation after each epoch (a seeded choice);
             None for all. The final figure is always measured on all.
+        keep: weights of the ``best`` validation, or the ``last`` ones: where a pretrained network
+            has seen the validation images, no later weights look as good on them as its own.
         recalibrate_batches: training batches to re-estimate the BatchNorm statistics of the
             best weights from, at the end; kept if they validate better. 0 for never.
 
@@ -81,6 +84,7 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     validation_limit: int | None = None
+    keep: Keep = "best"
     recalibrate_batches: int = 20
 
     def __post_init__(self) -> None:
@@ -98,6 +102,7 @@ class Recipe:
             *self._one_of("optimizer", get_args(Optimizer)),
             *self._one_of("schedule", get_args(Schedule)),
             *self._one_of("precision", get_args(Precision)),
+            *self._one_of("keep", get_args(Keep)),
         ]
         if problems:
             raise ConfigError(problems)

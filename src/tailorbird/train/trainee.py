@@ -196,13 +196,15 @@ class Trainee:
         rate: float,
         seconds: float,
     ) -> None:
-        """Validate weights and average, keep the better if it is the best so far."""
+        """Validate weights and average, keep the better if it is the best so far, or the last."""
         candidates = [self.module] if self.ema is None else [self.module, self.ema.module]
         scores = [self.evaluate(net, split, answers, self.recipe.validation_limit)
                   for net in candidates]  # fmt: skip
         if not all(math.isfinite(one.loss) for one in scores):
             self.stop(f"the validation loss is not finite after step {self.at}", self.at)
             return
+        if self.recipe.keep == "last":
+            self.best_score = Score(-1.0, math.inf)
         for net, one in zip(candidates, scores, strict=True):
             if one.beats(self.best_score):
                 self.best, self.best_score, self.best_epoch = snapshot(net), one, epoch
