@@ -332,17 +332,18 @@ def test_all_wrong_hints_are_reported_at_once():
     assert "hint late -> late: shapes (2, 6, 3, 3) and (2, 8, 3, 3)" in str(caught.value)
 
 
-def test_the_best_state_is_kept_even_if_it_is_the_first():
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_best_state_is_kept_even_if_it_is_the_first_or_the_last_if_asked_for(keep):
     data = make_data()
     teacher = fit(Net(seed=4), data, recipe=RECIPE, seed=0).module
     ruin = Recipe(epochs=2, batch_size=16, learning_rate=50.0, clip_norm=None, warmup=0,
-                  recalibrate_batches=0)  # fmt: skip
+                  recalibrate_batches=0, keep=keep)  # fmt: skip
     [done] = retrain_all(
         [Assignment(name="x", student=teacher)], teacher, data, recipe=ruin, seed=0
     )
-    assert done.best_epoch == 0
-    assert done.accuracy == done.accuracy_before
-    assert same(state(done.module), state(teacher))
+    assert done.best_epoch == (0 if keep == "best" else 2)
+    assert (done.accuracy == done.accuracy_before) == (keep == "best")
+    assert same(state(done.module), state(teacher)) == (keep == "best")
 
 
 def test_stale_statistics_are_re_estimated_if_that_validates_better():
