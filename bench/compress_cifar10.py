@@ -94,7 +94,7 @@ def scale(quick: bool, epochs: float, house_epochs: float, blocks: int) -> Scale
     )
     recipe = Recipe(
         epochs=0.5 if quick else epochs,
-        learning_rate=0.02,
+        learning_rate=0.005,  # the donors' own training ended at 0.001
         kl_weight=2.0,
         temperature=2.0,
         mse_weight=0.5,
@@ -102,7 +102,7 @@ def scale(quick: bool, epochs: float, house_epochs: float, blocks: int) -> Scale
         keep="last",
         validation_limit=1000 if quick else None,
     )
-    return Scale(options, recipe, 6000 if quick else None, 256 if quick else 512)
+    return Scale(options, recipe, 6000 if quick else None, 256)
 
 
 def load(root: Path, limit: int | None) -> ImageData:
@@ -301,7 +301,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"))
-    parser.add_argument("--epochs", type=float, default=1.0, help="retraining")
+    parser.add_argument("--epochs", type=float, default=0.75, help="retraining")
     parser.add_argument("--house-epochs", type=float, default=0.75, help="distillation")
     parser.add_argument("--blocks", type=int, default=50, help="teacher's and donors' each")
     parser.add_argument("--no-parts", action="store_true", help="without parts of the house")
