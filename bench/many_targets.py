@@ -9,9 +9,10 @@ original    ten Note10 limits, the original single-target search (bench/original
             all-at-once: wall time, predicted accuracy at every limit
 fleet       10 and 500 limits; 1,000 limits on four devices at once
 strategies  independent, top-down, bottom-up for 1 to 10 limits with 22, 63 and 100 warm
-            generations: MobileNetV3 on the Note10, and for 1 and 10 limits on the Jetson and
-            ResNet50D within MACs; random search and NSGA-II beside them
-optimum     the gap to the best there is: CompOFA by enumeration, model houses by the exact solver
+            generations: MobileNetV3 on the Note10 and the Jetson, ResNet50D within MACs; random
+            search and NSGA-II beside them
+optimum     the gap to the best there is: CompOFA by enumeration, synthetic model houses by the
+            exact solver
 growth      time and memory as limits, population and genes grow
 
 The predictors' scale is their own: it is not ImageNet top-1.
@@ -20,6 +21,7 @@ The predictors' scale is their own: it is not ImageNet top-1.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +34,7 @@ import pyarrow.parquet
 from safetensors.torch import load_file
 
 from original_search import EvolutionFinder, MobileNetAccuracy, MobileNetLatency
-from record import write_result
+from record import RESULTS, write_result
 from search_scale import house
 from tailorbird.estimate.accuracy_predictor import OfaPredictor
 from tailorbird.estimate.latency_table import compile_table, read_table
@@ -44,6 +46,7 @@ from tailorbird.search.baselines import Exhaustive, RandomSearch
 from tailorbird.search.evolution import BottomUp, Independent, TopDown
 from tailorbird.search.many_targets import AllAtOnce
 from tailorbird.search.nsga2 import Nsga2
+from tailorbird.search.selection import Selection
 from tailorbird.search.strategy import Limits, SearchResult, Strategy
 from tailorbird.space import Choice, Genomes, Space
 from tailorbird.supernet.architecture import ArchitectureSpace, load_space
@@ -229,9 +232,8 @@ def strategies(data: Data, seeds: Sequence[int]) -> dict[str, object]:
     figures: dict[str, object] = {}
     for scene, (family, metric, bounds) in scenes.items():
         rows: dict[str, object] = {"limits": [float(bound) for bound in bounds]}
-        whole_table = bounds is NOTE10
         for name, strategy in _contenders().items():
-            counts = (10,) if name not in _PAPER else COUNTS if whole_table else (1, 10)
+            counts = COUNTS if name in _PAPER else (10,)
             rows[name] = {
                 str(count): _repeated(family, strategy, limited(metric, bounds[:count]), seeds)
                 for count in counts
@@ -336,9 +338,10 @@ def optimum(data: Data, seeds: Sequence[int]) -> dict[str, object]:
     for seed in seeds[:3]:
         problem = house(100, 60, seed=seed)
         shaped = HouseShaped(problem)
-        bounds = limited("latency_ms", [s * problem.base[0] for s in (0.9, 0.75, 0.6, 0.5)])
+        low, whole = exact.lowest(problem, "latency_ms"), float(problem.base[0])
+        bounds = limited("latency_ms", [low + s * (whole - low) for s in (0.8, 0.6, 0.4, 0.2)])
         optima = exact.solve_many(problem, bounds)
-        wanted += [-one.loss for one in optima if not isinstance(one, Exception)]
+        wanted += [-one.loss for one in optima if isinstance(one, Selection)]
         for name, strategy in contenders.items():
             gaps[name].append(strategy.search(shaped, bounds, seed=seed))  # type: ignore[arg-type]  # space is set in post-init
     for name, results in gaps.items():
@@ -414,7 +417,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", default="original,fleet,strategies,optimum,growth")
-    parser.add_argument("--name", default="many_targets")
+    parser.add_argument("--name", default=None, help="of the result file")
     arguments = parser.parse_args()
     data = Data(arguments.data / "ofa")
     seeds = range(2 if arguments.quick else arguments.seeds)
@@ -425,13 +428,16 @@ def main() -> None:
         "optimum": lambda: optimum(data, seeds),
         "growth": lambda: growth(data),
     }
-    began = time.perf_counter()
+    result = arguments.name or ("many_targets_quick" if arguments.quick else "many_targets")
     figures: dict[str, object] = {"seeds": len(seeds)}
+    written = RESULTS / f"{result}.json"
+    if written.exists() and set(arguments.parts.split(",")) != set(parts):
+        figures = json.loads(written.read_text())["figures"]  # the other parts stay
     for name in arguments.parts.split(","):
+        began = time.perf_counter()
         figures[name] = parts[name]()
-        figures["minutes"] = round((time.perf_counter() - began) / 60, 1)
-        write_result(arguments.name, figures, seed=0)
-    print("written:", write_result(arguments.name, figures, seed=0))
+        figures[f"minutes of {name}"] = round((time.perf_counter() - began) / 60, 1)
+        print("written:", write_result(result, figures, seed=0))
 
 
 if __name__ == "__main__":

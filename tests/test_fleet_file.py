@@ -91,3 +91,12 @@ def test_faulty_files(tmp_path, text, said):
 def test_limits_on_the_command_line_are_positive_numbers(text):
     with pytest.raises(ConfigError, match="--limits: expected positive numbers"):
         read_limits(text)
+
+
+def test_a_device_without_a_table_is_never_given_another_one_s_latency(tmp_path):
+    text = """
+devices:
+  - {name: phone, latency_table: t, limits: [15]}
+  - {name: board, limits: [{macs: 3e8}]}
+"""
+    assert fleet(tmp_path, text).bounds() == [{"latency_ms@phone": 15.0}, {"macs": 3e8}]

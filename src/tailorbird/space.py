@@ -90,8 +90,11 @@ class Space:
                     f"conditions: gene {gene} of {genes} has to depend on an earlier gene's "
                     f"index of 1 or more, got {condition}"
                 )
-            if self.conflicts is not None and self.conflicts[condition.gene].any():
-                raise SpaceError(f"conditions: gene {gene} depends on one that has conflicts")
+            if self.conflicts is not None and self.conflicts[[condition.gene, gene]].any():
+                raise SpaceError(
+                    f"conditions: neither gene {gene} nor gene {condition.gene}, which it depends "
+                    "on, may have conflicts"
+                )
 
     @cached_property
     def sizes(self) -> Genomes:

@@ -55,7 +55,7 @@ def test_the_spaces_are_the_published_ones():
     assert load_space("ofa-resnet50d").space.size == 8 * 2 * 3**6 * blocks
 
 
-def test_nine_spaces_lie_in_the_package():
+def test_the_spaces_that_lie_in_the_package():
     assert set(SPACES) == {
         "ofa-mbv3-w1.0",
         "ofa-mbv3-w1.2",
@@ -66,6 +66,8 @@ def test_nine_spaces_lie_in_the_package():
         "compofa-mbv3-w1.2",
         "compofa-mbv3-w1.0-elastic-kernel",
         "compofa-mbv3-w1.2-elastic-kernel",
+        *(f"cifar-{n}-w{w}" for n in ("mbv3", "compofa-mbv3") for w in ("0.25", "0.5", "1.0")),
+        *(f"cifar-{n}-w{w}" for n in ("proxyless", "resnet50d") for w in ("0.25", "1.0")),
     }
 
 
@@ -294,7 +296,9 @@ def test_a_stage_of_proxylessnas_may_be_one_block():
 
 
 def test_unknown_space_and_resolutions():
-    with pytest.raises(SpaceError, match=r"expected one of compofa-mbv3-w1\.0, .*; got 'ofa'"):
+    with pytest.raises(
+        SpaceError, match=r"expected one of cifar-compofa-mbv3-w0\.25, .*; got 'ofa'"
+    ):
         load_space("ofa")
     with pytest.raises(SpaceError, match=r"whole numbers of pixels from 32 .* got \[0, 12.5\]"):
         load_space("ofa-mbv3-w1.0", resolutions=[0, 224, 12.5])

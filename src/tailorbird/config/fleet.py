@@ -44,7 +44,7 @@ class Fleet:
 
     def metric(self, device: str, metric: str) -> str:
         """The metric's name in a search: a latency names its device where there are several."""
-        several = sum(table is not None for table in self.tables.values()) > 1
+        several = len(self.tables) > 1
         return f"{metric}@{device}" if metric == LATENCY and several else metric
 
     def bounds(self) -> list[dict[str, float]]:

@@ -36,9 +36,8 @@ from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, Slot
 MAX_BYTES = 4_000_000
 MAX_FILES = 1000
 _MAX_DEPTH = 10
-_MOST_MS = 1e9
-_MOST_NAMED = 20
 _MOST_FAULTS = 50
+_MOST_MS = 1e9
 _SUFFIXES = (".yaml", ".yml", ".json")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -128,7 +127,7 @@ def compile_table(table: LatencyTable, space: ArchitectureSpace) -> SlotTable:
         ``.sum(genomes)`` is the latency (n,) in ms of genomes (n, genes).
 
     Raises:
-        SpaceError: naming the rows that are missing (the first 20) and their count.
+        SpaceError: naming all rows that are missing, and their count.
     """
     classes = _classes(space)
     resolutions = space.space.choices[0].values
@@ -337,11 +336,9 @@ def _classes(space: ArchitectureSpace) -> int:
 
 def _missing(table: LatencyTable, space: ArchitectureSpace, missing: list[str], needed: int) -> str:
     """What is missing, and why it may be: another width, other resolutions."""
-    more = len(missing) - _MOST_NAMED
     lines = [
         f"{table.path} lacks {len(missing):,} of the {needed:,} rows that {space.name} needs: "
-        + ", ".join(missing[:_MOST_NAMED])
-        + (f", and {more:,} more" if more > 0 else "")
+        + ", ".join(missing)
     ]
     _, widths = _stems((key.rpartition("/")[2] for key in table.entries), table.style)
     shapes = next(iter(space.slots)).variants.values()

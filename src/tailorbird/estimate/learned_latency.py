@@ -26,7 +26,7 @@ from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, SlotTable
 from tailorbird.supernet.counts import layer_macs, layer_params
 
-_FORMAT = "tailorbird-latency-1"
+_FORMAT = "tailorbird-latency-2"
 
 
 class Features(Protocol):
@@ -72,12 +72,12 @@ class LayerFeatures:
             SlotTable.per_slot(space, lambda slot, _, shape: shape.in_size * (slot.name == first))
         )
         self._with_genes = genes
-        sizes = ",".join(str(size) for size in self._space.sizes)
+        sizes = ",".join(map(str, self._space.choices[0].values))  # resolutions differ by table
         self._key = f"layers({space.name};{sizes};genes={genes})"
 
     @property
     def key(self) -> str:
-        """Space, its numbers of values, and whether genes are included."""
+        """Space, its resolutions, and whether genes are included."""
         return self._key
 
     @property

@@ -40,7 +40,7 @@ class RandomSearch:
     name: str = "random"
 
     def __post_init__(self) -> None:
-        if self.evaluations != int(self.evaluations) or self.evaluations < 1:
+        if not isinstance(self.evaluations, int) or self.evaluations < 1:
             raise ConfigError(
                 f"evaluations: expected a whole number above 0, got {self.evaluations!r}"
             )

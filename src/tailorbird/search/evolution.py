@@ -67,7 +67,7 @@ class Evolution:
                 ("population", self.population, 2),
                 ("generations", self.generations, 0),
             )
-            if value != int(value) or value < least
+            if not isinstance(value, int) or value < least
         ]
         problems += [
             f"{name}: expected a share from 0 to 1, got {value!r}"

@@ -37,7 +37,7 @@ _SILENT = Silent()
 class AllAtOnce:
     """Search for hundreds of limits at about the price of one.
 
-    Evaluations are about ``sample + generations * evaluated + polish``, whatever k, the number of
+    Evaluations are about ``sample + generations * evaluated``, whatever k, the number of
     limits, and the number of genes. Beyond them a generation costs ``children`` x genes steps to
     make, price and screen children, and log k per child; limits that combine metrics cost k per
     child instead. Memory is k x genes plus ``children`` x genes. With f values in all genes, a
@@ -70,7 +70,7 @@ class AllAtOnce:
     touch: float = 0.7
     span: float = 1.0
     decay: float = 0.95
-    polish: int | None = 6000
+    polish: int | None = None
     name: str = "all-at-once"
 
     def __post_init__(self) -> None:

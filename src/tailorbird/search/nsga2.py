@@ -50,7 +50,7 @@ class Nsga2:
                 ("population", self.population, 2),
                 ("generations", self.generations, 1),
             )
-            if value != int(value) or value < least
+            if not isinstance(value, int) or value < least
         ]
         problems += [
             f"{name}: expected a probability from 0 to 1, got {value!r}"

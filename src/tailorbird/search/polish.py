@@ -69,7 +69,8 @@ def polish(
         evaluator: the family.
         archive: what holds the winners; gets better ones.
         seen: genomes evaluated already, with their quality told to the archive.
-        budget: evaluations at most, ``None`` for no bound; the best winners come first.
+        budget: evaluations at most, ``None`` for no bound; a batch of winners that would exceed
+            it ends the polish.
         task: advances by one for each round over the winners.
 
     Returns:

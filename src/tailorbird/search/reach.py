@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -127,11 +128,24 @@ def _no_looser(bounds: Limits, other: Limits) -> bool:
     return all(metric in bounds and bounds[metric] <= bound for metric, bound in other.items())
 
 
+def _upwards(figure: float) -> str:
+    """A figure in six digits, rounded up, so that a limit of what is printed can be kept.
+
+    Example:
+        >>> _upwards(41476224.0), _upwards(9.890351)
+        ('41476224', '9.89036')
+    """
+    if figure >= 1e5:
+        return str(math.ceil(figure))
+    step = 10.0 ** (math.floor(math.log10(max(figure, 1e-12))) - 5)
+    return f"{math.ceil(figure / step) * step:g}"
+
+
 def _infeasible(limits: Sequence[Limits], failed: list[int], finder: _Finder) -> InfeasibleError:
     lines = []
     for row in failed[:_SHOWN]:
         asked = ", ".join(f"{metric} <= {bound:g}" for metric, bound in limits[row].items())
-        lowest = ", ".join(f"{metric} {finder.lowest[metric]:g}" for metric in limits[row])
+        lowest = ", ".join(f"{metric} {_upwards(finder.lowest[metric])}" for metric in limits[row])
         alone = all(finder.lowest[metric] <= bound for metric, bound in limits[row].items())
         joint = " (each alone; not all together)" if alone else ""
         lines.append(f"\n  - limits[{row}]: {asked}; the lowest found is {lowest}{joint}")
