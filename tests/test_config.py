@@ -52,7 +52,7 @@ def test_plain_types_follow_yaml_1_2():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "the file is empty; `tailorbird init`"),
+        ("", "the file is empty; `tailorbird init >"),
         ("- a", "expected keys and values at the top"),
         ("a: [1\nb: 2", "line 2: expected ',' or ']'"),
         ("a: 1\na: 2", "'a' is given twice, in lines 1 and 2"),

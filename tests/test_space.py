@@ -149,7 +149,7 @@ def test_a_waking_gene_is_drawn_anew_and_inactive_ones_must_be_zero():
         space.validate(np.array([[0, 2]]))
     with pytest.raises(SpaceError, match="has to depend on an earlier gene"):
         Space(space.choices, conditions={0: Condition(1, 1)})
-    with pytest.raises(SpaceError, match="neither gene 1 nor gene 0, .* may have conflicts"):
+    with pytest.raises(SpaceError, match=r"neither gene 1 nor gene 0, .* may have conflicts"):
         Space(space.choices, ~np.eye(2, dtype=bool), {1: Condition(0, 1)})
     with pytest.raises(SpaceError, match="at most 10,000,000 members"):
         Space(tuple(Choice(f"g{i}", (0, 1)) for i in range(30))).enumerate()

@@ -73,7 +73,7 @@ def load_fleet(path: Path) -> Fleet:
     Raises:
         ConfigError: listing every fault with its place and line.
     """
-    document = read_file(path)
+    document = read_file(path, hint="it begins with 'devices:', see the how-to")
     faults = Faults(document.lines)
     root = faults.values((), document.data, {"devices": Field(object, hint="a list")})
     listed = root["devices"]

@@ -13,6 +13,7 @@ from tailorbird.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 30
+JOB_HINT = "`tailorbird init > job.yaml` writes a job to start from"
 
 Path_ = tuple[str | int, ...]
 """Keys and positions from the root of a document."""
@@ -56,7 +57,7 @@ for _tag, _pattern, _first in (
     )
 
 
-def read(text: str, *, name: str = "job") -> Document:
+def read(text: str, *, name: str = "job", hint: str = JOB_HINT) -> Document:
     """Read one YAML document whose root is a mapping.
 
     Raises:
@@ -77,9 +78,7 @@ def read(text: str, *, name: str = "job") -> Document:
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
-            raise ConfigError(
-                f"{name}: the file is empty; `tailorbird init` prints a job to start from"
-            )
+            raise ConfigError(f"{name}: the file is empty; {hint}")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(
                 f"{name}: expected keys and values at the top, such as 'teacher: ...'"
@@ -99,7 +98,7 @@ def read(text: str, *, name: str = "job") -> Document:
     return Document(data, lines)
 
 
-def read_file(path: Path) -> Document:
+def read_file(path: Path, *, hint: str = JOB_HINT) -> Document:
     """Read a YAML file; see `read`.
 
     Raises:
@@ -109,13 +108,10 @@ def read_file(path: Path) -> Document:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        hint = "; `tailorbird init > job.yaml` writes one to start from"
-        missing = isinstance(error, FileNotFoundError)
-        raise ConfigError(
-            f"{path}: can't be read: {error.strerror or error}{hint if missing else ''}"
-        ) from error
+        way = f"; {hint}" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: can't be read: {error.strerror or error}{way}") from error
     try:
-        return read(content.decode("utf-8-sig"), name=str(path))
+        return read(content.decode("utf-8-sig"), name=str(path), hint=hint)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not text in UTF-8") from error
 
