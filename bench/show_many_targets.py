@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "img"
@@ -69,6 +70,11 @@ def draw_growth(figures: dict[str, Any]) -> None:
             if log:
                 axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.set_xticks(x, [f"{value:,}" for value in x])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.spines[["top", "right"]].set_visible(False)
             if row:
                 axes.set_xlabel(label)
