@@ -1,6 +1,6 @@
 """CIFAR-10: ResNet-56 to three latencies, the model house beside its peers in one run.
 
-    python bench/compress_cifar10.py --data ../shared/data            # about 2 hours on 2 cores
+    python bench/compress_cifar10.py --data ../shared/data            # about 2 hours on one core
     python bench/compress_cifar10.py --data ../shared/data --quick    # about 5 minutes
 
 Every method gets the same images, loss, recipe and number of retraining epochs, and every network
