@@ -56,14 +56,10 @@ def add_whole_donors(
     collector.blocks.setdefault(block.key, block)
     for name, donor in sorted(donors.items()):
         source = largest_block(donor, stem=options.stem)
-        if source is None or collector.known(block, name, source.key, "stitched"):
-            continue
-        try:
-            module = stitched(donor, source, teacher, block, images)
-        except GraphError as error:
-            collector.rejections[f"donor: {_reason(error)}"] += 1
-            continue
-        collector.offer(block, module, origin=name, source=source.key, variant="stitched")
+        if source is not None:
+            _offer_stitched(
+                collector, block, source, teacher=teacher, donor=donor, name=name, images=images
+            )
 
 
 def add_donor_stages(
@@ -81,16 +77,38 @@ def add_donor_stages(
     own = stage_blocks(teacher, stem=options.stem)
     for name, donor in sorted(donors.items()):
         for key, source in stage_blocks(donor, stem=options.stem).items():
-            block = own.get(key)
-            if block is None or collector.known(block, name, source.key, "stitched"):
-                continue
-            collector.blocks.setdefault(block.key, block)
-            try:
-                module = stitched(donor, source, teacher, block, images)
-            except GraphError as error:
-                collector.rejections[f"donor: {_reason(error)}"] += 1
-                continue
-            collector.offer(block, module, origin=name, source=source.key, variant="stitched")
+            if key in own:
+                _offer_stitched(
+                    collector,
+                    own[key],
+                    source,
+                    teacher=teacher,
+                    donor=donor,
+                    name=name,
+                    images=images,
+                )
+
+
+def _offer_stitched(
+    collector: Collector,
+    block: Block,
+    source: Block,
+    *,
+    teacher: LayerGraph,
+    donor: LayerGraph,
+    name: str,
+    images: Tensor,
+) -> None:
+    """Offer a given block of a donor for a given block of the teacher, once."""
+    if collector.known(block, name, source.key, "stitched"):
+        return
+    collector.blocks.setdefault(block.key, block)
+    try:
+        module = stitched(donor, source, teacher, block, images)
+    except GraphError as error:
+        collector.rejections[f"donor: {_reason(error)}"] += 1
+        return
+    collector.offer(block, module, origin=name, source=source.key, variant="stitched")
 
 
 def stage_blocks(graph: LayerGraph, *, stem: bool) -> dict[tuple[int, int], Block]:
