@@ -68,6 +68,7 @@ def test_the_spaces_that_lie_in_the_package():
         "compofa-mbv3-w1.2-elastic-kernel",
         *(f"cifar-{n}-w{w}" for n in ("mbv3", "compofa-mbv3") for w in ("0.25", "0.5", "1.0")),
         *(f"cifar-{n}-w{w}" for n in ("proxyless", "resnet50d") for w in ("0.25", "1.0")),
+        *(f"cifar-{n}-s2-w0.25" for n in ("mbv3", "compofa-mbv3")),
     }
 
 
