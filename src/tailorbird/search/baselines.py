@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 
 from tailorbird.errors import ConfigError
 from tailorbird.family import Estimated
-from tailorbird.progress import Progress, Silent, Task
-from tailorbird.search.reach import reachable
-from tailorbird.search.strategy import Archive, Evaluator, Limits, SearchResult, check
+from tailorbird.progress import Progress, Silent
+from tailorbird.search.reach import started
+from tailorbird.search.strategy import (
+    Archive,
+    Evaluator,
+    Limits,
+    SearchResult,
+    Session,
+)
 from tailorbird.space import Genomes, Space
 
 _SILENT = Silent()
@@ -54,22 +59,17 @@ class RandomSearch:
         progress: Progress = _SILENT,
     ) -> SearchResult:
         """See `Strategy.search`."""
-        began = perf_counter()
-        check(family, limits)
-        judge, rng = Evaluator(family), np.random.default_rng(seed)
-        archive = _started(judge, limits, rng)
-
-        def draw(task: Task) -> None:
+        session, rng = Session(self.name, family, limits, seed=seed), np.random.default_rng(seed)
+        archive = started(session.judge, limits, rng)
+        with session.task(progress, self.evaluations) as task:
             left, draws = self.evaluations, _MOST_DRAWS * self.evaluations
             while left > 0 and draws > 0:
                 genomes = family.space.sample(min(_CHUNK, draws), rng)
                 draws -= len(genomes)
-                judged = _judge(judge, archive, genomes, most=left)
+                judged = _judge(session.judge, archive, genomes, most=left)
                 left -= judged
                 task.advance(judged)
-
-        stopped = _interruptible(draw, progress, self.name, self.evaluations)
-        return _result(self.name, seed, began, judge, archive, stopped=stopped)
+        return session.result(archive.winners(session.judge))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,24 +107,18 @@ class Exhaustive:
         Raises:
             ConfigError: also when the space has more than ``most`` members.
         """
-        began = perf_counter()
-        check(family, limits)
-        space = family.space
+        session, space = Session(self.name, family, limits, seed=seed), family.space
         if space.size > self.most:
             raise ConfigError(
                 f"exhaustive: expected a space of at most {self.most:,} members, got "
                 f"{space.size:,}; choose another strategy or raise 'most'"
             )
-        judge = Evaluator(family)
-        archive = _started(judge, limits, np.random.default_rng(seed))
-
-        def walk(task: Task) -> None:
+        archive = started(session.judge, limits, np.random.default_rng(seed))
+        with session.task(progress, space.size) as task:
             for genomes in _members(space):
-                _judge(judge, archive, genomes)
+                _judge(session.judge, archive, genomes)
                 task.advance(len(genomes))
-
-        stopped = _interruptible(walk, progress, self.name, space.size)
-        return _result(self.name, seed, began, judge, archive, stopped=stopped)
+        return session.result(archive.winners(session.judge))
 
 
 def _members(space: Space) -> Iterator[Genomes]:
@@ -139,14 +133,6 @@ def _members(space: Space) -> Iterator[Genomes]:
         yield part
 
 
-def _started(judge: Evaluator, limits: Sequence[Limits], rng: np.random.Generator) -> Archive:
-    """An archive with a member at every set of limits, or an error that says which have none."""
-    starts = reachable(judge.family, limits, rng)
-    archive = Archive(limits, genes=starts.shape[1])
-    archive.update(starts, judge.quality(starts), judge.cost(starts))
-    return archive
-
-
 def _judge(judge: Evaluator, archive: Archive, genomes: Genomes, *, most: int | None = None) -> int:
     """Offer ``genomes`` to the archive; judges and counts at most ``most`` that keep a limit."""
     cost = judge.cost(genomes)
@@ -154,26 +140,3 @@ def _judge(judge: Evaluator, archive: Archive, genomes: Genomes, *, most: int | 
     kept = {metric: figures[rows] for metric, figures in cost.items()}
     archive.update(genomes[rows], judge.quality(genomes[rows]), kept)
     return len(rows)
-
-
-def _interruptible(work: Callable[[Task], None], progress: Progress, name: str, steps: int) -> bool:
-    """Do ``work`` with a task of ``steps``; whether ctrl-C cut it short."""
-    try:
-        with progress.task(name, steps) as task:
-            work(task)
-    except KeyboardInterrupt:
-        return True
-    return False
-
-
-def _result(
-    name: str, seed: int, began: float, judge: Evaluator, archive: Archive, *, stopped: bool
-) -> SearchResult:
-    return SearchResult(
-        strategy=name,
-        seed=seed,
-        winners=archive.winners(judge),
-        evaluations=judge.evaluations,
-        seconds=perf_counter() - began,
-        stopped=stopped,
-    )

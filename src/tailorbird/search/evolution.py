@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,15 @@ import numpy.typing as npt
 from tailorbird.errors import ConfigError
 from tailorbird.family import Estimated, Floats
 from tailorbird.progress import Progress, Silent, Task
-from tailorbird.search.reach import reachable
-from tailorbird.search.strategy import Archive, Evaluator, Limits, SearchResult, Winner, check
+from tailorbird.search.reach import excess, reachable
+from tailorbird.search.strategy import (
+    Archive,
+    Evaluator,
+    Limits,
+    SearchResult,
+    Session,
+    wrong_settings,
+)
 from tailorbird.space import Genomes, Space
 
 _SILENT = Silent()
@@ -61,24 +68,8 @@ class Evolution:
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: expected a whole number of {least} or more, got {value!r}"
-            for name, value, least in (
-                ("population", self.population, 2),
-                ("generations", self.generations, 0),
-            )
-            if not isinstance(value, int) or value < least
-        ]
-        problems += [
-            f"{name}: expected a share from 0 to 1, got {value!r}"
-            for name, value in (
-                ("parents", self.parents),
-                ("mutated", self.mutated),
-                ("rate", self.rate),
-            )
-            if not 0 <= value <= 1
-        ]
-        if problems:
+        whole = {"population": 2, "generations": 0}
+        if problems := wrong_settings(self, whole=whole, shares=("parents", "mutated", "rate")):
             raise ConfigError(problems)
 
     def populate(
@@ -199,13 +190,11 @@ class Independent:
         progress: Progress = _SILENT,
     ) -> SearchResult:
         """See `Strategy.search`."""
-        run = _Run(family, limits, seed)
-
-        def walk(task: Task) -> None:
+        run = _Run(self.name, family, limits, seed)
+        with run.task(progress, len(run.limits) * self.evolution.generations) as task:
             for row in range(len(run.limits)):
                 _cold(run, row, self.evolution, task)
-
-        return run.result(self.name, walk, progress, len(run.limits) * self.evolution.generations)
+        return run.result()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,11 +233,10 @@ class TopDown:
         progress: Progress = _SILENT,
     ) -> SearchResult:
         """See `Strategy.search`."""
-        run = _Run(family, limits, seed)
+        run = _Run(self.name, family, limits, seed)
         walks = [rows[::-1] for rows in _ascending(run.limits)]
         warm = _warm(self.warm_generations, self.evolution)
-
-        def walk(task: Task) -> None:
+        with run.task(progress, _generations(walks, self.evolution, warm)) as task:
             for first, *others in walks:
                 _cold(run, first, self.evolution, task)
                 before = first
@@ -257,8 +245,7 @@ class TopDown:
                     genomes = np.repeat(genome, self.evolution.population, axis=0)
                     run.evolve(row, self.evolution, genomes, task, generations=warm)
                     before = row
-
-        return run.result(self.name, walk, progress, _generations(walks, self.evolution, warm))
+        return run.result()
 
     def _warmed(self, run: _Run, before: int, row: int) -> Genomes:
         """(1, genes) the best of limits ``before``, made to keep limits ``row``."""
@@ -269,7 +256,7 @@ class TopDown:
         kept = within(run.judge, limits, path)
         if kept.any():
             return path[kept][:1]
-        nearest = path[int(np.argmin(_excess(run.judge, limits, path)))][None]
+        nearest = path[int(np.argmin(excess(run.judge.cost(path), limits)))][None]
         nearer = _descend(run.judge, limits, nearest, rng)
         return run.archives[row].genomes.copy() if nearer is None else nearer
 
@@ -305,11 +292,10 @@ class BottomUp:
         progress: Progress = _SILENT,
     ) -> SearchResult:
         """See `Strategy.search`."""
-        run = _Run(family, limits, seed)
+        run = _Run(self.name, family, limits, seed)
         walks = _ascending(run.limits)
         warm = _warm(self.warm_generations, self.evolution)
-
-        def walk(task: Task) -> None:
+        with run.task(progress, _generations(walks, self.evolution, warm)) as task:
             for first, *others in walks:
                 genomes = _cold(run, first, self.evolution, task)
                 for row in others:
@@ -317,8 +303,7 @@ class BottomUp:
                     if len(carried) < len(genomes):
                         carried = np.concatenate([carried, run.archives[row].genomes])
                     genomes = run.evolve(row, self.evolution, carried, task, generations=warm)
-
-        return run.result(self.name, walk, progress, _generations(walks, self.evolution, warm))
+        return run.result()
 
 
 def prune(
@@ -369,14 +354,15 @@ def within(judge: Evaluator, limits: Limits, genomes: Genomes) -> npt.NDArray[np
 class _Run:
     """The state of one search: an archive and a random stream for each distinct set of limits."""
 
-    def __init__(self, family: Estimated, limits: Sequence[Limits], seed: int) -> None:
-        self.began = perf_counter()
-        check(family, limits)
-        self.given, self.seed = limits, seed
-        self.judge = Evaluator(family)
+    def __init__(
+        self, strategy: str, family: Estimated, limits: Sequence[Limits], seed: int
+    ) -> None:
+        self.session = Session(strategy, family, limits, seed=seed)
+        self.judge = self.session.judge
         distinct = {tuple(sorted(bounds.items())): bounds for bounds in limits}
         self.limits = list(distinct.values())
-        self._row = {key: row for row, key in enumerate(distinct)}
+        row_of = {key: row for row, key in enumerate(distinct)}
+        self._rows = [row_of[tuple(sorted(bounds.items()))] for bounds in limits]
         first, *self.rngs = np.random.default_rng(seed).spawn(len(self.limits) + 1)
         starts = reachable(family, self.limits, first)
         self.archives = [Archive([bounds], genes=starts.shape[1]) for bounds in self.limits]
@@ -409,35 +395,22 @@ class _Run:
             generations=generations,
         )
 
-    def result(
-        self, name: str, walk: Callable[[Task], None], progress: Progress, steps: int
-    ) -> SearchResult:
-        """Walk, and tell what was found; where ctrl-C came, limits share what is there."""
-        stopped = False
-        try:
-            with progress.task(name, steps) as task:
-                walk(task)
-        except KeyboardInterrupt:
-            stopped = True
+    def task(self, progress: Progress, steps: int) -> AbstractContextManager[Task]:
+        """See `Session.task`."""
+        return self.session.task(progress, steps)
+
+    def result(self) -> SearchResult:
+        """What was found; where ctrl-C came, limits share what is there."""
+        if self.session.stopped:
             held = np.concatenate([archive.genomes for archive in self.archives])
             self._share(held, np.concatenate([archive.quality for archive in self.archives]))
         winners = [archive.winners(self.judge)[0] for archive in self.archives]
-        return SearchResult(
-            strategy=name,
-            seed=self.seed,
-            seconds=perf_counter() - self.began,
-            evaluations=self.judge.evaluations,
-            winners=tuple(self._winner(winners, bounds) for bounds in self.given),
-            stopped=stopped,
-        )
+        return self.session.result([winners[row] for row in self._rows])
 
     def _share(self, genomes: Genomes, quality: Floats) -> None:
         cost = self.judge.cost(genomes)
         for archive in self.archives:
             archive.update(genomes, quality, cost)
-
-    def _winner(self, winners: Sequence[Winner], bounds: Limits) -> Winner:
-        return winners[self._row[tuple(sorted(bounds.items()))]]
 
 
 def _cold(run: _Run, row: int, evolution: Evolution, task: Task) -> Genomes:
@@ -478,19 +451,13 @@ def _descend(
 
     ``None`` where no change comes nearer. Each step lowers the excess, so that the walk ends.
     """
-    excess = float(_excess(judge, limits, genome)[0])
+    over = float(excess(judge.cost(genome), limits)[0])
     while not within(judge, limits, genome)[0]:
         near, _ = judge.family.space.neighbours(genome)
-        others = _excess(judge, limits, near)
-        nearer = np.flatnonzero(others < excess)
+        others = excess(judge.cost(near), limits)
+        nearer = np.flatnonzero(others < over)
         if not len(nearer):
             return None
         pick = nearer[rng.integers(len(nearer))]
-        genome, excess = near[pick : pick + 1], float(others[pick])
+        genome, over = near[pick : pick + 1], float(others[pick])
     return genome
-
-
-def _excess(judge: Evaluator, limits: Limits, genomes: Genomes) -> Floats:
-    """(n,) the largest of cost over limit."""
-    cost = judge.cost(genomes)
-    return np.asarray(np.max([cost[metric] / bound for metric, bound in limits.items()], axis=0))

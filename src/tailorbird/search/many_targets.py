@@ -15,7 +15,6 @@ so that limits where gains are easy don't starve the others.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +25,7 @@ from tailorbird.family import Estimated, Floats
 from tailorbird.progress import Progress, Silent
 from tailorbird.search.polish import Seen, polish
 from tailorbird.search.reach import reachable
-from tailorbird.search.strategy import Archive, Evaluator, Limits, SearchResult, check
+from tailorbird.search.strategy import Archive, Evaluator, Limits, SearchResult, Session
 from tailorbird.search.surrogate import LinearModel, trades
 from tailorbird.space import Genomes
 
@@ -107,29 +106,15 @@ class AllAtOnce:
 
         Ctrl-C ends it with the best so far, which keep the limits like all winners.
         """
-        begun = time.perf_counter()
-        check(family, limits)
-        rng = np.random.default_rng(seed)
-        run = _Run(self, family, limits, rng)
-        stopped = False
-        with progress.task(self.name, self.generations + 1) as task:
-            try:
-                for _ in run.generations():
-                    quality = run.archive.quality
-                    task.advance(note=f"mean quality {quality.mean():.4f}")
-                polish(run.evaluator, run.archive, seen=run.seen, budget=self.polish)
-                task.advance()
-            except KeyboardInterrupt:
-                stopped = True
-        winners = run.archive.winners(run.evaluator)
-        return SearchResult(
-            strategy=self.name,
-            seed=seed,
-            seconds=time.perf_counter() - begun,
-            evaluations=run.evaluator.evaluations,
-            winners=winners,
-            stopped=stopped,
-        )
+        session = Session(self.name, family, limits, seed=seed)
+        run = _Run(self, session.judge, limits, np.random.default_rng(seed))
+        with session.task(progress, self.generations + 1) as task:
+            for _ in run.generations():
+                quality = run.archive.quality
+                task.advance(note=f"mean quality {quality.mean():.4f}")
+            polish(run.evaluator, run.archive, seen=run.seen, budget=self.polish)
+            task.advance()
+        return session.result(run.archive.winners(run.evaluator))
 
 
 class _Run:
@@ -138,13 +123,13 @@ class _Run:
     def __init__(
         self,
         settings: AllAtOnce,
-        family: Estimated,
+        evaluator: Evaluator,
         limits: Sequence[Limits],
         rng: np.random.Generator,
     ) -> None:
         self.settings, self.rng = settings, rng
-        self.evaluator = Evaluator(family)
-        self.space = family.space
+        self.evaluator = evaluator
+        self.space = evaluator.space
         genes = len(self.space.sizes)
         self.archive = Archive(limits, genes=genes)
         self.seen = Seen(genes, rng)
@@ -154,7 +139,7 @@ class _Run:
         self.pool = np.zeros((0, genes), dtype=np.int64)
         self.pool_quality = np.empty(0)
         self.pool_cost: dict[str, Floats] = {}
-        starts = np.unique(reachable(family, limits, rng), axis=0)
+        starts = np.unique(reachable(evaluator.family, limits, rng), axis=0)
         self._evaluate(starts, self.evaluator.cost(starts))
 
     def generations(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +11,14 @@ import numpy as np
 from tailorbird.errors import ConfigError
 from tailorbird.family import Estimated, Floats
 from tailorbird.progress import Progress, Silent
-from tailorbird.search.reach import reachable
-from tailorbird.search.strategy import Archive, Evaluator, Limits, SearchResult, check
+from tailorbird.search.reach import started
+from tailorbird.search.strategy import (
+    Evaluator,
+    Limits,
+    SearchResult,
+    Session,
+    wrong_settings,
+)
 from tailorbird.space import Genomes
 
 _SILENT = Silent()
@@ -44,20 +49,8 @@ class Nsga2:
     name: str = "nsga2"
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: expected a whole number of {least} or more, got {value!r}"
-            for name, value, least in (
-                ("population", self.population, 2),
-                ("generations", self.generations, 1),
-            )
-            if not isinstance(value, int) or value < least
-        ]
-        problems += [
-            f"{name}: expected a probability from 0 to 1, got {value!r}"
-            for name, value in (("crossover", self.crossover), ("rate", self.rate))
-            if not 0 <= value <= 1
-        ]
-        if problems:
+        whole = {"population": 2, "generations": 1}
+        if problems := wrong_settings(self, whole=whole, shares=("crossover", "rate")):
             raise ConfigError(problems)
 
     def search(
@@ -73,30 +66,18 @@ class Nsga2:
         Raises:
             ConfigError: also when pymoo is not installed.
         """
-        began = perf_counter()
-        check(family, limits)
-        rng = np.random.default_rng(seed)
-        recorder = _Recorder(family, limits, rng)
+        session, rng = Session(self.name, family, limits, seed=seed), np.random.default_rng(seed)
+        recorder = _Recorder(session.judge, limits, rng)
         algorithm = self._algorithm(recorder, rng, seed)
-        stopped = False
         state = np.random.get_state()  # pymoo reseeds numpy's global generator in some versions
         try:
-            with progress.task(self.name, self.generations) as task:
+            with session.task(progress, self.generations) as task:
                 while algorithm.has_next():
                     algorithm.next()
                     task.advance()
-        except KeyboardInterrupt:
-            stopped = True
         finally:
             np.random.set_state(state)
-        return SearchResult(
-            strategy=self.name,
-            seed=seed,
-            winners=recorder.archive.winners(recorder.judge),
-            evaluations=recorder.judge.evaluations,
-            seconds=perf_counter() - began,
-            stopped=stopped,
-        )
+        return session.result(recorder.archive.winners(session.judge))
 
     def _algorithm(self, recorder: _Recorder, rng: np.random.Generator, seed: int) -> _Algorithm:
         """pymoo's algorithm, set up: its classes can only be derived from once it is there."""
@@ -166,16 +147,14 @@ class _Recorder:
     """Judges what pymoo asks for, and offers all of it to the archive."""
 
     def __init__(
-        self, family: Estimated, limits: Sequence[Limits], rng: np.random.Generator
+        self, judge: Evaluator, limits: Sequence[Limits], rng: np.random.Generator
     ) -> None:
-        self.judge = Evaluator(family)
+        self.judge = judge
         self.loosest: dict[str, float] = {}
         for bounds in limits:
             for metric, bound in bounds.items():
                 self.loosest[metric] = max(bound, self.loosest.get(metric, bound))
-        starts = reachable(family, limits, rng)
-        self.archive = Archive(limits, genes=starts.shape[1])
-        self.judged(starts)
+        self.archive = started(judge, limits, rng)
 
     def judged(self, genomes: Genomes) -> tuple[Floats, Floats]:
         """Objectives (n, 1 + m) and constraints (n, m, kept at 0 or less) of ``genomes``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -96,21 +96,21 @@ class _Finder:
 
     def nearest(self, bounds: Limits) -> tuple[float, Genomes]:
         """The few genomes (s, genes) nearest to the limits, and the first one's largest ratio."""
-        ratio = _ratio(self.costs, bounds)
+        ratio = excess(self.costs, bounds)
         order = np.argsort(ratio, kind="stable")[:_STARTS]
         return float(ratio[order[0]]), self.seen[order]
 
     def seek(self, bounds: Limits) -> None:
         """Descend towards ``bounds`` from the nearest genomes, until met or none is closer."""
         best, genomes = self.nearest(bounds)
-        ratio = _ratio(self.evaluator.cost(genomes), bounds)
+        ratio = excess(self.evaluator.cost(genomes), bounds)
         for _ in range(4 * len(self.space.sizes) + 16):
             if best <= 1:
                 return
             near, row = self.space.neighbours(genomes)
             if not len(near):
                 return
-            reached = _ratio(self.price(near), bounds)
+            reached = excess(self.price(near), bounds)
             order = np.lexsort((reached, row))
             first = order[np.diff(row[order], prepend=-1) != 0]  # the best neighbour of each
             closer = first[reached[first] < ratio[row[first]]]
@@ -120,7 +120,20 @@ class _Finder:
             best = float(ratio.min())
 
 
-def _ratio(costs: dict[str, Floats], bounds: Limits) -> Floats:
+def started(judge: Evaluator, limits: Sequence[Limits], rng: np.random.Generator) -> Archive:
+    """An archive with a member at every set of limits, judged.
+
+    Raises:
+        InfeasibleError: see `reachable`.
+    """
+    starts = reachable(judge.family, limits, rng)
+    archive = Archive(limits, genes=starts.shape[1])
+    archive.update(starts, judge.quality(starts), judge.cost(starts))
+    return archive
+
+
+def excess(costs: Mapping[str, Floats], bounds: Limits) -> Floats:
+    """(n,) the largest of cost over limit; above 1 where a limit is not kept."""
     return np.asarray(np.max([costs[metric] / bound for metric, bound in bounds.items()], axis=0))
 
 

@@ -8,8 +8,10 @@ evaluation serves all k.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy.typing as npt
 
 from tailorbird.errors import ConfigError, SpaceError
 from tailorbird.family import Estimated, Floats
-from tailorbird.progress import Progress, Silent
+from tailorbird.progress import Progress, Silent, Task
 from tailorbird.space import Genomes, Space
 
 Limits = Mapping[str, float]
@@ -168,6 +170,67 @@ class Evaluator:
         values = np.asarray(self.family.quality(genomes), np.float64)
         _finite("quality", values, genomes)
         return values
+
+
+class Session:
+    """One call of `Strategy.search`: its clock, its judge, and whether ctrl-C cut it short.
+
+    Args:
+        strategy: the strategy's name.
+        family, limits, seed: as given to the strategy; see `check` for what is refused.
+    """
+
+    def __init__(
+        self, strategy: str, family: Estimated, limits: Sequence[Limits], *, seed: int
+    ) -> None:
+        self._began = perf_counter()
+        check(family, limits)
+        self.judge = Evaluator(family)
+        self._strategy, self._seed = strategy, seed
+        self.stopped = False
+
+    @contextmanager
+    def task(self, progress: Progress, steps: int) -> Iterator[Task]:
+        """A task of ``steps``; ctrl-C inside ends the block and sets ``stopped``."""
+        try:
+            with progress.task(self._strategy, steps) as task:
+                yield task
+        except KeyboardInterrupt:
+            self.stopped = True
+
+    def result(self, winners: Sequence[Winner]) -> SearchResult:
+        """What was found: ``winners`` in the order of the limits."""
+        return SearchResult(
+            strategy=self._strategy,
+            seed=self._seed,
+            seconds=perf_counter() - self._began,
+            evaluations=self.judge.evaluations,
+            winners=tuple(winners),
+            stopped=self.stopped,
+        )
+
+
+def wrong_settings(
+    settings: object, *, whole: Mapping[str, int], shares: Sequence[str] = ()
+) -> list[str]:
+    """Faults of a strategy's settings.
+
+    Args:
+        settings: holds the settings as attributes.
+        whole: those that have to be whole numbers -> the least allowed.
+        shares: those that have to lie from 0 to 1.
+    """
+    given = vars(settings)
+    problems = [
+        f"{name}: expected a whole number of {least} or more, got {given[name]!r}"
+        for name, least in whole.items()
+        if not isinstance(given[name], int) or given[name] < least
+    ]
+    return problems + [
+        f"{name}: expected a share from 0 to 1, got {given[name]!r}"
+        for name in shares
+        if not 0 <= given[name] <= 1
+    ]
 
 
 class Archive:
