@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -275,6 +275,12 @@ def spaced(total: int, count: int) -> Tensor:
     """
     count = min(total, count)
     return torch.arange(count) * total // max(count, 1)
+
+
+def resident(split: Split, device: torch.device) -> Split:
+    """The split with its images held on a GPU, where it offers that; else as it is."""
+    move: Callable[[torch.device], Split] | None = getattr(split, "to", None)
+    return move(device) if device.type == "cuda" and move is not None else split
 
 
 def blame_images(sums: Sequence[Tensor], split: Split, role: str) -> None:

@@ -12,7 +12,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tailorbird.data.images import ImageData, Split, blame_images, check_head
+from tailorbird.data.images import ImageData, blame_images, check_head, resident
 from tailorbird.errors import ConfigError, DataError, TrainingError
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.supernet.calibrate import accuracies, recalibrate
@@ -35,7 +35,6 @@ from tailorbird.supernet.train_state import (
     SupernetEpoch,
     SupernetRecipe,
     TrainState,
-    derive,
     identity,
     stored_identity,
 )
@@ -53,6 +52,7 @@ from tailorbird.train.precision import (
     runs_channels_last,
     set_layout,
 )
+from tailorbird.train.seeds import derive
 
 _ORDER, _SUBNETS, _DROPOUT, _MIXING, _STATISTICS = range(5)
 """What a derived seed is for."""
@@ -167,7 +167,7 @@ class _Loop:
     ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, device
         self.data, self.validate_epochs = data, validate_epochs
-        self.split = _resident(data.train, device)
+        self.split = resident(data.train, device)
         self.drop_last = len(data.train) >= recipe.batch_size
         self.per_epoch = len(data.train) // recipe.batch_size if self.drop_last else 1
         self.save_steps = save_steps or self.per_epoch
@@ -492,9 +492,3 @@ def _rehearse(
     used = frozenset(name for name, value in module.named_parameters() if value.grad is not None)
     module.zero_grad(set_to_none=True)
     return classes, used
-
-
-def _resident(split: Split, device: torch.device) -> Split:
-    """The split with its images on the GPU, where it offers that."""
-    move: Callable[[torch.device], Split] | None = getattr(split, "to", None)
-    return move(device) if device.type == "cuda" and move is not None else split

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +27,13 @@ from tailorbird.supernet.schemes.scheme import (
     SortChannels,
     ZeroResidualGains,
 )
-from tailorbird.train.checkpoint import Json, digest
-from tailorbird.train.optimisers import build_optimizer
+from tailorbird.train.checkpoint import Json, digest, under
+from tailorbird.train.optimisers import (
+    build_optimizer,
+    optimizer_numbers,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from tailorbird.train.recipe import Optimizer, Precision, Recipe
 
 if TYPE_CHECKING:
@@ -172,18 +176,10 @@ class TrainState:
         if self.teacher is not None:
             frozen = self.teacher.state_dict()
             found |= {f"teacher/{name}": value for name, value in frozen.items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    found[f"optimizer/{index}/{name}"] = value
-        return found
+        return found | optimizer_tensors(self.optimizer)
 
     def record(self, samplers: Sequence[Sampler]) -> dict[str, Json]:
         """What a checkpoint stores as JSON, samplers' states included."""
-        numbers: dict[str, Json] = {
-            str(index): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-            for index, values in self.optimizer.state_dict()["state"].items()
-        }
         return {
             "step": self.step,
             "saves": self.saves,
@@ -191,7 +187,7 @@ class TrainState:
             "macs": self.macs,
             "history": [cast("dict[str, Json]", asdict(epoch)) for epoch in self.history],
             "sums": cast("dict[str, Json]", asdict(self.sums)),
-            "optimizer": numbers,
+            "optimizer": optimizer_numbers(self.optimizer),
             "samplers": [sampler.state() for sampler in samplers],
         }
 
@@ -206,14 +202,13 @@ class TrainState:
         epochs = cast("list[dict[str, float]]", record["history"])
         self.history = [SupernetEpoch(**epoch) for epoch in epochs]  # type: ignore[arg-type]  # as stored
         self.sums = Sums(**cast("dict[str, int]", record["sums"]))
-        self.module.load_state_dict(_under("model/", tensors))
+        self.module.load_state_dict(under("model/", tensors))
         if self.average is not None:
-            self.average.module.load_state_dict(_under("average/", tensors))
-        if frozen := _under("teacher/", tensors):
+            self.average.module.load_state_dict(under("average/", tensors))
+        if frozen := under("teacher/", tensors):
             self.teacher = self._frozen()
             self.teacher.load_state_dict(frozen)
-        numbers = cast("dict[str, dict[str, float]]", record["optimizer"])
-        self._restore_optimizer(_under("optimizer/", tensors), numbers)
+        restore_optimizer(self.optimizer, tensors, record["optimizer"])
         states = cast("list[dict[str, Json]]", record["samplers"])
         for sampler, state in zip(samplers, states, strict=True):
             sampler.restore(state)
@@ -283,33 +278,6 @@ class TrainState:
         if self.average is not None:
             reorder_channels(self.average.module, orders)
 
-    def _restore_optimizer(
-        self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, float]]
-    ) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in numbers.items()}
-        for key, value in tensors.items():
-            index, name = key.split("/", 1)
-            owner = parameters[int(index)]
-            taken: Tensor = value
-            if value.shape == owner.shape and value.ndim:
-                # In the parameter's own layout, so that fused kernels go the same way as before.
-                taken = torch.empty_like(owner, dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[name] = taken
-        fresh = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**fresh, "state": state})
-
-
-def derive(seed: int, purpose: int, number: int) -> int:
-    """A seed of its own for each purpose and step, the same on every machine.
-
-    Example:
-        >>> derive(0, 1, 2) == derive(0, 1, 2), derive(0, 1, 2) == derive(0, 2, 1)
-        (True, False)
-    """
-    mixed = np.random.SeedSequence([seed, purpose, number]).generate_state(1, np.uint64)
-    return int(mixed[0] >> np.uint64(1))
-
 
 def identity(
     supernet: Supernet,
@@ -342,7 +310,3 @@ def stored_identity(folder: Path) -> dict[str, Json] | None:
             continue
         return cast("dict[str, Json]", identity)
     return None
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

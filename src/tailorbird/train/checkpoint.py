@@ -119,6 +119,16 @@ def digest(module: nn.Module) -> str:
     return result.hexdigest()[:16]
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it.
+
+    Example:
+        >>> sorted(under("model/", {"model/weight": torch.ones(1), "best/weight": torch.ones(1)}))
+        ['weight']
+    """
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def _plain(value: Tensor) -> Tensor:
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 

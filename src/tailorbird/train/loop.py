@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tailorbird.data.images import ImageData, Split, blame_images
+from tailorbird.data.images import ImageData, blame_images, resident
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.train.answers import Answers, Teacher
@@ -36,6 +34,7 @@ from tailorbird.train.precision import (
     set_layout,
 )
 from tailorbird.train.recipe import Recipe
+from tailorbird.train.seeds import derive
 from tailorbird.train.trainee import Assignment, Epoch, Trainee
 
 _ORDER, _DROPOUT, _MIXING, _STATISTICS = range(4)
@@ -158,8 +157,8 @@ class _Loop:
         self.seed = seed
         self.teacher = teacher
         self.device = device
-        self.train_split = _resident(data.train, device)
-        self.validation = _resident(data.validation, device)
+        self.train_split = resident(data.train, device)
+        self.validation = resident(data.validation, device)
         self.mixer = None
         if recipe.mixup or recipe.cutmix:
             self.mixer = Mixer(
@@ -235,7 +234,7 @@ class _Loop:
     def _step(self, images: Tensor, labels: Tensor | None) -> float:
         self.sums.append(images.sum())
         if self.mixer is not None:
-            mixing = _derive(self.seed, _MIXING, self.step)
+            mixing = derive(self.seed, _MIXING, self.step)
             images, labels = self.mixer(images, labels, seed=mixing)
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=memory_format(images.shape[1:]))
@@ -244,7 +243,7 @@ class _Loop:
         rate = self.recipe.learning_rate * rate_factor(
             done, warmup=self.recipe.warmup, schedule=self.recipe.schedule
         )
-        dropout = _derive(self.seed, _DROPOUT, self.step)
+        dropout = derive(self.seed, _DROPOUT, self.step)
         self.step += 1
         for trainee in self._running():
             reseed(self.device, dropout)
@@ -348,7 +347,7 @@ class _Loop:
         return time.monotonic() - self.start
 
     def _generator(self, purpose: int, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_derive(self.seed, purpose, number))
+        return torch.Generator().manual_seed(derive(self.seed, purpose, number))
 
 
 class _Pace:
@@ -394,20 +393,3 @@ def _identity(
     known |= {f"recipe.{name}": value for name, value in recipe.as_record().items()}
     known["teacher"] = digest(teacher) if isinstance(teacher, nn.Module) else teacher is not None
     return known
-
-
-def _resident(split: Split, device: torch.device) -> Split:
-    """The split with its images on the GPU, where it offers that."""
-    move = getattr(split, "to", None)
-    return cast("Split", move(device)) if device.type == "cuda" and callable(move) else split
-
-
-def _derive(seed: int, purpose: int, number: int) -> int:
-    """A seed of its own for each purpose and step, the same on every machine.
-
-    Example:
-        >>> _derive(0, 1, 2) == _derive(0, 1, 2), _derive(0, 1, 2) == _derive(0, 2, 1)
-        (True, False)
-    """
-    mixed = np.random.SeedSequence([seed, purpose, number]).generate_state(1, np.uint64)
-    return int(mixed[0] >> np.uint64(1))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tailorbird.train.checkpoint import Json, under
 from tailorbird.train.recipe import Optimizer as OptimizerName
 from tailorbird.train.recipe import Schedule
+
+_PREFIX = "optimizer/"
+"""Of its tensors' names in a checkpoint."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -72,6 +77,42 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a checkpoint stores of an optimiser as tensors; `optimizer_numbers` has the rest."""
+    return {
+        f"{_PREFIX}{index}/{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Json]:
+    """What a checkpoint stores of an optimiser as JSON."""
+    return {
+        str(index): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        for index, values in optimizer.state_dict()["state"].items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Json
+) -> None:
+    """Take up, in place, what `optimizer_tensors` (among other tensors) and its fellow gave."""
+    stored = cast("dict[str, dict[str, float]]", numbers)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in stored.items()}
+    for key, value in under(_PREFIX, tensors).items():
+        index, name = key.split("/", 1)
+        owner = parameters[int(index)]
+        taken = value
+        if value.shape == owner.shape and value.ndim:
+            # In the parameter's own layout, so that fused kernels go the same way as before.
+            taken = torch.empty_like(owner, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[name] = taken
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 Groups = list[dict[str, object]]

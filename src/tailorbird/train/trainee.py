@@ -15,10 +15,16 @@ from torch import Tensor, nn
 
 from tailorbird.data.images import Split
 from tailorbird.errors import ConfigError, TrainingError
-from tailorbird.train.checkpoint import Checkpoint, Json, digest
+from tailorbird.train.checkpoint import Checkpoint, Json, digest, under
 from tailorbird.train.evaluate import Score, score
 from tailorbird.train.losses import Seen, Term, total
-from tailorbird.train.optimisers import build_optimizer, set_rate
+from tailorbird.train.optimisers import (
+    build_optimizer,
+    optimizer_numbers,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rate,
+)
 from tailorbird.train.precision import autocast, resolve, runs_channels_last, set_layout
 from tailorbird.train.recipe import Recipe
 
@@ -268,18 +274,10 @@ class Trainee:
         if self.ema is not None:
             average = self.ema.module.state_dict()
             found |= {f"ema/{name}": value for name, value in average.items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    found[f"optimizer/{index}/{name}"] = value
-        return found
+        return found | optimizer_tensors(self.optimizer)
 
     def _record(self) -> dict[str, Json]:
         """What a checkpoint stores as JSON."""
-        numbers: dict[str, Json] = {
-            str(index): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-            for index, values in self.optimizer.state_dict()["state"].items()
-        }
         scored = self.best_score.accuracy >= 0
         return {
             "history": [cast("dict[str, Json]", asdict(epoch)) for epoch in self.history],
@@ -292,7 +290,7 @@ class Trainee:
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,
             "stopped_step": self.stopped_step,
-            "optimizer": numbers,
+            "optimizer": optimizer_numbers(self.optimizer),
         }
 
     def _restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Json]) -> None:
@@ -310,31 +308,13 @@ class Trainee:
         self.best_epoch = cast("float", record["best_epoch"])
         self.stopped = cast("str | None", record["stopped"])
         self.stopped_step = cast("int | None", record["stopped_step"])
-        self.best = {k: v.to(self.device) for k, v in _under("best/", tensors).items()}
+        self.best = {k: v.to(self.device) for k, v in under("best/", tensors).items()}
         if self.stopped is not None:
             return
-        self.module.load_state_dict(_under("model/", tensors))
+        self.module.load_state_dict(under("model/", tensors))
         if self.ema is not None:
-            self.ema.module.load_state_dict(_under("ema/", tensors))
-        numbers = cast("dict[str, dict[str, float]]", record["optimizer"])
-        self._restore_optimizer(_under("optimizer/", tensors), numbers)
-
-    def _restore_optimizer(
-        self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, float]]
-    ) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in numbers.items()}
-        for key, value in tensors.items():
-            index, name = key.split("/", 1)
-            owner = parameters[int(index)]
-            if value.shape == owner.shape and value.ndim:
-                # In the parameter's own layout, so that fused kernels go the same way as before.
-                laid_out = torch.empty_like(owner, dtype=value.dtype).copy_(value)
-                state.setdefault(int(index), {})[name] = laid_out
-            else:
-                state.setdefault(int(index), {})[name] = value
-        fresh = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**fresh, "state": state})
+            self.ema.module.load_state_dict(under("ema/", tensors))
+        restore_optimizer(self.optimizer, tensors, record["optimizer"])
 
     def _layout(self, example: Tensor) -> torch.memory_format:
         if not self.recipe.channels_last or example.ndim != 4:
@@ -422,7 +402,3 @@ class Trainee:
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict that later training leaves alone."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
