@@ -17,6 +17,35 @@ def test_norms_and_biases_are_not_decayed_and_shared_weights_come_once():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
 
 
+def test_decay_can_be_kept_to_named_weights():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    decayed, plain = parameter_groups(net, 0.1, decayed={"1.weight", "1.bias"})
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3)]
+    assert len(plain["params"]) == 3
+
+
+@pytest.mark.parametrize("name", ["sgd", "adabelief", "adamw"])
+def test_a_gradient_may_come_later_than_others(name):
+    nets = [nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    before = nets[0][1].weight.clone()
+    late = build_optimizer(name, nets[0], learning_rate=0.1)
+    fresh = build_optimizer(name, nets[1][1], learning_rate=0.1)
+    for step in range(4):
+        late.zero_grad()
+        fresh.zero_grad()
+        nets[0][0](torch.ones(1, 2)).sum().backward()
+        if step >= 2:
+            nets[0][1](torch.ones(1, 2)).square().sum().backward()
+            nets[1][1](torch.ones(1, 2)).square().sum().backward()
+            fresh.step()
+        late.step()
+        if step < 2:
+            assert torch.equal(nets[0][1].weight, before)
+    assert torch.equal(nets[0][1].weight, nets[1][1].weight)
+    assert not torch.equal(nets[0][1].weight, before)
+
+
 @pytest.mark.parametrize(("name", "rate"), [("sgd", 0.1), ("adabelief", 0.05), ("adamw", 0.1)])
 def test_each_optimiser_fits_a_line(name, rate):
     inputs = torch.linspace(-1, 1, 32).view(-1, 1)

@@ -214,31 +214,14 @@ class TrainState:
             sampler.restore(state)
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        # The rate is set before every step.
-        optimizer = build_optimizer(
+        return build_optimizer(
             self.optimizer_name,
             self.module,
-            learning_rate=1.0,
+            learning_rate=1.0,  # set before every step
             weight_decay=self.weight_decay,
             momentum=self.momentum,
+            decayed=self.decayed,
         )
-        if self.optimizer_name == "sgd" and self.momentum:
-            # Fused SGD can't start one weight's momentum later than another's, as when its block
-            # is trained for the first time. Zeros are what it starts from anyway.
-            for value in self.module.parameters():
-                optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
-        if self.decayed is None:
-            return optimizer
-        spared = {
-            id(value) for name, value in self.module.named_parameters() if name not in self.decayed
-        }
-        for group in list(optimizer.param_groups):
-            params = group["params"]
-            outside = [value for value in params if id(value) in spared]
-            if group["weight_decay"] and outside:
-                group["params"] = [value for value in params if id(value) not in spared]
-                optimizer.add_param_group({"params": outside, "weight_decay": 0.0})
-        return optimizer
 
     def _fresh_average(self) -> ModelEmaV3 | None:
         if self.ema is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 import torch
@@ -17,22 +17,30 @@ _PREFIX = "optimizer/"
 """Of its tensors' names in a checkpoint."""
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, *, decayed: Collection[str] | None = None
+) -> list[dict[str, object]]:
     """Trainable parameters in two groups: with decay, and without (biases, norms, scales).
 
     Parameters of one dimension are the biases and the gains of normalisation layers: decaying
     them costs accuracy and regularises nothing. Shared parameters appear once.
+
+    Args:
+        decayed: names of the parameters that may decay; None for all.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> [len(group["params"]) for group in parameter_groups(net, 1e-4)]
         [1, 3]
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim > 1]
-    plain = [p for p in trainable if p.ndim <= 1]
+    may: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, value in module.named_parameters():
+        if value.requires_grad:
+            decays = value.ndim > 1 and (decayed is None or name in decayed)
+            (may if decays else plain).append(value)
     groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
+        {"params": may, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
@@ -45,17 +53,19 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
+    decayed: Collection[str] | None = None,
 ) -> torch.optim.Optimizer:
     """The named optimiser over the module's trainable parameters.
 
     SGD and AdamW run fused (one kernel per group); AdaBelief is timm's, with decoupled decay
-    and rectification.
+    and rectification. Parameters without a gradient, now or until some later step, are fine.
 
     Args:
         name: ``sgd`` (Nesterov), ``adabelief`` or ``adamw``.
         momentum: of SGD; the first moment's decay of the other two.
+        decayed: names of the parameters that may decay; None for all but biases and norms.
     """
-    groups = parameter_groups(module, weight_decay)
+    groups = parameter_groups(module, weight_decay, decayed=decayed)
     return _BUILDERS[name](groups, learning_rate, momentum)
 
 
@@ -119,7 +129,16 @@ Groups = list[dict[str, object]]
 
 
 def _sgd(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+    optimizer = torch.optim.SGD(
+        groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=True
+    )
+    if momentum:
+        # Fused SGD can't start one weight's momentum later than another's, as when its block is
+        # trained for the first time. Zeros are what it starts from anyway.
+        for group in optimizer.param_groups:
+            for value in group["params"]:
+                optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
+    return optimizer
 
 
 def _adamw(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
