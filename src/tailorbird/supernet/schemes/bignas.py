@@ -21,6 +21,7 @@ from tailorbird.supernet.schemes.scheme import (
     answers,
     check_numbers,
     labels,
+    settings,
     steps_of,
     subnets,
     together,
@@ -110,8 +111,7 @@ class BigNAS:
 
     def record(self) -> dict[str, Json]:
         """All settings but the sampler, whose name the plan knows."""
-        settings = {k: v for k, v in vars(self).items() if k != "sampler"}
-        return {**settings, "fixed": list(self.fixed)}
+        return settings(self)
 
 
 class BigNASPlan:

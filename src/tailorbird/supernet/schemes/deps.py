@@ -24,6 +24,7 @@ from tailorbird.supernet.schemes.scheme import (
     check_numbers,
     cosine,
     labels,
+    settings,
     steps_of,
     subnets,
     together,
@@ -122,8 +123,7 @@ class DepS:
 
     def record(self) -> dict[str, Json]:
         """All settings but the sampler, whose name the plan knows."""
-        settings = {k: v for k, v in vars(self).items() if k != "sampler"}
-        return {**settings, "fixed": list(self.fixed)}
+        return settings(self)
 
 
 class DepSPlan:

@@ -141,6 +141,12 @@ class Scheme(Protocol):
         """All settings, as part of a run's identity."""
 
 
+def settings(scheme: Scheme) -> dict[str, Json]:
+    """A scheme's fields as JSON, less the sampler: the plan knows its name, settings included."""
+    kept = {name: value for name, value in vars(scheme).items() if name != "sampler"}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+
 def together(genomes: Genomes, rng: np.random.Generator, region: Region) -> Genomes:
     """Copies of genomes (n, genes) that share one resolution, drawn from what the region has."""
     shared = genomes.copy()
