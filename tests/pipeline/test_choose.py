@@ -1,13 +1,15 @@
 """Searching, measuring whole networks, and searching again."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from tailorbird.errors import InfeasibleError
 from tailorbird.family import AdditiveProblem
 from tailorbird.pipeline import ModelHouse, pricing
-from tailorbird.pipeline.choose import choose
+from tailorbird.pipeline import choose as choosing
+from tailorbird.pipeline.choose import choose, judge_module
 from tailorbird.progress import Silent
 from tailorbird.search import exact
 from tailorbird.targets import Target
@@ -99,6 +101,27 @@ def test_the_choice_is_the_solver_s_where_costs_do_add_up(built, tmp_path):
     assert choice.figures["latency_ms"] == pytest.approx(best.cost["latency_ms"], rel=1e-3)
     assert choice.annealing_gap >= -1e-9
     assert choice.figures["latency_ms"] <= choice.limits["latency_ms"]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_each_network_judged_runs_once_and_gives_its_accuracy(
+    built, tmp_path, monkeypatch, labelled
+):
+    shutil.copytree(built, tmp_path / "run")
+    house = open_house(tmp_path / "run")
+    target = Target("edge", FakeDevice(base_ms=0.0, key="exact"), {"latency": "0.5x"})
+    split = house.data.validation if labelled else replace(house.data.validation, labels=None)
+    ran = []
+    logits = choosing.logits
+    monkeypatch.setattr(
+        choosing, "logits", lambda module, *a, **k: ran.append(module) or logits(module, *a, **k)
+    )
+    prices = house.pricing(target)
+    choice = choose(target, prices, split, rounds=3, candidates=4, seed=0, progress=Silent())
+    assert 2 <= len(ran) <= 5, "the teacher and up to four candidates"
+    chosen_one = prices.family.induce(choice.names)
+    expected = judge_module(chosen_one, house.house.teacher, split)
+    assert choice.accuracy == expected
 
 
 def test_limits_that_cannot_be_met_carry_the_lowest_figures(built, tmp_path):

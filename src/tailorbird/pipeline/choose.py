@@ -117,18 +117,19 @@ def choose(
         raise _infeasible(target, limits, tried)
     losses = {names: _loss(pricing, names) for names in met}
     best = sorted(met, key=lambda names: losses[names])[:candidates]
-    names = min(best, key=ranking(pricing, validation))
-    judged = judge_module(pricing.family.induce(names), pricing.house.teacher, validation)
+    judge = judging(pricing, validation)
+    names = min(best, key=lambda one: judge(one).loss)
+    judged = judge(names)
     progress.say(
         f"{target.name}: {len(names)} replacements, {met[names]['latency_ms']:.3f} ms, validation "
-        f"{100 * judged:.2f} % before retraining"
+        f"{100 * judged.accuracy:.2f} % before retraining"
     )
     return Choice(
         target=target.name,
         names=names,
         limits=limits,
         figures=met[names],
-        accuracy=judged,
+        accuracy=judged.accuracy,
         predicted_loss=losses[names],
         annealing_gap=gap,
         measured=len(tried),
@@ -136,27 +137,41 @@ def choose(
     )
 
 
-def ranking(pricing: Pricing, validation: Split) -> Callable[[Names], float]:
-    """What an induced network loses on ``validation``, by the house's own measure; lower is better.
+@dataclass(frozen=True)
+class Judgement:
+    """How an induced network answers the validation split, before any retraining.
 
-    Each network runs once however often it is asked about.
+    Args:
+        loss: what it loses by the house's own measure, ``house.rank_by``; lower is better.
+        accuracy: share of right answers; of those that agree with the teacher's without labels.
     """
+
+    loss: float
+    accuracy: float
+
+
+def judging(pricing: Pricing, validation: Split) -> Callable[[Names], Judgement]:
+    """What judges induced networks on ``validation``; each runs once however often it is asked."""
     house = pricing.house
     device = compute_device()
 
     @cache
     def reference() -> Tensor:
-        return logits(house.teacher.module, validation, device=device).log_softmax(1)
+        return logits(house.teacher.module, validation, device=device)
 
     @cache
-    def loss(names: Names) -> float:
-        network = pricing.family.induce(names)
+    def judge(names: Names) -> Judgement:
+        answer = logits(pricing.family.induce(names), validation, device=device)
+        truth = validation.labels
+        right = answer.argmax(1) == (reference().argmax(1) if truth is None else truth.cpu())
+        accuracy = int(right.sum()) / len(right)
         if house.rank_by == "accuracy_loss":
-            return -judge_module(network, house.teacher, validation)
-        answer = logits(network, validation, device=device).log_softmax(1)
-        return float(F.kl_div(answer, reference(), reduction="batchmean", log_target=True))
+            return Judgement(-accuracy, accuracy)
+        known = reference().log_softmax(1)
+        loss = F.kl_div(answer.log_softmax(1), known, reduction="batchmean", log_target=True)
+        return Judgement(float(loss), accuracy)
 
-    return loss
+    return judge
 
 
 def judge_module(module: nn.Module, teacher: LayerGraph, split: Split) -> float:
