@@ -1,0 +1,312 @@
+"""A latency table of a supernet's space, measured layer by layer on a device that is at hand.
+
+Every distinct layer is timed once, alone; a network's estimate is the sum over its layers. The sum
+is off by what a call of the runtime costs (counted once per layer instead of once), and by caches
+and fused operators. A few whole networks tell how far:
+
+    latency = a * sum + b * layers + c
+
+with a near 1, b near minus the cost of a call, c near its cost: ridge regression of the relative
+errors, so that a dozen networks are enough. How good it is, is told on networks left out of the
+fit, each in turn.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import kendalltau
+from torch import nn
+
+from tailorbird.errors import ConfigError, SpaceError, StoreError
+from tailorbird.export.onnx import export_many
+from tailorbird.family import Floats
+from tailorbird.files import read_json, write_json
+from tailorbird.progress import Progress, Silent
+from tailorbird.space import Genomes
+from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, SlotTable
+from tailorbird.supernet.layers import distinct_layers, layer_key
+from tailorbird.targets import Device
+
+BATCH = 32
+"""Layers exported and timed together; what a kill can lose."""
+
+LEAST_NETWORKS = 3
+"""Whole networks that a correction needs."""
+
+NOISE = 0.01
+"""Standard error of a whole network's latency, as a share of it."""
+
+SPREADS = (0.3, 0.3, 0.1)
+"""How far a, b and c may be from 1, 0 and 0: of a; of what b and c add, as shares of a latency."""
+
+_SILENT = Silent()
+T = TypeVar("T")
+
+
+class Layer(Protocol):
+    """What is timed, see `tailorbird.supernet.layers.SingleLayer`."""
+
+    @property
+    def shape(self) -> LayerShape:
+        """What the space calls it."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The layer alone."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What it takes, without the batch dimension."""
+
+
+class Latencies:
+    """Medians in ms under short names, in one JSON file that is written as they become known.
+
+    Args:
+        path: the file; what it holds of another device, or damaged, is measured anew.
+        device: key of the device.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self.device = path, device
+        self.known: dict[str, float] = {}
+        if path.exists():
+            try:
+                content = read_json(path)
+            except StoreError:
+                return
+            if isinstance(content, dict) and content.get("device") == device:
+                stored = content.get("median_ms")
+                entries = stored.items() if isinstance(stored, dict) else ()
+                self.known = {k: float(v) for k, v in entries if isinstance(v, (int, float))}
+
+    def add(self, found: Mapping[str, float]) -> None:
+        """Take in new figures and write the file.
+
+        Raises:
+            StoreError: when it can't be written.
+        """
+        self.known |= found
+        write_json(self.path, {"device": self.device, "median_ms": self.known})
+
+
+def measure_layers(
+    space: ArchitectureSpace,
+    take: Callable[[Sequence[LayerShape]], Iterable[Layer]],
+    device: Device,
+    *,
+    store: Latencies,
+    most: int,
+    progress: Progress = _SILENT,
+) -> dict[LayerShape, float]:
+    """Median latency in ms of each distinct layer of the space, alone; continues what is stored.
+
+    Layers of a batch take turns. Time grows with the distinct layers, not with targets or networks:
+    some 30 ms each for the export, and the device's runs.
+
+    Args:
+        space: whose layers.
+        take: shapes to layers, such as `tailorbird.supernet.layers.single_layers` of a supernet.
+        device: what times them.
+        store: where figures are kept.
+        most: layers that may be timed at most.
+        progress: told the count, and the time that the first batch promises.
+
+    Raises:
+        ConfigError: for a space with more than ``most`` distinct layers.
+        MeasurementError: when the device can't run or time a layer.
+    """
+    shapes = distinct_layers(space)
+    todo = [shape for shape in shapes if layer_key(shape) not in store.known]
+    if len(todo) > most:
+        raise ConfigError(
+            f"latency table: {space.name} has {len(shapes)} distinct layers, {len(todo)} still to "
+            f"time, expected at most {most}; raise --layers-at-most, or train the supernet with "
+            "fewer resolutions"
+        )
+    if todo:
+        begun = time.perf_counter()
+        with progress.task("time layers", len(todo)) as task:
+            for number, batch in enumerate(_batches(take(todo))):
+                with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+                    paths = export_many(
+                        [(layer.module, layer.input_shape) for layer in batch],
+                        Path(folder),
+                        [f"l{row:04d}" for row in range(len(batch))],
+                    )
+                    timed = device.measure(paths)
+                store.add(
+                    {
+                        layer_key(layer.shape): latency.median_ms
+                        for layer, latency in zip(batch, timed, strict=True)
+                    }
+                )
+                if number == 0 and len(todo) > len(batch):
+                    each = (time.perf_counter() - begun) / len(batch)
+                    progress.say(
+                        f"latency table: {len(todo)} layers to time, about "
+                        f"{each * len(todo) / 60:.1f} minutes"
+                    )
+                task.advance(len(batch))
+    return {shape: store.known[layer_key(shape)] for shape in shapes}
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTable:
+    """Sums of layers' latencies, and the correction by whole networks.
+
+    Args:
+        sums: latencies of the layers, ms.
+        counts: number of the layers.
+        correction: (3,) factors a, b, c of the module's formula.
+
+    Example:
+        >>> from tailorbird.supernet.architecture import load_space
+        >>> space = load_space("compofa-mbv3-w1.0")
+        >>> table = compile_measured(space, dict.fromkeys(distinct_layers(space), 0.5))
+        >>> table.latency_ms(np.zeros((1, 6), dtype=np.int64))
+        array([8.])
+        >>> whole = space.space.sample(9, np.random.default_rng(0))
+        >>> table.corrected(whole, table.latency_ms(whole) - 2.0).check.after.mape < 0.01
+        True
+    """
+
+    sums: SlotTable
+    counts: SlotTable
+    correction: tuple[float, float, float] = (1.0, 0.0, 0.0)
+
+    def latency_ms(self, genomes: Genomes) -> Floats:
+        """Estimates (n,) for canonical genomes (n, genes)."""
+        return np.asarray(self._inputs(genomes) @ np.array(self.correction))
+
+    def corrected(self, genomes: Genomes, measured_ms: npt.ArrayLike) -> Corrected:
+        """This table after whole networks (n, genes) were measured, and how good it is.
+
+        Raises:
+            SpaceError: for fewer than three networks, or latencies that aren't positive.
+        """
+        measured = np.asarray(measured_ms, dtype=np.float64)
+        if len(measured) < LEAST_NETWORKS or len(measured) != len(genomes):
+            raise SpaceError(
+                f"whole networks: expected {LEAST_NETWORKS} or more with a latency each, got "
+                f"{len(genomes)} and {len(measured)}"
+            )
+        if not (np.isfinite(measured).all() and (measured > 0).all()):
+            raise SpaceError(f"whole networks: expected latencies above 0, got {measured}")
+        inputs = self._inputs(genomes)
+        rows = np.arange(len(measured))
+        left_out = np.array(
+            [inputs[row] @ _fit(inputs[rows != row], measured[rows != row]) for row in rows]
+        )
+        a, b, c = _fit(inputs, measured)
+        check = TableCheck(
+            networks=len(measured),
+            before=_agreement(inputs[:, 0], measured),
+            after=_agreement(left_out, measured),
+        )
+        return Corrected(MeasuredTable(self.sums, self.counts, (a, b, c)), check)
+
+    def _inputs(self, genomes: Genomes) -> Floats:
+        sums = self.sums.sum(genomes)
+        return np.stack([sums, self.counts.sum(genomes), np.ones(len(sums))], axis=1)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How estimates agree with measurements.
+
+    Attributes:
+        mape: mean absolute error as a share of the measurement.
+        kendall_tau: rank correlation; 0 where all are equal.
+    """
+
+    mape: float
+    kendall_tau: float
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """A table against whole networks.
+
+    Attributes:
+        networks: their number.
+        before: of the plain sums.
+        after: of the corrected sums, each network estimated from the others.
+    """
+
+    networks: int
+    before: Agreement
+    after: Agreement
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain figures, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        def words(one: Agreement) -> str:
+            return f"{100 * one.mape:.1f} % off, Kendall tau {one.kendall_tau:.2f}"
+
+        return (
+            f"against {self.networks} whole networks: sums {words(self.before)}; corrected (each "
+            f"network left out) {words(self.after)}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """A corrected table and its check."""
+
+    table: MeasuredTable
+    check: TableCheck
+
+
+def compile_measured(space: ArchitectureSpace, ms: Mapping[LayerShape, float]) -> MeasuredTable:
+    """The table of layers timed on one device, not corrected yet.
+
+    Raises:
+        SpaceError: where a layer has no latency, with the count.
+    """
+    missing = [shape for shape in distinct_layers(space) if shape not in ms]
+    if missing:
+        raise SpaceError(
+            f"latency table: {len(missing)} layers of {space.name} were not timed, the first is "
+            f"{missing[0]}"
+        )
+    return MeasuredTable(SlotTable(space, lambda s: ms[s]), SlotTable(space, lambda _: 1.0))
+
+
+def _fit(inputs: Floats, measured: Floats) -> Floats:
+    """Factors (3,) of least squared relative errors, held near (1, 0, 0) as SPREADS says."""
+    typical = inputs.mean(axis=0) / measured.mean()
+    scales = np.array(SPREADS) / np.array([1.0, *typical[1:]])
+    weighted = inputs / measured[:, None] * scales / NOISE
+    gap = (1.0 - inputs[:, 0] / measured) / NOISE
+    moved = np.linalg.solve(weighted.T @ weighted + np.eye(3), weighted.T @ gap)
+    return np.asarray(np.array([1.0, 0.0, 0.0]) + moved * scales)
+
+
+def _agreement(estimated: Floats, measured: Floats) -> Agreement:
+    tau = float(kendalltau(estimated, measured).statistic)
+    return Agreement(
+        mape=float((np.abs(estimated - measured) / measured).mean()),
+        kendall_tau=tau if np.isfinite(tau) else 0.0,
+    )
