@@ -8,6 +8,7 @@ from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import capture, induce
 from tailorbird.graph.trace import trace
+from tailorbird.house.activations import Activations
 from tailorbird.house.donors import (
     add_donor_blocks,
     add_donor_stages,
@@ -24,6 +25,7 @@ from tailorbird.house.stitch import linear_map
 from .makers import donor, net
 
 IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+SEEN = Activations(IMAGES, limit=2**30)
 
 
 def test_a_map_undoes_a_change_of_basis_and_refuses_other_positions():
@@ -41,7 +43,7 @@ def test_a_block_of_the_network_itself_stitches_back_almost_unchanged():
     teacher = trace(net(), (1, 8, 8))
     blocks = [b for b in enumerate_blocks(teacher) if len(b.in_shape) == len(b.out_shape) == 3]
     block = max(blocks, key=lambda one: one.macs)
-    module = stitched(teacher, block, teacher, block, IMAGES)
+    module = stitched(teacher, block, teacher, block, SEEN)
     with torch.no_grad():
         expected = capture(teacher, [block.output])(IMAGES)[block.output]
         whole = induce(teacher, {block: module})(IMAGES)
@@ -72,7 +74,7 @@ def test_both_ways_are_offered_and_the_seed_decides():
             collector,
             teacher,
             {"other": other},
-            images=IMAGES,
+            seen=SEEN,
             options=HouseOptions(donor_blocks=6, donor_recall=0.8),
             rng=np.random.default_rng(seed),
         )
@@ -88,7 +90,7 @@ def test_each_donor_is_offered_whole_with_its_own_logits_behind_one_linear_map()
     teacher, other = trace(net(), (1, 8, 8)), trace(donor(), (1, 8, 8))
     collector = Collector({})
     add_whole_donors(
-        collector, teacher, {"other": other}, images=IMAGES, options=HouseOptions(donor_blocks=1)
+        collector, teacher, {"other": other}, seen=SEEN, options=HouseOptions(donor_blocks=1)
     )
     block = next(iter(collector.blocks.values()))
     assert block.input == teacher.layers[0].name
@@ -115,7 +117,7 @@ def test_stages_end_where_the_spatial_size_changes_and_every_run_of_them_is_offe
         assert order[block.output] == max(order[b.output] for b in later)
     collector = Collector({})
     options = HouseOptions(donor_blocks=1)
-    add_donor_stages(collector, teacher, {"other": other}, images=IMAGES, options=options)
+    add_donor_stages(collector, teacher, {"other": other}, seen=SEEN, options=options)
     offered = {a.block for a in collector.alternatives}
     smaller = {
         stages[key].key
@@ -124,5 +126,5 @@ def test_stages_end_where_the_spatial_size_changes_and_every_run_of_them_is_offe
     }
     assert smaller <= offered
     before = len(collector.alternatives)
-    add_donor_stages(collector, teacher, {"other": other}, images=IMAGES, options=options)
+    add_donor_stages(collector, teacher, {"other": other}, seen=SEEN, options=options)
     assert len(collector.alternatives) == before

@@ -7,6 +7,7 @@ from torch import nn
 from tailorbird.graph.masks import ChannelMask, cut_masks
 from tailorbird.graph.surgery import induce
 from tailorbird.graph.trace import trace
+from tailorbird.house.activations import Activations
 from tailorbird.house.build import sample_house
 from tailorbird.house.donors import add_whole_donors, largest_block
 from tailorbird.house.expand import add_pruned_wholes
@@ -76,7 +77,11 @@ def test_whole_donors_and_the_teacher_are_offered_narrower_and_narrower():
     inputs = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     collector = Collector({})
     add_whole_donors(
-        collector, teacher, {"other": other}, images=inputs, options=HouseOptions(donor_blocks=1)
+        collector,
+        teacher,
+        {"other": other},
+        seen=Activations(inputs, limit=0),
+        options=HouseOptions(donor_blocks=1),
     )
     block = largest_block(teacher, stem=True)
     add_pruned_wholes(collector, teacher, block, multiple=2)

@@ -18,6 +18,7 @@ from tailorbird.graph.masks import ChannelMask, cut_masks
 from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.activations import Activations
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.distil import distil
 from tailorbird.house.donors import (
@@ -151,14 +152,16 @@ def sample_house(
     order = torch.Generator().manual_seed(seed)
     size = min(CALIBRATION_IMAGES, len(data.train))
     images, _ = next(iter(data.train.batches(size, generator=order)))
+    images = images.cpu()
+    seen = Activations(images, limit=options.memory_mb * 2**20 // (1 + len(donors)))
     if options.donor_blocks:
-        add_whole_donors(collector, teacher, donors, images=images.cpu(), options=options)
-    add_donor_blocks(collector, teacher, donors, images=images.cpu(), options=options, rng=rng)
+        add_whole_donors(collector, teacher, donors, seen=seen, options=options)
+    add_donor_blocks(collector, teacher, donors, seen=seen, options=options, rng=rng)
     if options.pruned:
         with torch.random.fork_rng(devices=[]):
-            add_pruned(collector, teacher, images.cpu(), options, rng)
+            add_pruned(collector, teacher, images, options, rng)
     if options.donor_blocks:
-        add_donor_stages(collector, teacher, donors, images=images.cpu(), options=options)
+        add_donor_stages(collector, teacher, donors, seen=seen, options=options)
     whole = largest_block(teacher, stem=options.stem)
     if options.pruned and whole is not None and whole.key in collector.blocks:
         add_pruned_wholes(collector, teacher, whole, multiple=options.width_multiple)

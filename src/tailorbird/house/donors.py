@@ -14,7 +14,8 @@ house never does worse than the best of its donors merely because nothing of tha
 and stage by stage, a stage being what lies between two changes of spatial size, so that a student
 can take its stages from different networks.
 
-Cost: one pass of teacher and donor over the calibration images for each stitched candidate.
+Cost: a pass of teacher and donor over the calibration images, and a least-squares problem for each
+stitched candidate; where memory is short, such a pass for each candidate, too.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from tailorbird.errors import GraphError
 from tailorbird.graph.adapt import fit_shape
 from tailorbird.graph.blocks import Block, enumerate_blocks, sample_block
-from tailorbird.graph.surgery import capture, extract
+from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.activations import Activations
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import TRIES, Collector
 from tailorbird.house.stitch import linear_map, stitch
@@ -46,10 +48,10 @@ def add_whole_donors(
     teacher: LayerGraph,
     donors: Mapping[str, LayerGraph],
     *,
-    images: Tensor,
+    seen: Activations,
     options: HouseOptions,
 ) -> None:
-    """Offer every donor's largest block in place of the teacher's; ``images`` fit the maps."""
+    """Offer every donor's largest block in place of the teacher's; ``seen`` fits the maps."""
     block = largest_block(teacher, stem=options.stem)
     if block is None:
         return
@@ -58,7 +60,7 @@ def add_whole_donors(
         source = largest_block(donor, stem=options.stem)
         if source is not None:
             _offer_stitched(
-                collector, block, source, teacher=teacher, donor=donor, name=name, images=images
+                collector, block, source, teacher=teacher, donor=donor, name=name, seen=seen
             )
 
 
@@ -67,10 +69,10 @@ def add_donor_stages(
     teacher: LayerGraph,
     donors: Mapping[str, LayerGraph],
     *,
-    images: Tensor,
+    seen: Activations,
     options: HouseOptions,
 ) -> None:
-    """Offer every run of a donor's stages in place of the teacher's; ``images`` fit the maps.
+    """Offer every run of a donor's stages in place of the teacher's; ``seen`` fits the maps.
 
     At most s (s + 1) / 2 alternatives for each donor, with s changes of spatial size.
     """
@@ -85,7 +87,7 @@ def add_donor_stages(
                     teacher=teacher,
                     donor=donor,
                     name=name,
-                    images=images,
+                    seen=seen,
                 )
 
 
@@ -97,14 +99,14 @@ def _offer_stitched(
     teacher: LayerGraph,
     donor: LayerGraph,
     name: str,
-    images: Tensor,
+    seen: Activations,
 ) -> None:
     """Offer a given block of a donor for a given block of the teacher, once."""
     if collector.known(block, name, source.key, "stitched"):
         return
     collector.blocks.setdefault(block.key, block)
     try:
-        module = stitched(donor, source, teacher, block, images)
+        module = stitched(donor, source, teacher, block, seen)
     except GraphError as error:
         collector.rejections[f"donor: {_reason(error)}"] += 1
         return
@@ -143,11 +145,11 @@ def add_donor_blocks(
     teacher: LayerGraph,
     donors: Mapping[str, LayerGraph],
     *,
-    images: Tensor,
+    seen: Activations,
     options: HouseOptions,
     rng: np.random.Generator,
 ) -> None:
-    """Offer ``options.donor_blocks`` alternatives; ``images`` (n, C, H, W) fit the linear maps."""
+    """Offer ``options.donor_blocks`` alternatives; ``seen`` fits the linear maps."""
     names = sorted(donors)
     blocks = list(collector.blocks.values())
     kept = 0
@@ -171,7 +173,7 @@ def add_donor_blocks(
             continue
         try:
             if variant == "stitched":
-                module = stitched(donor, source, teacher, block, images)
+                module = stitched(donor, source, teacher, block, seen)
             else:
                 module = _fitted(donor, source, block, rng)
         except GraphError as error:
@@ -199,18 +201,17 @@ def misfit(donor: LayerGraph, source: Block, teacher: LayerGraph, block: Block) 
 
 
 def stitched(
-    donor: LayerGraph, source: Block, teacher: LayerGraph, block: Block, images: Tensor
+    donor: LayerGraph, source: Block, teacher: LayerGraph, block: Block, seen: Activations
 ) -> fx.GraphModule:
-    """The donor's block between linear maps fitted on ``images`` (n, C, H, W).
+    """The donor's block between linear maps fitted on the images of ``seen``.
 
     No map is put in front where both blocks are fed the same tensor, which the image is.
 
     Raises:
         GraphError: when the two blocks' tensors differ in more than their channels.
     """
-    with torch.no_grad():
-        own = capture(donor, [source.input, source.output])(images)
-        wanted = capture(teacher, [block.input, block.output])(images)
+    own = seen.at(donor, [source.input, source.output])
+    wanted = seen.at(teacher, [block.input, block.output])
     same = torch.equal(wanted[block.input], own[source.input])  # both begin at the image
     return stitch(
         extract(donor, source),
