@@ -1,0 +1,126 @@
+"""A supernet on disk: its space as JSON, its weights as safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as dump_tensors
+from torch import nn
+
+from tailorbird.errors import SpaceError, StoreError
+from tailorbird.files import read_json, write_bytes, write_json
+from tailorbird.supernet.architecture import load_space
+from tailorbird.supernet.network import Supernet, build_supernet
+
+SPACE, WEIGHTS = "space.json", "weights.safetensors"
+_SHOWN = 10
+
+
+def save_supernet(supernet: Supernet, folder: Path) -> None:
+    """Write ``space.json`` and ``weights.safetensors`` into ``folder``, each whole or not at all.
+
+    Raises:
+        StoreError: when the folder can't be written.
+    """
+    weights = {k: v.detach().cpu().contiguous() for k, v in supernet.state_dict().items()}
+    write_bytes(folder / WEIGHTS, dump_tensors(weights))
+    write_json(
+        folder / SPACE,
+        {
+            "space": supernet.architectures.name,
+            "resolutions": list(supernet.architectures.space.choices[0].values),
+            "classes": classes_of(supernet),
+            "dropout": _dropout(supernet),
+        },
+    )
+
+
+def load_supernet(folder: Path) -> Supernet:
+    """The supernet that `save_supernet` wrote: on the CPU, in eval mode, the full network active.
+
+    Raises:
+        StoreError: for files that are missing, damaged, or don't fit each other.
+
+    Example:
+        >>> import tempfile
+        >>> net = build_supernet(
+        ...     load_space("cifar-compofa-mbv3-w0.25"), generator=torch.Generator().manual_seed(0)
+        ... )
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     save_supernet(net, Path(name))
+        ...     again = load_supernet(Path(name))
+        >>> bool((again.first_conv.conv.weight == net.first_conv.conv.weight).all())
+        True
+    """
+    name, resolutions, classes, dropout = _read_space(folder / SPACE)
+    try:
+        space = load_space(name, resolutions=resolutions)
+        supernet = build_supernet(
+            space, classes=classes, dropout=dropout, generator=torch.Generator().manual_seed(0)
+        )
+    except SpaceError as error:
+        raise StoreError(f"{folder / SPACE}: {error}") from error
+    path = folder / WEIGHTS
+    try:
+        weights = read_tensors(path.read_bytes())
+    except OSError as error:
+        raise StoreError(
+            f"{path}: can't be read: {error.strerror or error}; train or import the supernet again"
+        ) from error
+    except SafetensorError as error:
+        raise StoreError(
+            f"{path}: not a whole safetensors file: {error}; train or import the supernet again"
+        ) from error
+    expected = supernet.state_dict()
+    wrong = sorted(
+        key
+        for key in expected.keys() | weights.keys()
+        if key not in weights
+        or key not in expected
+        or weights[key].shape != expected[key].shape
+        or not bool(weights[key].isfinite().all())
+    )
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise StoreError(
+            f"{path}: doesn't fit {SPACE} beside it, a supernet of {name} with {classes} classes; "
+            f"{len(wrong)} weights are missing, unexpected, misshaped or not finite: "
+            f"{', '.join(wrong[:_SHOWN])}{more}; train or import the supernet again"
+        )
+    supernet.load_state_dict(weights)
+    return supernet.eval()
+
+
+def classes_of(supernet: Supernet) -> int:
+    """Outputs of the supernet's classifier."""
+    shape = supernet.shape(len(supernet.slots()) - 1, supernet.largest())
+    return 0 if shape is None else shape.out_channels
+
+
+def _dropout(supernet: Supernet) -> float:
+    return max((m.p for m in supernet.modules() if isinstance(m, nn.Dropout)), default=0.0)
+
+
+def _read_space(path: Path) -> tuple[str, list[int], int, float]:
+    """Name, resolutions, classes, dropout; their ranges are checked by what builds from them."""
+    content = read_json(path)
+    record = cast("dict[str, object]", content) if isinstance(content, dict) else {}
+    name, sizes = record.get("space"), record.get("resolutions")
+    classes, dropout = record.get("classes"), record.get("dropout")
+    if not (
+        record.keys() == {"space", "resolutions", "classes", "dropout"}
+        and isinstance(name, str)
+        and isinstance(sizes, list)
+        and all(type(size) is int for size in sizes)
+        and type(classes) is int
+        and isinstance(dropout, int | float)
+    ):
+        raise StoreError(
+            f"{path}: expected a space's name, its resolutions, classes and dropout; the file is "
+            "damaged: train or import the supernet again"
+        )
+    return name, sizes, classes, float(dropout)
