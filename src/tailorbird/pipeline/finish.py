@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ExportError
@@ -46,14 +47,16 @@ class Proof:
     parity: Parity
 
 
-def metadata(data: ImageData, target: str) -> dict[str, str]:
-    """What travels inside the ONNX file."""
+def metadata(
+    data: ImageData, target: str, input_shape: Sequence[int] | None = None
+) -> dict[str, str]:
+    """What travels inside the ONNX file; ``input_shape`` where it isn't that of the images."""
     return {
         "tailorbird.target": target,
         "tailorbird.classes": json.dumps(data.classes),
         "tailorbird.mean": json.dumps(data.normalisation.mean),
         "tailorbird.std": json.dumps(data.normalisation.std),
-        "tailorbird.input_shape": json.dumps(data.input_shape),
+        "tailorbird.input_shape": json.dumps(input_shape or data.input_shape),
     }
 
 
@@ -65,7 +68,7 @@ def export_teacher(teacher: LayerGraph, data: ImageData, folder: Path) -> Path:
     """
     path = folder / "teacher" / "model.onnx"
     if not path.exists():
-        images = parity_images(data)
+        images = parity_images(data, teacher.input_shape)
         with torch.no_grad():
             if not bool(teacher.module(images).isfinite().all()):
                 raise ExportError(
@@ -75,9 +78,8 @@ def export_teacher(teacher: LayerGraph, data: ImageData, folder: Path) -> Path:
         # Under another name until it is proven: a kill leaves no unproven file behind.
         draft = path.with_name("unproven.onnx")
         try:
-            export_onnx(
-                teacher.module, teacher.input_shape, draft, metadata=metadata(data, "teacher")
-            )
+            about = metadata(data, "teacher", teacher.input_shape)
+            export_onnx(teacher.module, teacher.input_shape, draft, metadata=about)
         except ExportError as error:
             raise ExportError(f"the teacher can't be exported: {error}") from error
         parity = verify(teacher.module, draft, images)
@@ -93,10 +95,66 @@ def export_teacher(teacher: LayerGraph, data: ImageData, folder: Path) -> Path:
     return path
 
 
-def parity_images(data: ImageData) -> Tensor:
-    """The first validation images (n, C, H, W)."""
+def parity_images(data: ImageData, input_shape: Sequence[int]) -> Tensor:
+    """The first validation images (n, *input_shape), resized where they have another size."""
     images, _ = next(iter(data.validation.batches(min(PARITY_IMAGES, len(data.validation)))))
-    return images
+    size = list(input_shape[-2:])
+    if images.shape[-2:] == torch.Size(size):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def deliver(
+    module: fx.GraphModule,
+    name: str,
+    *,
+    input_shape: Sequence[int],
+    data: ImageData,
+    folder: Path,
+    options: ExportOptions,
+) -> tuple[Path, Parity]:
+    """Export ``module`` to ``folder/students/NAME`` and compare the file to PyTorch.
+
+    Raises:
+        ExportError: when the file can't be written or disagrees with the network.
+    """
+    home = folder / "students" / name
+    path = export_onnx(
+        module,
+        input_shape,
+        home / "model.onnx",
+        opset=options.opset,
+        dynamic_batch=options.dynamic_batch,
+        metadata=metadata(data, name, input_shape),
+    )
+    parity = verify(module, path, parity_images(data, input_shape))
+    write_json(home / "verify.json", asdict(parity))
+    if not parity.passed:
+        raise ExportError(
+            f"target '{name}': the ONNX file disagrees with PyTorch by "
+            f"{parity.max_difference:.3g}, expected at most {parity.tolerance:.3g}"
+        )
+    return path, parity
+
+
+def keep(
+    module: fx.GraphModule,
+    name: str,
+    *,
+    input_shape: Sequence[int],
+    data: ImageData,
+    folder: Path,
+    metrics: Mapping[str, float],
+) -> None:
+    """Write the files in ``folder/students/NAME`` that rebuild ``module``."""
+    save_student(
+        module,
+        folder / "students" / name,
+        classes=data.classes,
+        normalisation=data.normalisation,
+        input_shape=input_shape,
+        metrics=metrics,
+    )
 
 
 def prove(
@@ -108,6 +166,8 @@ def prove(
     data: ImageData,
     folder: Path,
     options: ExportOptions,
+    input_shape: Sequence[int] | None = None,
+    beside: Path | None = None,
 ) -> Proof:
     """Export ``module``, compare it to PyTorch, measure it beside the teacher, write its bundle.
 
@@ -116,30 +176,19 @@ def prove(
         base: the teacher's figures on the target.
         folder: the run folder; files go to ``students/<target>/``.
         options: of the export.
+        input_shape: what the student takes; as the teacher by default.
+        beside: the teacher's exported file; by default that of the run folder, made if missing.
 
     Raises:
         ExportError: when the file can't be written or disagrees with the network.
         MeasurementError: when the device can't run it.
     """
-    home = folder / "students" / target.name
-    path = export_onnx(
-        module,
-        teacher.input_shape,
-        home / "model.onnx",
-        opset=options.opset,
-        dynamic_batch=options.dynamic_batch,
-        metadata=metadata(data, target.name),
+    shape = input_shape or teacher.input_shape
+    path, parity = deliver(
+        module, target.name, input_shape=shape, data=data, folder=folder, options=options
     )
-    parity = verify(module, path, parity_images(data))
-    write_json(home / "verify.json", asdict(parity))
-    if not parity.passed:
-        raise ExportError(
-            f"target '{target.name}': the ONNX file disagrees with PyTorch by "
-            f"{parity.max_difference:.3g}, expected at most {parity.tolerance:.3g}"
-        )
-    beside = export_teacher(teacher, data, folder)
-    reference, own = target.device.measure([beside, path])
-    measured = {"latency_ms": own.median_ms, **_counts(module, teacher)}
+    reference, own = target.device.measure([beside or export_teacher(teacher, data, folder), path])
+    measured = {"latency_ms": own.median_ms, **figures(module, shape)}
     limits = {limit.metric: _bound(limit, base, reference) for limit in target.parsed}
     proof = Proof(
         limits=limits,
@@ -149,14 +198,7 @@ def prove(
         met=within(measured, limits),
         parity=parity,
     )
-    save_student(
-        module,
-        home,
-        classes=data.classes,
-        normalisation=data.normalisation,
-        input_shape=data.input_shape,
-        metrics=measured,
-    )
+    keep(module, target.name, input_shape=shape, data=data, folder=folder, metrics=measured)
     return proof
 
 
@@ -167,6 +209,7 @@ def _bound(limit: Limit, base: Mapping[str, float], reference: Latency) -> float
     return limit.absolute(base)
 
 
-def _counts(module: fx.GraphModule, teacher: LayerGraph) -> dict[str, float]:
-    figures = count(module, teacher.input_shape).as_metrics()
-    return {metric: float(value) for metric, value in figures.items()}
+def figures(module: nn.Module, input_shape: Sequence[int]) -> dict[str, float]:
+    """What is counted of a network: metric -> figure, latency left out."""
+    counts = count(module, tuple(input_shape)).as_metrics()
+    return {metric: float(value) for metric, value in counts.items()}
