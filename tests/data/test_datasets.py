@@ -85,6 +85,31 @@ def test_images_alone_and_labels_set_aside():
         assert next(iter(data.train.batches(2)))[1] is None
 
 
+def test_shares_of_a_walk_read_every_image_once_between_them():
+    class Counted(Pictures):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    read = []
+    data = from_datasets(Counted(16, noisy=True), Pictures(4), validation=Pictures(4))
+    walks = {"augment": True, "drop_last": True}
+    whole = data.train.batches(8, generator=torch.Generator().manual_seed(0), **walks)
+    together = torch.cat([images for images, _ in whole])
+    read.clear()
+    shares = [
+        [
+            images
+            for images, _ in data.train.batches(
+                8, generator=torch.Generator().manual_seed(0), share=(part, 2), **walks
+            )
+        ]
+        for part in range(2)
+    ]
+    assert sorted(read) == list(range(16))
+    assert torch.equal(torch.cat([shares[0][0], shares[1][0], *map(list.pop, shares)]), together)
+
+
 def test_the_datasets_own_augmentation_follows_the_seed_and_spares_validation():
     data = from_datasets(Pictures(noisy=True), plain=Pictures())
     assert torch.equal(walk(data.train, 1), walk(data.train, 1))

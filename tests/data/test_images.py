@@ -93,6 +93,21 @@ def test_last_batch_may_be_left_out():
     assert [len(x) for x, _ in split().batches(10, drop_last=True)] == [10, 10, 10]
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_shares_of_a_walk_make_up_the_whole(parts):
+    one = split(crop_padding=2, flip=True)
+    walks = {"generator": seed(3), "augment": True, "drop_last": True}
+    whole = list(one.batches(12, **walks))
+    shares = [
+        list(one.batches(12, **walks | {"generator": seed(3)}, share=(part, parts)))
+        for part in range(parts)
+    ]
+    for (images, labels), *parted in zip(whole, *shares, strict=True):
+        assert [len(images) for images, _ in parted] == [12 // parts] * parts
+        assert torch.equal(torch.cat([images for images, _ in parted]), images)
+        assert torch.equal(torch.cat([labels for _, labels in parted]), labels)
+
+
 def test_refusals_say_why():
     with pytest.raises(DataError, match="size of 1 or more, got 0"):
         split().batches(0)

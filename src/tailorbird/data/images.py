@@ -63,6 +63,13 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """What most pretrained networks were trained with."""
 
 
+Share = tuple[int, int]
+"""Which part of a batch, counted from 0, and of how many equal ones."""
+
+ALONE: Share = (0, 1)
+"""The whole batch."""
+
+
 class Split(Protocol):
     """A set of images that is walked in batches."""
 
@@ -85,6 +92,7 @@ class Split(Protocol):
         augment: bool = False,
         drop_last: bool = False,
         device: torch.device | None = None,
+        share: Share = ALONE,
     ) -> Iterator[Batch]:
         """Walk the images once, ``size`` at a time.
 
@@ -96,6 +104,9 @@ class Split(Protocol):
             augment: apply the split's own augmentation; needs a generator.
             drop_last: leave out a last batch that is smaller than ``size``.
             device: where the batches go.
+            share: of each batch only this part, as one of several processes that walk together;
+                the parts make up the batches that one process alone would get, and nothing is
+                read for the others.
 
         Raises:
             DataError: for a size below 1, or augmentation without a generator.
@@ -187,6 +198,7 @@ class TensorSplit:
         augment: bool = False,
         drop_last: bool = False,
         device: torch.device | None = None,
+        share: Share = ALONE,
     ) -> Iterator[Batch]:
         """Walk the images once; see `Split.batches`."""
         check_walk(size, generator, augment)
@@ -194,17 +206,17 @@ class TensorSplit:
         moves = None
         if augment and generator is not None:
             moves = draw_moves(len(self), self.crop_padding, self.flip, generator)
-        return self._walk(size, order, moves, drop_last, device or self.images.device)
+        where = spans(len(self), size, drop_last=drop_last, share=share)
+        return self._walk(where, order, moves, device or self.images.device)
 
     def _walk(
         self,
-        size: int,
+        where: Sequence[tuple[int, int]],
         order: Tensor | None,
         moves: Tensor | None,
-        drop_last: bool,
         device: torch.device,
     ) -> Iterator[Batch]:
-        for start, stop in spans(len(self), size, drop_last=drop_last):
+        for start, stop in where:
             if order is None:
                 images = self.images[start:stop]
                 labels = None if self.labels is None else self.labels[start:stop]
@@ -255,15 +267,22 @@ def check_walk(size: int, generator: torch.Generator | None, augment: bool) -> N
         raise DataError("batches: augmentation draws random numbers; give a generator")
 
 
-def spans(count: int, size: int, *, drop_last: bool) -> list[tuple[int, int]]:
-    """Where each batch of a walk over ``count`` images begins and ends.
+def spans(count: int, size: int, *, drop_last: bool, share: Share = ALONE) -> list[tuple[int, int]]:
+    """Where each batch of a walk over ``count`` images, or a share of it, begins and ends.
 
     Example:
         >>> spans(7, 3, drop_last=False), spans(7, 3, drop_last=True)
         ([(0, 3), (3, 6), (6, 7)], [(0, 3), (3, 6)])
+        >>> spans(8, 4, drop_last=True, share=(1, 2))
+        [(2, 4), (6, 8)]
     """
     end = count - count % size if drop_last else count
-    return [(start, min(start + size, end)) for start in range(0, end, size)]
+    part, parts = share
+    found = []
+    for start in range(0, end, size):
+        length = min(size, end - start)
+        found.append((start + length * part // parts, start + length * (part + 1) // parts))
+    return found
 
 
 def spaced(total: int, count: int) -> Tensor:

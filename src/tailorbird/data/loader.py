@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from tailorbird.data.decode import Decoder, Encoded, as_pixels, cover
 from tailorbird.data.images import (
+    ALONE,
     Batch,
     Normalisation,
+    Share,
     check_walk,
     draw_moves,
     shift,
@@ -190,6 +192,7 @@ class LoaderSplit:
         augment: bool = False,
         drop_last: bool = False,
         device: torch.device | None = None,
+        share: Share = ALONE,
     ) -> Iterator[Batch]:
         """Walk the images once; see `Split.batches`. An image left out makes its batch smaller."""
         check_walk(size, generator, augment)
@@ -207,7 +210,8 @@ class LoaderSplit:
         keys: list[_Key] = [
             (position, 0 if seeds is None else int(seeds[position])) for position in order.tolist()
         ]
-        plan = [keys[start:stop] for start, stop in spans(count, size, drop_last=drop_last)]
+        where = spans(count, size, drop_last=drop_last, share=share)
+        plan = [keys[start:stop] for start, stop in where]
         return self._walk(dataset, plan, moves, device or torch.device("cpu"))
 
     def _walk(

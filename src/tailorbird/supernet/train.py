@@ -1,18 +1,17 @@
 """Training a supernet: one loop for all schemes, which continues exactly where it was interrupted.
 
 Everything random is derived from the seed and the step: the order and augmentation of an epoch's
-images from (seed, epoch), subnets and dropout from (seed, step). So a checkpoint needs no random
-state, and the global generators are left alone. One process on one device; several are out of scope
-so far.
+images from (seed, epoch), subnets from (seed, step), dropout and mixing from (seed, step, part of
+the batch). So a checkpoint needs no random state, the global generators are left alone, and it
+doesn't matter how many processes share the work (`tailorbird.train.world`): the parts of a batch
+are what they share out, so two processes do what one does with ``accumulate=2``.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,56 +19,59 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
-from tailorbird.data.images import ImageData, blame_images, check_head, resident
+from tailorbird.data.images import ImageData, check_head, resident
 from tailorbird.errors import ConfigError, DataError, TrainingError
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.supernet.calibrate import accuracies, recalibrate
-from tailorbird.supernet.counts import macs
 from tailorbird.supernet.network import Supernet, resize
-from tailorbird.supernet.samplers import RESOLUTION, Genome
-from tailorbird.supernet.schemes.scheme import Member, Plan, Scheme, Step
+from tailorbird.supernet.samplers import RESOLUTION
+from tailorbird.supernet.schemes.scheme import Plan, Scheme
+from tailorbird.supernet.train_ledger import Ledger
 from tailorbird.supernet.train_state import (
-    Sums,
     SupernetEpoch,
     SupernetRecipe,
+    SupernetSteps,
     TrainState,
     identity,
+    part_problems,
     stored_identity,
 )
+from tailorbird.supernet.train_step import Stepper
+from tailorbird.train import norm_stats
 from tailorbird.train.checkpoint import Checkpoint, Json
-from tailorbird.train.losses import Seen, total
 from tailorbird.train.mixing import Mixer
-from tailorbird.train.optimisers import set_rate
 from tailorbird.train.precision import (
-    autocast,
-    compute_device,
     memory_format,
     reproducible,
-    reseed,
     resolve,
     runs_channels_last,
     set_layout,
 )
 from tailorbird.train.seeds import derive
+from tailorbird.train.world import World, joined
 
-_ORDER, _SUBNETS, _DROPOUT, _MIXING, _STATISTICS = range(5)
-"""What a derived seed is for."""
+_ORDER, _SUBNETS, _STATISTICS = 0, 1, 4
+"""What a derived seed is for; steps have others."""
 
 _SETTLE_STEPS = {"cpu": 1, "cuda": 32}
 """Steps between two looks at the losses, each of which waits for the device."""
 
 _STATISTICS_IMAGES = 2000
-"""Training images that BatchNorm statistics are estimated from before a validation."""
+"""Training images that BatchNorm statistics are estimated from, for a validation or at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedSupernet:
-    """What training leaves. BatchNorm statistics fit no subnet: recalibrate before evaluating.
+    """What training leaves. With several processes the main one's; others' lack the accuracies.
 
     Args:
-        supernet: the last weights, on the CPU, the full network active.
+        supernet: the last weights, on the CPU, the full network active. BatchNorm statistics are
+            the full network's, estimated from training images; recalibrate before evaluating
+            others.
         average: the running average of the weights, where the recipe asked for one.
         history: figures per epoch.
         macs: multiply-accumulates of all forward and backward passes (a backward counts as two
@@ -97,8 +99,15 @@ def train_supernet(
     accept_changes: bool = False,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    observe: Callable[[SupernetEpoch], None] | None = None,
+    observe_steps: Callable[[SupernetSteps], None] | None = None,
 ) -> TrainedSupernet:
     """Train a supernet on labelled images by a scheme.
+
+    Started by ``torchrun``, all processes work on each batch, every one decoding its own share of
+    the images. The main one alone writes checkpoints, shows progress, is observed and validates,
+    while the others wait. A loss that isn't finite anywhere stops all of them with one error; where
+    one process dies, ``torchrun`` ends the rest.
 
     Args:
         supernet: where training starts; copied, never changed.
@@ -106,13 +115,19 @@ def train_supernet(
         scheme: one of ``schemes/``.
         seed: drives the order of images, augmentation, subnets and dropout.
         recipe: how steps are made; `SupernetRecipe` as it is when None.
-        folder: for checkpoints; a run started again goes on there, to the same bits.
+        folder: for checkpoints; a run started again goes on there, to the same bits where there
+            are as many parts of a batch, and with any number of processes. Read and written by
+            the main process.
         save_steps: steps between checkpoints; None is an epoch.
         validate_epochs: epochs between validations of the full and the smallest network; None is
             never. Has no influence on training.
         accept_changes: go on from a checkpoint even though seed, data, recipe or scheme differ.
-        device: None is the first CUDA device, else the CPU.
+        device: None is the first CUDA device, else the CPU; each process of a machine has a CUDA
+            device of its own.
         progress: told phase, loss and images per second.
+        observe: told every epoch's figures.
+        observe_steps: told the losses whenever they are looked at: every step on a CPU, every 32
+            on a GPU.
 
     Raises:
         DataError: for data without labels, or with other classes than the network has.
@@ -122,8 +137,6 @@ def train_supernet(
     """
     if not data.labelled:
         raise DataError(f"data '{data.name}' has no labels, and training a supernet needs them")
-    if len(data.train) < 2:
-        raise DataError(f"data '{data.name}' has {len(data.train)} training images; expected 2")
     wrong = {"save_steps": save_steps, "validate_epochs": validate_epochs}
     if problems := [
         f"{name}: expected 1 or more, got {value}"
@@ -131,23 +144,21 @@ def train_supernet(
         if value is not None and value < 1
     ]:
         raise ConfigError(problems)
-    recipe = recipe or SupernetRecipe()
-    where = compute_device(device)
-    with reproducible(where):
+    with joined(device) as world, reproducible(world.device):
         loop = _Loop(
             supernet,
             data,
             scheme,
-            recipe=recipe,
+            recipe=recipe or SupernetRecipe(),
             seed=seed,
-            device=where,
+            world=world,
             save_steps=save_steps,
             validate_epochs=validate_epochs,
+            observe=observe if world.is_main else None,
+            observe_steps=observe_steps if world.is_main else None,
         )
-        if folder is not None:
-            made_of = identity(supernet, data, scheme, loop.plan, recipe=recipe, seed=seed)
-            loop.open(folder, made_of, accept_changes=accept_changes)
-        return loop.run(progress or Silent())
+        loop.open(supernet, folder, accept_changes=accept_changes)
+        return loop.run(progress if world.is_main and progress is not None else Silent())
 
 
 class _Loop:
@@ -161,29 +172,30 @@ class _Loop:
         *,
         recipe: SupernetRecipe,
         seed: int,
-        device: torch.device,
+        world: World,
         save_steps: int | None,
         validate_epochs: int | None,
+        observe: Callable[[SupernetEpoch], None] | None,
+        observe_steps: Callable[[SupernetSteps], None] | None,
     ) -> None:
-        self.recipe, self.seed, self.device = recipe, seed, device
-        self.data, self.validate_epochs = data, validate_epochs
-        self.split = resident(data.train, device)
-        self.drop_last = len(data.train) >= recipe.batch_size
-        self.per_epoch = len(data.train) // recipe.batch_size if self.drop_last else 1
+        self.data, self.scheme, self.recipe = data, scheme, recipe
+        self.seed, self.world, self.device = seed, world, world.device
+        self.validate_epochs = validate_epochs
+        self.observe, self.observe_steps = observe, observe_steps
+        parts = _parts(recipe, data, world)
+        self.batch_size = min(recipe.batch_size, len(data.train))
+        self.batch_size -= self.batch_size % parts
+        self.per_epoch = len(data.train) // self.batch_size
         self.save_steps = save_steps or self.per_epoch
+        self.split = resident(data.train, self.device)
         self.plan: Plan = scheme.plan(supernet.architectures, self.per_epoch)
         self.sizes = cast("tuple[int, ...]", supernet.architectures.space.choices[0].values)
-        self.macs = macs(supernet.architectures).sum
-        module = copy.deepcopy(supernet).to(device).requires_grad_(True)
-        self.precision = resolve(recipe.precision, device, module)
-        example = data.train.sample(2).to(device)
+        module = copy.deepcopy(supernet).to(self.device).requires_grad_(True)
+        precision = resolve(recipe.precision, self.device, module)
+        example = data.train.sample(2).to(self.device)
         self.layout = _layout(module, resize(example, self.sizes[-1]), recipe)
         classes, used = _rehearse(module, example, self.sizes)
         check_head(data, classes)
-        self.mixer: Mixer | None = None
-        if recipe.mixup or recipe.cutmix:
-            self.mixer = Mixer(mixup=recipe.mixup, cutmix=recipe.cutmix, classes=classes)
-        self.dropouts = [part for part in module.modules() if isinstance(part, nn.Dropout)]
         self.state = TrainState(
             module,
             optimizer_name=recipe.optimizer,
@@ -192,23 +204,45 @@ class _Loop:
             decayed=used if scheme.decays_largest_only else None,
             ema=recipe.ema,
         )
+        mixer: Mixer | None = None
+        if recipe.mixup or recipe.cutmix:
+            mixer = Mixer(mixup=recipe.mixup, cutmix=recipe.cutmix, classes=classes)
+        self.stepper = Stepper(
+            self.state,
+            world=world,
+            parts=parts,
+            sizes=self.sizes,
+            layout=self.layout,
+            precision=precision,
+            mixer=mixer,
+            clip_norm=recipe.clip_norm,
+            seed=seed,
+        )
+        self.ledger = Ledger(self.state, self.split, self._last_good)
         self.store: Checkpoint | None = None
         self.saved: int | None = None
-        self.pending: list[tuple[int, Tensor, list[Tensor], tuple[Member, ...]]] = []
-        self.last: Step | None = None
-        self.began = self.epoch_began = time.monotonic()
 
-    def open(self, folder: Path, made_of: dict[str, Json], *, accept_changes: bool) -> None:
-        """Take up a checkpoint folder, and the newest state in it."""
+    def open(self, supernet: Supernet, folder: Path | None, *, accept_changes: bool) -> None:
+        """Make sure that all processes do the same, and take up the newest checkpoint."""
+        if folder is None and self.world.size == 1:
+            return
+        made_of = identity(
+            supernet, self.data, self.scheme, self.plan, recipe=self.recipe, seed=self.seed
+        )
+        self._compare(made_of)
+        if folder is None:
+            return
         self.store = Checkpoint(folder, made_of)
-        if accept_changes:
-            self.store.identity = stored_identity(folder) or made_of
-        found = self.store.load()
-        self.store.identity = made_of
-        if found is not None:
-            self.state.restore(*found, self.plan.samplers)
+        found: tuple[dict[str, Tensor], dict[str, Json]] | None = None
+        if self.world.is_main:
+            if accept_changes:
+                self.store.identity = stored_identity(folder) or made_of
+            found = self.store.load()
+            self.store.identity = made_of
+        if (state := self._distribute(found)) is not None:
+            self.state.restore(*state, self.plan.samplers)
             self.saved = self.state.step
-            self.began -= self.state.seconds
+            self.ledger.resumed()
 
     def run(self, progress: Progress) -> TrainedSupernet:
         state = self.state
@@ -219,8 +253,7 @@ class _Loop:
         average = None if state.average is None else cast("Supernet", state.average.module)
         for net in (state.module, average):
             if net is not None:
-                set_layout(net, torch.contiguous_format)
-                net.cpu().activate(net.largest())
+                self._close(net)
         return TrainedSupernet(
             supernet=state.module,
             average=average,
@@ -231,193 +264,57 @@ class _Loop:
 
     def _epoch(self, task: Task) -> None:
         """Train to the end of the epoch or the run, from wherever in the epoch it was left."""
-        state = self.state
+        state, world = self.state, self.world
         epoch, skipped = divmod(state.step, self.per_epoch)
         walk = self.split.batches(
-            self.recipe.batch_size,
+            self.batch_size,
             generator=torch.Generator().manual_seed(derive(self.seed, _ORDER, epoch)),
             augment=True,
-            drop_last=self.drop_last,
+            drop_last=True,
             device=self.device,
+            share=(world.rank, world.size),
         )
         every = _SETTLE_STEPS.get(self.device.type, 1)
-        self.epoch_began = time.monotonic() - state.sums.seconds
+        self.ledger.open_epoch()
         for images, labels in islice(walk, skipped, None):
-            self._step(images, labels)
+            rng = np.random.default_rng(derive(self.seed, _SUBNETS, state.step))
+            step = self.plan.step(state.step, rng)
+            figures = self.stepper.make(step, images, labels)
+            self.ledger.enter(step, figures, len(images) * world.size)
             ends = state.step % self.per_epoch == 0 or state.step == self.plan.total
             saves = ends or state.step % self.save_steps == 0
-            if saves or len(self.pending) >= every:
+            if saves or len(self.ledger.waiting) >= every:
                 self._settle(task)
             if ends:
                 self._close_epoch()
             if saves:
                 self._save()
             if ends:
-                break
-
-    def _step(self, images: Tensor, labels: Tensor | None) -> None:
-        state, number = self.state, self.state.step
-        rng = np.random.default_rng(derive(self.seed, _SUBNETS, number))
-        step = self.last = self.plan.step(number, rng)
-        for action in step.before:
-            state.act(action)
-        brightness = images.sum()
-        if self.mixer is not None:
-            mixing = derive(self.seed, _MIXING, number)
-            images, labels = self.mixer(images, labels, seed=mixing)
-        state.module.train()
-        state.optimizer.zero_grad(set_to_none=True)
-        reseed(self.device, derive(self.seed, _DROPOUT, number))
-        losses = self._gradients(step, images, labels)
-        if self.recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(state.module.parameters(), self.recipe.clip_norm)
-        set_rate(state.optimizer, step.rate)
-        state.optimizer.step()
-        state.step = number + 1
-        if state.average is not None:
-            state.average.update(state.module, step=state.step)
-        state.macs += self._cost(step) * len(images)
-        state.sums.images += len(images)
-        self.pending.append((number, brightness, losses, step.networks))
-
-    def _gradients(self, step: Step, images: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Add up the weighted gradients of the step's networks; returns their losses.
-
-        One network's activations are freed before the next one runs, so a step takes the memory of
-        its largest network.
-        """
-        sized: dict[int, Tensor] = {}
-        taught: dict[int, Tensor] = {}
-        losses: list[Tensor] = []
-        full: Tensor | None = None
-        for member in step.networks:
-            size = self.sizes[int(member.genome[RESOLUTION])]
-            if size not in sized:
-                sized[size] = resize(images, size).contiguous(memory_format=self.layout)
-            if member.teacher == "frozen" and size not in taught:
-                taught[size] = self._ask_teacher(sized[size])
-            logits = self._forward(member, sized[size])
-            known = {"full": full, "frozen": taught.get(size), None: None}[member.teacher]
-            seen = Seen(logits, labels, {} if known is None else {"output": known}, {})
-            loss = total(member.terms, seen)
-            if loss is None:
-                raise TrainingError(
-                    f"step {step.phase}: no term of a network's loss applies; the scheme asks for "
-                    "a teacher that isn't there, or for labels where there are none",
-                    step=self.state.step,
-                )
-            torch.autograd.backward(loss * member.weight)
-            losses.append(loss.detach())
-            full = logits.detach() if full is None else full
-        return losses
-
-    def _forward(self, member: Member, images: Tensor) -> Tensor:
-        module = self.state.module
-        module.activate(member.genome)
-        for part in self.dropouts:
-            part.train(member.dropout)
-        with autocast(self.device, self.precision):
-            logits = module(images)
-        return cast("Tensor", logits.float())
-
-    @torch.no_grad()
-    def _ask_teacher(self, images: Tensor) -> Tensor:
-        teacher = self.state.teacher
-        if teacher is None:
-            raise TrainingError(
-                "a network learns from a frozen teacher, and the scheme has frozen none",
-                step=self.state.step,
-            )
-        teacher.activate(teacher.largest())
-        with autocast(self.device, self.precision):
-            return cast("Tensor", teacher(images).float())
-
-    def _cost(self, step: Step) -> float:
-        """Multiply-accumulates per image: three forward passes' worth for each network."""
-        genomes = np.stack([member.genome for member in step.networks])
-        cost = 3.0 * float(self.macs(genomes).sum())
-        asked = {int(m.genome[RESOLUTION]) for m in step.networks if m.teacher == "frozen"}
-        for resolution in asked:
-            teacher = self.state.module.largest()
-            teacher[RESOLUTION] = resolution
-            cost += float(self.macs(teacher[None])[0])
-        return cost
-
-    def _settle(self, task: Task) -> None:
-        """Fetch the losses since the last call: the one place that waits for the device."""
-        flat = [loss for _, _, losses, _ in self.pending for loss in losses]
-        values = iter(torch.stack(flat).tolist() if flat else [])
-        largest = self.state.module.largest()[RESOLUTION + 1 :]
-        sums, mean = self.state.sums, math.nan
-        for number, brightness, losses, members in self.pending:
-            found = [next(values) for _ in losses]
-            for member, value in zip(members, found, strict=True):
-                if not math.isfinite(value):
-                    self._give_up(number, brightness, member.genome, value)
-                if (member.genome[RESOLUTION + 1 :] == largest).all():
-                    sums.full += 1
-                    sums.full_loss += value
-            mean = sum(found) / len(found)
-            sums.steps += 1
-            sums.networks += len(found)
-            sums.loss += sum(found)
-        steps = len(self.pending)
-        self.pending.clear()
-        sums.seconds = time.monotonic() - self.epoch_began
-        speed = sums.images / max(sums.seconds, 1e-9)
-        phase = "" if self.last is None else f"{self.last.phase}, "
-        task.advance(steps, note=f"{phase}loss {mean:.3f}, {speed:.0f} images/s")
-
-    def _give_up(self, step: int, brightness: Tensor, genome: Genome, value: float) -> None:
-        blame_images([brightness], self.split, "training")
-        raise TrainingError(
-            f"the loss is {value} at step {step} for {self._describe(genome)}; "
-            f"{self._last_good()}; a lower learning rate than {self._rate():g}, a longer warm-up "
-            "or clip_norm usually helps",
-            step=step,
+                return
+        raise DataError(
+            f"data '{self.data.name}': epoch {epoch} ended after step {state.step - 1}, before its "
+            f"{self.per_epoch} batches; whole batches could not be read"
         )
 
-    def _describe(self, genome: Genome) -> str:
-        if (genome[RESOLUTION + 1 :] == self.state.module.largest()[RESOLUTION + 1 :]).all():
-            return "the full network"
-        [architecture] = self.state.module.architectures.architectures(genome[None])
-        return f"the subnet {json.dumps(architecture)}"
-
-    def _last_good(self) -> str:
-        if self.store is None:
-            return "no checkpoints were kept"
-        if self.saved is None:
-            return "no checkpoint had been written yet"
-        return f"the last good checkpoint, of step {self.saved}, is in {self.store.folder}"
-
-    def _rate(self) -> float:
-        return 0.0 if self.last is None else self.last.rate
+    def _settle(self, task: Task) -> None:
+        steps = len(self.ledger.waiting)
+        seen = self.ledger.settle()
+        if self.observe_steps is not None:
+            self.observe_steps(seen)
+        speed = f"{seen.images_per_second:.0f} images/s"
+        task.advance(steps, note=f"{seen.phase}, loss {seen.loss:.3f}, {speed}")
 
     def _close_epoch(self) -> None:
         """Validate where asked, and enter the epoch's figures."""
-        state, sums = self.state, self.state.sums
+        state, every = self.state, self.validate_epochs
         epoch = state.step / self.per_epoch
-        ended = state.step == self.plan.total
-        largest: float | None = None
-        smallest: float | None = None
-        if self.validate_epochs is not None and (ended or round(epoch) % self.validate_epochs == 0):
-            largest, smallest = self._accuracies()
-        state.history.append(
-            SupernetEpoch(
-                epoch=epoch,
-                step=state.step,
-                phase="" if self.last is None else self.last.phase,
-                loss=sums.loss / sums.networks,
-                full_loss=sums.full_loss / sums.full if sums.full else None,
-                networks=sums.networks / sums.steps,
-                learning_rate=self._rate(),
-                images_per_second=sums.images / max(sums.seconds, 1e-9),
-                seconds=time.monotonic() - self.began,
-                largest=largest,
-                smallest=smallest,
-            )
-        )
-        state.sums = Sums()
+        found: tuple[float, float] | None = None
+        due = every is not None and (state.step == self.plan.total or round(epoch) % every == 0)
+        if due and self.world.is_main:
+            found = self._accuracies()
+        closed = self.ledger.close_epoch(epoch, found)
+        if self.observe is not None:
+            self.observe(closed)
 
     def _accuracies(self) -> tuple[float, float]:
         """Of the full and the smallest network on the validation images, each with its own norms.
@@ -447,20 +344,75 @@ class _Loop:
         for images, _ in islice(walk, -(-_STATISTICS_IMAGES // size)):
             yield images.contiguous(memory_format=self.layout)
 
+    def _close(self, net: Supernet) -> None:
+        """Leave a network as users want it: in full, with its own statistics, on the CPU."""
+        net.activate(net.largest())
+        sized = (resize(images, self.sizes[-1]) for images in self._statistics_images())
+        norm_stats.recalibrate(net, sized)
+        set_layout(net, torch.contiguous_format)
+        net.cpu()
+
     def _save(self) -> None:
         """Write a checkpoint, if they are kept and the weights are numbers."""
         state = self.state
-        state.seconds = time.monotonic() - self.began
-        if not state.finite():
-            raise TrainingError(
-                f"weights are not finite after step {state.step - 1}; {self._last_good()}; a lower "
-                f"learning rate than {self._rate():g} or clip_norm usually helps",
-                step=state.step - 1,
-            )
-        if self.store is not None:
-            state.saves += 1
+        state.seconds = self.ledger.seconds()
+        self.ledger.check_weights()
+        if self.store is None:
+            return
+        state.saves += 1
+        if self.world.is_main:
             self.store.save(state.saves, state.tensors(), state.record(self.plan.samplers))
-            self.saved = state.step
+        self.saved = state.step
+
+    def _last_good(self) -> str:
+        if self.store is None:
+            return "no checkpoints were kept"
+        if self.saved is None:
+            return "no checkpoint had been written yet"
+        return f"the last good checkpoint, of step {self.saved}, is in {self.store.folder}"
+
+    def _compare(self, made_of: dict[str, Json]) -> None:
+        """Refuse to work beside processes that do something else."""
+        mine = json.loads(json.dumps(made_of))
+        main = json.loads(self.world.from_main(json.dumps(made_of).encode()))
+        changed = [
+            f"process {self.world.rank} differs from the main one, start all with the same job and "
+            f"data: {name}: {main.get(name)!r} there, {mine.get(name)!r} here"
+            for name in sorted({*main, *mine})
+            if main.get(name) != mine.get(name)
+        ]
+        if changed:
+            raise ConfigError(changed)
+
+    def _distribute(
+        self, found: tuple[dict[str, Tensor], dict[str, Json]] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Json]] | None:
+        """The state that the main process found, in all processes."""
+        if self.world.size == 1:
+            return found
+        tensors, record = ({}, None) if found is None else found
+        known = json.loads(self.world.from_main(json.dumps(record).encode()))
+        content = self.world.from_main(save_tensors(tensors))
+        return None if known is None else (load_tensors(content), known)
+
+
+def _parts(recipe: SupernetRecipe, data: ImageData, world: World) -> int:
+    """Into how many parts batches are split, each process taking as many as the others."""
+    parts = max(recipe.accumulate, world.size)
+    problems = part_problems(recipe.batch_size, parts)
+    if parts % world.size:
+        problems.append(
+            f"recipe.accumulate: expected a multiple of the {world.size} processes, or 1; got "
+            f"{recipe.accumulate}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    if len(data.train) < 2 * parts:
+        raise DataError(
+            f"data '{data.name}' has {len(data.train)} training images; expected {2 * parts} or "
+            "more, 2 for each part of a batch"
+        )
+    return parts
 
 
 def _layout(module: Supernet, example: Tensor, recipe: SupernetRecipe) -> torch.memory_format:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from tailorbird.errors import ConfigError
 from tailorbird.supernet.samplers import Sampler
 from tailorbird.supernet.schemes.channels import (
     channel_orders,
@@ -49,6 +50,11 @@ class SupernetRecipe:
 
     Args are those of `tailorbird.train.recipe.Recipe`; weight decay spares norms and biases.
 
+    Args:
+        accumulate: each step's images are split into so many equal parts, which run one after the
+            other, each normalised by its own statistics; their gradients are averaged. Takes the
+            memory of one part. Several processes share the parts out, at least one to each.
+
     Raises:
         ConfigError: listing every value that is out of range.
 
@@ -70,9 +76,24 @@ class SupernetRecipe:
     channels_last: bool = True
     mixup: float = 0.0
     cutmix: float = 0.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        Recipe(**asdict(self))
+        settings = asdict(self)
+        parts = settings.pop("accumulate")
+        problems: list[str] = []
+        try:
+            Recipe(**settings)
+        except ConfigError as error:
+            problems.extend(error.problems)
+        if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
+            problems.append(
+                f"recipe.accumulate: expected a whole number of 1 or more, got {parts!r}"
+            )
+        elif not problems:
+            problems += part_problems(self.batch_size, parts)
+        if problems:
+            raise ConfigError(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +126,25 @@ class SupernetEpoch:
     seconds: float
     largest: float | None = None
     smallest: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetSteps:
+    """Figures of the steps since the losses were last looked at: 1 on a CPU, up to 32 on a GPU.
+
+    Args:
+        step: steps so far.
+        phase: what the scheme calls the last of them.
+        loss: mean over the networks of the last of them.
+        learning_rate: of the last of them.
+        images_per_second: since the epoch began.
+    """
+
+    step: int
+    phase: str
+    loss: float
+    learning_rate: float
+    images_per_second: float
 
 
 @dataclass
@@ -260,6 +300,17 @@ class TrainState:
         reorder_channels(self.module, orders)
         if self.average is not None:
             reorder_channels(self.average.module, orders)
+
+
+def part_problems(batch_size: int, parts: int) -> list[str]:
+    """What is wrong with a batch of that size in so many parts."""
+    if batch_size % parts == 0 and batch_size >= 2 * parts:
+        return []
+    return [
+        f"recipe.batch_size: expected a multiple of {parts}, the number of parts that batches are "
+        f"split into (accumulate, or the processes where these are more), with 2 images or more in "
+        f"each; got {batch_size}"
+    ]
 
 
 def identity(
