@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tailorbird.demo import DigitsNet
 from tailorbird.errors import ConfigError, MeasurementError, StoreError
 from tailorbird.house import distil
 from tailorbird.house.build import sample_house
@@ -143,6 +144,26 @@ def test_another_house_in_the_same_folder_is_refused(finished):
     with pytest.raises(StoreError, match=r"models\.teacher: '\w+' -> '\w+'"):
         execute(replace(other, teacher=net(5)))
     assert RunReport.load(run / "report.json").targets == report.targets
+
+
+class Doubled(DigitsNet):
+    """Another network with the same weights."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("until", ["house", "export"])
+def test_equal_weights_in_another_network_are_refused(finished, until):
+    run, report = finished
+    teacher = Doubled(width=8, depth=1, classes=10)
+    teacher.load_state_dict(net().state_dict())
+    with pytest.raises(StoreError) as caught:
+        execute(job(run, teacher=teacher.eval()), until=until)
+    for part in ("networks of the same weights compute something else now", "\n  teacher: '"):
+        assert part in str(caught.value)
+    assert "narrow: " not in str(caught.value)
+    assert execute(job(run)) == report
 
 
 def test_two_runs_on_one_folder(finished):

@@ -16,7 +16,7 @@ from tailorbird.errors import StoreError
 from tailorbird.files import read_json, write_bytes, write_json
 from tailorbird.pipeline.fitting import delivered, request_of
 from tailorbird.pipeline.job import Job, Until, identity
-from tailorbird.pipeline.model_house import assemble, trace_all
+from tailorbird.pipeline.model_house import assemble, check_structures, trace_all
 from tailorbird.pipeline.reporting import environment
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import RunReport, TargetResult
@@ -45,6 +45,7 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
         asked = _asked(job, until)
         stored = _finished(job.run, asked)
         if stored is not None:
+            check_structures(job.run, *trace_all(job.teacher, job.donors, job.data, job.options))
             shown.say(f"{job.run} holds this job, finished; nothing to do")
             return stored
         folder.event("started", until=until)

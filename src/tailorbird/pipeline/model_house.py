@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from tailorbird.data.images import ImageData, check_head
-from tailorbird.errors import GraphError
+from tailorbird.errors import GraphError, StoreError
 from tailorbird.export.options import ExportOptions
-from tailorbird.graph.serial import to_spec
+from tailorbird.files import read_json, write_json
+from tailorbird.graph.serial import structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
 from tailorbird.house.options import HouseOptions
@@ -22,7 +23,7 @@ from tailorbird.pipeline.pricing import Pricing
 from tailorbird.pipeline.reporting import make_report, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import RunReport, TargetResult
-from tailorbird.runfolder import RunFolder
+from tailorbird.runfolder import RunFolder, differences
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
 
@@ -206,6 +207,7 @@ def assemble(
     with folder.stage("trace"):
         graph, traced = trace_all(teacher, donors, data, options)
         export_teacher(graph, data, folder.path)
+        check_structures(folder.path, graph, traced)
     house = build_house(
         graph,
         traced,
@@ -219,6 +221,31 @@ def assemble(
     return ModelHouse(
         house, data, folder, donors=traced, made_from=made_from, seed=seed, progress=progress
     )
+
+
+def check_structures(run: Path, teacher: LayerGraph, donors: Mapping[str, LayerGraph]) -> None:
+    """Refuse networks of the job's weights that compute something else than those of the run.
+
+    `identity` sees weights alone: two networks may hold the same and differ in ``forward``. What
+    is computed is known once they are traced; it is noted then, and compared from then on.
+
+    Raises:
+        StoreError: naming the networks that differ.
+    """
+    path = run / "house" / "structures.json"
+    known = {
+        name: structure_key(graph.module, graph.input_shape)
+        for name, graph in {"teacher": teacher, **donors}.items()
+    }
+    if not path.exists():
+        write_json(path, known)
+    elif changed := differences(read_json(path), known):
+        raise StoreError(
+            f"run folder {run} belongs to another job: networks of the same weights compute "
+            "something else now; what differs:\n  "
+            + "\n  ".join(changed)
+            + "\ngive a new folder, or the networks as they were to continue"
+        )
 
 
 def trace_all(
