@@ -13,7 +13,7 @@ from tailorbird.house.store import HouseStore
 from .makers import OPTIONS, images, same, small_sample, teacher, weights
 
 
-def run(folder, *, sample=None, **options):
+def run(folder, *, sample=None, spent=0.0, **options):
     return distil(
         teacher(),
         sample or small_sample(),
@@ -21,6 +21,7 @@ def run(folder, *, sample=None, **options):
         replace(OPTIONS, **options),
         seed=0,
         store=HouseStore(folder),
+        spent=spent,
     )
 
 
@@ -269,3 +270,12 @@ def test_time_that_is_spent_ends_training_within_an_epoch(tmp_path, monkeypatch)
     done = run(tmp_path, epochs=50.0, minutes=1.0)
     assert steps == [0]
     assert done.keys() == small_sample().modules.keys()
+
+
+def test_what_earlier_processes_spent_is_taken_off_the_minutes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
+    left = []
+    monkeypatch.setattr(module, "_share", lambda deadline, bunches: left.append(deadline - 1000.0))
+    run(tmp_path, epochs=0.1, minutes=1.0, spent=45.0)
+    assert left
+    assert set(left) == {15.0}

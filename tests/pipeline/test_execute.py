@@ -7,7 +7,7 @@ import pytest
 
 from tailorbird.demo import DigitsNet
 from tailorbird.errors import ConfigError, MeasurementError, StoreError
-from tailorbird.house import distil
+from tailorbird.house import build, distil
 from tailorbird.house.build import sample_house
 from tailorbird.pipeline import ModelHouse, execute, fitting
 from tailorbird.report.record import RunReport
@@ -360,3 +360,19 @@ def test_sampling_is_not_repeated(finished, monkeypatch):
     assert build.sample_house is sample_house
     monkeypatch.setattr(build, "sample_house", None)
     execute(job(finished[0]), until="house")
+
+
+def test_minutes_count_over_all_processes(tmp_path, monkeypatch):
+    spent = []
+    train = build.distil
+    monkeypatch.setattr(build, "distil", lambda *a, **k: spent.append(k["spent"]) or train(*a, **k))
+    asked = job(tmp_path / "run")
+    asked = replace(asked, options=replace(asked.options, epochs=0.1, minutes=10.0))
+    execute(asked, until="house")
+    folder = RunFolder(tmp_path / "run")
+    folder.event("spent", stage="distil", seconds=100.0)
+    before = folder.seconds()["distil"]
+    (tmp_path / "run" / "finished.json").unlink()
+    execute(asked, until="house")
+    assert spent == [0.0, before]
+    assert before > 100

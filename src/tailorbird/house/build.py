@@ -184,9 +184,14 @@ def build_house(
     seed: int,
     store: HouseStore,
     stage: Callable[[str], AbstractContextManager[None]],
+    distilled: float = 0.0,
     progress: Progress,
 ) -> House:
-    """Build or continue a house; ``stage`` is opened around each stage to count its time."""
+    """Build or continue a house; ``stage`` is opened around each stage to count its time.
+
+    Args:
+        distilled: seconds that earlier processes spent on distilling, part of ``options.minutes``.
+    """
     with stage("sample"):
         sample = store.load_sample()
         if sample is None:
@@ -197,7 +202,16 @@ def build_house(
         f"{sum(sample.rejections.values())} candidates turned away"
     )
     with stage("distil"):
-        modules = distil(teacher, sample, data, options, seed=seed, store=store, progress=progress)
+        modules = distil(
+            teacher,
+            sample,
+            data,
+            options,
+            seed=seed,
+            store=store,
+            spent=distilled,
+            progress=progress,
+        )
     stopped = len(sample.alternatives) - len(modules)
     if stopped:
         progress.say(f"house: {stopped} alternatives were stopped in distillation, see the report")

@@ -109,6 +109,7 @@ def distil(
     *,
     seed: int,
     store: HouseStore,
+    spent: float = 0.0,
     progress: Progress | None = None,
 ) -> dict[str, fx.GraphModule]:
     """Train every alternative to mimic its block; continue from what is stored.
@@ -117,6 +118,7 @@ def distil(
         sample: the house; its modules are left as they are.
         data: only images of the training split are trained on; labels are not used.
         seed: decides the order of images, augmentation and dropout.
+        spent: seconds of ``options.minutes`` that earlier processes have used.
 
     Returns:
         name -> trained module, in evaluation mode on the CPU. One whose loss stopped being
@@ -132,7 +134,8 @@ def distil(
         if not alternative.trainable:
             done[alternative.name] = sample.modules[alternative.name]
     trainable = [a for a in sample.alternatives if a.trainable]
-    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    minutes = options.minutes
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes - spent
     bunches = plan_bunches(teacher, sample, trainable, options, device=device)
     steps = total_steps(data, options)
     with progress.task("distil", steps * len(bunches)) as task:

@@ -216,6 +216,7 @@ def assemble(
         seed=seed,
         store=HouseStore(folder.path / "house"),
         stage=folder.stage,
+        distilled=folder.seconds().get("distil", 0.0),
         progress=progress,
     )
     return ModelHouse(
