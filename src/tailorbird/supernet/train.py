@@ -381,8 +381,15 @@ class _Loop:
             for name in sorted({*main, *mine})
             if main.get(name) != mine.get(name)
         ]
+        differing = torch.tensor([float(bool(changed))], device=self.device)
+        self.world.sum([differing])
         if changed:
             raise ConfigError(changed)
+        if differing.item():
+            raise ConfigError(
+                f"{differing.item():.0f} of {self.world.size} processes differ from this one in "
+                "job or data, and say in what; start all with the same"
+            )
 
     def _distribute(
         self, found: tuple[dict[str, Tensor], dict[str, Json]] | None

@@ -7,6 +7,7 @@ error leaves the others waiting for it: ``torchrun`` notices and ends them.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,8 +110,8 @@ def is_main() -> bool:
 def joined(device: torch.device | str | None = None) -> Iterator[World]:
     """Join the processes that ``torchrun`` started; a world of one where it didn't.
 
-    A group that is there already is used, and left as it is. After an error nobody waits for the
-    others.
+    All leave together, but for an error, after which nobody waits for the others. A group of
+    processes that is there already is used.
 
     Args:
         device: None is CUDA where there is some, else the CPU. On GPUs each process of a machine
@@ -130,11 +131,11 @@ def joined(device: torch.device | str | None = None) -> Iterator[World]:
             timeout=PATIENCE,
             device_id=where if where.type == "cuda" else None,
         )
+        # Left open until the process ends: what follows may want to join again.
+        atexit.register(dist.destroy_process_group)
     world = World(where, dist.get_rank(), dist.get_world_size())
     yield world
-    if not known:
-        world.barrier()
-        dist.destroy_process_group()
+    world.barrier()
 
 
 def _launched() -> bool:
