@@ -25,7 +25,7 @@ import numpy.typing as npt
 from scipy.stats import kendalltau
 from torch import nn
 
-from tailorbird.errors import ConfigError, SpaceError, StoreError
+from tailorbird.errors import SpaceError, StoreError
 from tailorbird.export.onnx import export_many
 from tailorbird.family import Floats
 from tailorbird.files import read_json, write_json
@@ -104,7 +104,6 @@ def measure_layers(
     device: Device,
     *,
     store: Latencies,
-    most: int,
     progress: Progress = _SILENT,
 ) -> dict[LayerShape, float]:
     """Median latency in ms of each distinct layer of the space, alone; continues what is stored.
@@ -117,21 +116,13 @@ def measure_layers(
         take: shapes to layers, such as `tailorbird.supernet.layers.single_layers` of a supernet.
         device: what times them.
         store: where figures are kept.
-        most: layers that may be timed at most.
         progress: told the count, and the time that the first batch promises.
 
     Raises:
-        ConfigError: for a space with more than ``most`` distinct layers.
         MeasurementError: when the device can't run or time a layer.
     """
     shapes = distinct_layers(space)
     todo = [shape for shape in shapes if layer_key(shape) not in store.known]
-    if len(todo) > most:
-        raise ConfigError(
-            f"latency table: {space.name} has {len(shapes)} distinct layers, {len(todo)} still to "
-            f"time, expected at most {most}; raise --layers-at-most, or train the supernet with "
-            "fewer resolutions"
-        )
     if todo:
         begun = time.perf_counter()
         with progress.task("time layers", len(todo)) as task:
@@ -175,8 +166,8 @@ class MeasuredTable:
     """Sums of layers' latencies, and the correction by whole networks.
 
     Args:
-        sums: latencies of the layers, ms.
-        counts: number of the layers.
+        sums: genomes (n, genes) -> summed latencies of their layers (n,), ms.
+        counts: genomes (n, genes) -> numbers of their layers (n,).
         correction: (3,) factors a, b, c of the module's formula.
 
     Example:
@@ -190,8 +181,8 @@ class MeasuredTable:
         True
     """
 
-    sums: SlotTable
-    counts: SlotTable
+    sums: Callable[[Genomes], Floats]
+    counts: Callable[[Genomes], Floats]
     correction: tuple[float, float, float] = (1.0, 0.0, 0.0)
 
     def latency_ms(self, genomes: Genomes) -> Floats:
@@ -226,8 +217,8 @@ class MeasuredTable:
         return Corrected(MeasuredTable(self.sums, self.counts, (a, b, c)), check)
 
     def _inputs(self, genomes: Genomes) -> Floats:
-        sums = self.sums.sum(genomes)
-        return np.stack([sums, self.counts.sum(genomes), np.ones(len(sums))], axis=1)
+        sums = self.sums(genomes)
+        return np.stack([sums, self.counts(genomes), np.ones(len(sums))], axis=1)
 
 
 @dataclass(frozen=True)
@@ -291,7 +282,12 @@ def compile_measured(space: ArchitectureSpace, ms: Mapping[LayerShape, float]) -
             f"latency table: {len(missing)} layers of {space.name} were not timed, the first is "
             f"{missing[0]}"
         )
-    return MeasuredTable(SlotTable(space, lambda s: ms[s]), SlotTable(space, lambda _: 1.0))
+    return MeasuredTable(SlotTable(space, lambda s: ms[s]).sum, counted_layers(space))
+
+
+def counted_layers(space: ArchitectureSpace) -> Callable[[Genomes], Floats]:
+    """Numbers (n,) of the layers of genomes (n, genes)."""
+    return SlotTable(space, lambda _: 1.0).sum
 
 
 def _fit(inputs: Floats, measured: Floats) -> Floats:
