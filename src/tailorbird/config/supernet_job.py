@@ -1,0 +1,208 @@
+"""A supernet's job file, read and checked, and the components that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from tailorbird.config.parts import images, settings
+from tailorbird.config.reader import Document, read_file
+from tailorbird.config.sections import Faults, Field, near, short
+from tailorbird.config.supernet_data import classes_in, read_data
+from tailorbird.config.supernet_schemes import Named, scheme
+from tailorbird.data.images import ImageData
+from tailorbird.errors import ConfigError, SpaceError, StoreError
+from tailorbird.pipeline.supernet_training import SupernetJob
+from tailorbird.supernet.architecture import SPACES, ArchitectureSpace, load_space
+from tailorbird.supernet.network import Supernet, build_supernet
+from tailorbird.supernet.ofa_checkpoint import load_official_file
+from tailorbird.supernet.train_state import SupernetRecipe
+
+HINT = "`tailorbird supernet init > job.yaml` writes a job to start from"
+
+_JOB = {
+    "space": Field(object, hint="such as 'space: ofa-mbv3-w1.0'"),
+    "data": Field(object, hint="such as 'kind: folder'"),
+    "scheme": Field(object, "deps"),
+    "sampler": Field(str | None, None),
+    "recipe": Field(object, None),
+    "dropout": Field(float, 0.0),
+    "start": Field(str | None, None),
+    "save_steps": Field(int | None, None),
+    "validate_epochs": Field(int | None, 1),
+    "tensorboard": Field(bool, False),
+    "seed": Field(int, 0),
+    "run": Field(str | None, None),
+}
+_SPACE = {"name": Field(str), "resolutions": Field(tuple[int, ...] | None, None)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetPlan:
+    """A checked job; `build_job` makes the components.
+
+    Args:
+        architectures: the space, with the resolutions asked for.
+        data: the section's values, its ``kind`` among them, paths absolute.
+        scheme: with the sampler in it, and as plain data.
+        start: a checkpoint that training begins with, instead of fresh weights.
+        folder: the job file's folder, which relative paths start from.
+    """
+
+    architectures: ArchitectureSpace
+    data: Mapping[str, object]
+    scheme: Named
+    recipe: SupernetRecipe
+    dropout: float
+    start: Path | None
+    save_steps: int | None
+    validate_epochs: int | None
+    tensorboard: bool
+    seed: int
+    run: Path
+    folder: Path
+
+    def plain(self) -> dict[str, object]:
+        """The whole job with every default written out: itself a valid job file."""
+        return {
+            "space": {
+                "name": self.architectures.name,
+                "resolutions": list(self.architectures.space.choices[0].values),
+            },
+            "data": {k: list(v) if isinstance(v, tuple) else v for k, v in self.data.items()},
+            "scheme": dict(self.scheme.plain),
+            "sampler": self.scheme.sampler,
+            "recipe": asdict(self.recipe),
+            "dropout": self.dropout,
+            "start": None if self.start is None else str(self.start),
+            "save_steps": self.save_steps,
+            "validate_epochs": self.validate_epochs,
+            "tensorboard": self.tensorboard,
+            "seed": self.seed,
+            "run": str(self.run),
+        }
+
+
+def load_job(path: Path) -> SupernetPlan:
+    """Read and check a job file.
+
+    Raises:
+        ConfigError: listing every fault with its place and line.
+    """
+    return check_job(read_file(path, hint=HINT), folder=path.resolve().parent, stem=path.stem)
+
+
+def check_job(document: Document, *, folder: Path, stem: str = "supernet") -> SupernetPlan:
+    """Check a document; ``stem`` names the default run folder ``runs/STEM``.
+
+    Raises:
+        ConfigError: listing every fault with its place and line.
+    """
+    faults = Faults(document.lines)
+    job = faults.values((), document.data, _JOB)
+    given = document.data if isinstance(document.data, dict) else {}
+    for key, least in (("seed", 0), ("save_steps", 1), ("validate_epochs", 1)):
+        value = job[key]
+        if isinstance(value, int) and value < least:
+            faults.add((key,), f"expected {least} or more, got {value}")
+        elif isinstance(value, int) and value >= 2**63:
+            faults.add((key,), f"expected less than 2^63, got {value}")
+    dropout = job["dropout"]
+    assert isinstance(dropout, float)  # the field's type has been checked
+    if not 0 <= dropout < 1:
+        faults.add(("dropout",), f"expected a probability from 0 to below 1, got {dropout:g}")
+    space = _space(faults, job["space"]) if "space" in given else None
+    data = images(faults, job["data"], folder) if "data" in given else None
+    named = scheme(faults, job["scheme"], job["sampler"], space)
+    recipe = settings(faults, ("recipe",), job["recipe"], SupernetRecipe, "recipe.")
+    start = None if job["start"] is None else folder / Path(str(job["start"])).expanduser()
+    if start is not None and not start.is_file():
+        faults.add(("start",), f"no file at {start}")
+    if faults.found or space is None or data is None or named is None or recipe is None:
+        raise ConfigError(faults.found)
+    return SupernetPlan(
+        architectures=space,
+        data=data,
+        scheme=named,
+        recipe=recipe,
+        dropout=dropout,
+        start=start,
+        save_steps=_whole(job["save_steps"]),
+        validate_epochs=_whole(job["validate_epochs"]),
+        tensorboard=bool(job["tensorboard"]),
+        seed=_whole(job["seed"]) or 0,
+        run=folder / Path(str(job["run"] or Path("runs", stem))).expanduser(),
+        folder=folder,
+    )
+
+
+def build_job(plan: SupernetPlan) -> SupernetJob:
+    """Read the images, build the supernet for their classes, load the checkpoint it starts from.
+
+    Raises:
+        TailorbirdError: for images or a checkpoint that can't be used.
+    """
+    data = read_data(plan.data, seed=plan.seed, folder=plan.folder)
+    supernet = build_supernet(
+        plan.architectures,
+        classes=classes_in(data),
+        dropout=plan.dropout,
+        generator=torch.Generator().manual_seed(plan.seed),
+    )
+    if plan.start is not None:
+        _begin_with(supernet, plan.start, data)
+    return SupernetJob(
+        supernet=supernet,
+        data=data,
+        scheme=plan.scheme.scheme,
+        recipe=plan.recipe,
+        seed=plan.seed,
+        run=plan.run,
+        save_steps=plan.save_steps,
+        validate_epochs=plan.validate_epochs,
+        tensorboard=plan.tensorboard,
+        description=plan.plain(),
+        folder=plan.folder,
+        notes=plan.scheme.notes,
+    )
+
+
+def space_called(
+    faults: Faults, path: tuple[str | int, ...], name: str, resolutions: object
+) -> ArchitectureSpace | None:
+    """The space of that name; faults are noted at ``path``."""
+    if name not in SPACES:
+        faults.add(path, f"unknown space {short(name)}{near(name, SPACES)}")
+        return None
+    try:
+        sizes = list(resolutions) if isinstance(resolutions, tuple) else None
+        return load_space(name, resolutions=sizes)
+    except SpaceError as error:
+        faults.add((*path[:1], "resolutions"), str(error).removeprefix("resolutions: "))
+        return None
+
+
+def _space(faults: Faults, raw: object) -> ArchitectureSpace | None:
+    """A name, or a name and resolutions."""
+    if isinstance(raw, str):
+        return space_called(faults, ("space",), raw, None)
+    values = faults.check(("space",), raw, _SPACE)
+    if values is None:
+        return None
+    return space_called(faults, ("space", "name"), str(values["name"]), values["resolutions"])
+
+
+def _begin_with(supernet: Supernet, checkpoint: Path, data: ImageData) -> None:
+    """Load the checkpoint; a head for other classes is told in words before names are listed."""
+    try:
+        load_official_file(supernet, checkpoint)
+    except StoreError as error:
+        raise StoreError(f"start: {error}") from error
+
+
+def _whole(value: object) -> int | None:
+    assert value is None or isinstance(value, int)  # the field's type has been checked
+    return value

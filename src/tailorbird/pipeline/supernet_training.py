@@ -1,0 +1,240 @@
+"""Training a supernet in a run folder: continued when run again, refused for another job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import StoreError
+from tailorbird.files import read_json, write_bytes, write_json
+from tailorbird.pipeline.job import digest
+from tailorbird.pipeline.reporting import environment
+from tailorbird.pipeline.supernet_run import CONFIG, ORIGIN, SUPERNET
+from tailorbird.progress import Progress, Silent
+from tailorbird.report.tensorboard import Board, NoBoard, TensorBoard
+from tailorbird.report.words import percent
+from tailorbird.runfolder import RunFolder, differences
+from tailorbird.supernet.network import Supernet
+from tailorbird.supernet.schemes.scheme import Scheme
+from tailorbird.supernet.store import WEIGHTS, classes_of, save_supernet
+from tailorbird.supernet.train import TrainedSupernet, train_supernet
+from tailorbird.supernet.train_state import SupernetEpoch, SupernetRecipe
+from tailorbird.train.world import is_main
+
+FINISHED, HISTORY, IDENTITY = "finished.json", "history.json", "identity.json"
+
+_BOUND = ("kind", "space", "resolutions", "classes", "imported", "scheme.name", "samplers")
+_BOUND_RECIPE = ("recipe.optimizer", "recipe.ema")
+"""What a checkpoint's weights, momenta and samplers are made for: never accepted as changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetJob:
+    """What is to be trained, as built components.
+
+    Args:
+        supernet: where training starts.
+        data: labelled images with the supernet's classes.
+        scheme: how it is trained.
+        recipe: how steps are made.
+        seed: of every random choice.
+        run: the folder that everything is written to.
+        save_steps: steps between checkpoints; ``None`` for an epoch.
+        validate_epochs: epochs between validations; ``None`` for none.
+        tensorboard: write event files for TensorBoard as well.
+        description: the resolved job as plain data, written to ``config.yaml``.
+        folder: the job file's; modules in it can be imported when the run is opened again.
+        notes: told once at the start.
+    """
+
+    supernet: Supernet
+    data: ImageData
+    scheme: Scheme
+    recipe: SupernetRecipe
+    seed: int
+    run: Path
+    save_steps: int | None = None
+    validate_epochs: int | None = 1
+    tensorboard: bool = False
+    description: Mapping[str, object] = field(default_factory=dict)
+    folder: Path = field(default_factory=Path)
+    notes: tuple[str, ...] = ()
+
+
+def train_run(
+    job: SupernetJob, *, accept_changes: bool = False, progress: Progress | None = None
+) -> Path:
+    """Train, or continue; returns the run folder, which then holds the supernet.
+
+    Started by ``torchrun``, all processes train together, and the main one alone writes.
+
+    Args:
+        job: what is to be trained.
+        accept_changes: go on though the job was changed, where the checkpoints allow it.
+        progress: told of each epoch.
+
+    Raises:
+        StoreError: for a folder in use, of another kind, or of a job that was changed; says what.
+        ConfigError: where TensorBoard is asked for and not installed.
+        TrainingError: when a loss isn't finite.
+    """
+    shown = progress or Silent()
+    made_of = identity(job)
+    if not is_main():
+        if not _finished(job.run, made_of):
+            _train(job, accept_changes=accept_changes, progress=Silent(), board=NoBoard())
+        return job.run
+    board: Board = TensorBoard(job.run / "tensorboard") if job.tensorboard else NoBoard()
+    with _opened(job.run, made_of, accept_changes=accept_changes, progress=shown) as folder:
+        if _finished(job.run, made_of):
+            shown.say(f"{job.run} holds this supernet, trained; nothing to do")
+            return job.run
+        folder.event("started")
+        describe_run(job.run, job.description, job.folder)
+        for note in job.notes:
+            shown.say(f"note: {note}")
+        if job.data.skipped:
+            shown.say(f"data: {job.data.skipped} corrupt images left out")
+        with folder.stage("train"), board:
+            trained = _train(job, accept_changes=accept_changes, progress=shown, board=board)
+        kept = trained.supernet if trained.average is None else trained.average
+        save_supernet(kept.eval(), job.run / SUPERNET)
+        write_json(
+            job.run / HISTORY,
+            {
+                "epochs": [asdict(epoch) for epoch in trained.history],
+                "macs": trained.macs,
+                "seconds": trained.seconds,
+            },
+        )
+        write_json(job.run / FINISHED, made_of)
+        folder.event("finished", epochs=len(trained.history))
+    return job.run
+
+
+def identity(job: SupernetJob) -> dict[str, object]:
+    """What decides the trained supernet, as plain data."""
+    plan = job.scheme.plan(job.supernet.architectures, 1)
+    space = job.supernet.architectures
+    return {
+        "kind": "supernet",
+        "space": space.name,
+        "resolutions": list(space.space.choices[0].values),
+        "classes": classes_of(job.supernet),
+        "dropout": job.description.get("dropout", 0.0),
+        "start": digest(job.supernet),
+        "data": {"name": job.data.name, "fingerprint": job.data.fingerprint},
+        "scheme": job.scheme.record(),
+        "samplers": [sampler.name for sampler in plan.samplers],
+        "recipe": asdict(job.recipe),
+        "seed": job.seed,
+    }
+
+
+def describe_run(run: Path, description: Mapping[str, object], origin: Path) -> None:
+    """Write ``config.yaml``, ``origin.json`` and ``environment.json``."""
+    write_bytes(run / CONFIG, yaml.safe_dump(dict(description), sort_keys=False).encode())
+    write_json(run / ORIGIN, {"folder": str(origin.resolve())})
+    write_json(run / "environment.json", environment())
+
+
+def _train(
+    job: SupernetJob, *, accept_changes: bool, progress: Progress, board: Board
+) -> TrainedSupernet:
+    def observe(epoch: SupernetEpoch) -> None:
+        progress.say(_line(epoch, job.scheme.epochs))
+        board.epoch(epoch)
+
+    return train_supernet(
+        job.supernet,
+        job.data,
+        job.scheme,
+        seed=job.seed,
+        recipe=job.recipe,
+        folder=job.run / SUPERNET / "checkpoints",
+        save_steps=job.save_steps,
+        validate_epochs=job.validate_epochs,
+        accept_changes=accept_changes,
+        progress=progress,
+        observe=observe,
+        observe_steps=board.steps,
+    )
+
+
+def _line(epoch: SupernetEpoch, epochs: float) -> str:
+    """One epoch in one line."""
+    accuracies = ", ".join(
+        f"{name} {percent(share)} %"
+        for name, share in (("largest", epoch.largest), ("smallest", epoch.smallest))
+        if share is not None
+    )
+    return (
+        f"epoch {epoch.epoch:g} of {epochs:g}, {epoch.phase}: loss {epoch.loss:.3f}"
+        f"{', ' if accuracies else ''}{accuracies}, {epoch.networks:.3g} networks per step, "
+        f"learning rate {epoch.learning_rate:.3g}, {epoch.images_per_second:.0f} images/s"
+    )
+
+
+@contextmanager
+def _opened(
+    run: Path, made_of: Mapping[str, object], *, accept_changes: bool, progress: Progress
+) -> Iterator[RunFolder]:
+    """The run's folder, locked; changes of the job are refused, or entered where accepted.
+
+    Raises:
+        StoreError: saying what differs, and whether that can be accepted.
+    """
+    folder, stored = RunFolder(run), _stored(run)
+    if stored is None or stored.get("kind") != "supernet":
+        with folder.open(made_of):
+            yield folder
+        return
+    if "imported" in stored:
+        raise StoreError(f"run folder {run} holds an imported supernet; give another folder")
+    changed = differences(stored, made_of)
+    begun = bool(changed) and (run / SUPERNET).exists()
+    listed = "".join(f"\n  - {line}" for line in changed)
+    if begun and any(_is_bound(line) for line in changed):
+        raise StoreError(
+            f"run folder {run} was begun with another job; what differs:{listed}\n"
+            "weights and checkpoints there are of another kind: give a new folder, or the job as "
+            "it was to continue"
+        )
+    if begun and not accept_changes:
+        raise StoreError(
+            f"run folder {run} was begun with another job; what differs:{listed}\n"
+            "give a new folder, the job as it was to continue, or --accept-changes to go on with "
+            "the job as it is now"
+        )
+    with folder.open(stored):
+        if begun:
+            progress.say(f"going on with a changed job:{listed}")
+            folder.event("accepted changes", changes=changed)
+        write_json(run / IDENTITY, dict(made_of))
+        yield folder
+
+
+def _is_bound(line: str) -> bool:
+    key = line.partition(": ")[0]
+    return key in _BOUND or key in _BOUND_RECIPE
+
+
+def _stored(run: Path) -> dict[str, object] | None:
+    path = run / IDENTITY
+    content = read_json(path) if path.is_file() else None
+    return content if isinstance(content, dict) else None
+
+
+def _finished(run: Path, made_of: Mapping[str, object]) -> bool:
+    """Whether the folder holds what this job leads to."""
+    if not (run / SUPERNET / WEIGHTS).is_file():
+        return False
+    try:
+        return not differences(read_json(run / FINISHED), made_of)
+    except StoreError:
+        return False
