@@ -1,11 +1,14 @@
+from dataclasses import dataclass, field, replace
+
 import pytest
 import torch
 
 from tailorbird.graph.surgery import induce
 from tailorbird.house import score as module
-from tailorbird.house.score import score_accuracy
+from tailorbird.house.score import Reference, measure_structures, score_accuracy
 from tailorbird.house.store import HouseStore
 from tailorbird.train.evaluate import accuracy, agreement
+from tests.fakes import FakeDevice
 
 from .makers import images, small_sample, teacher
 
@@ -73,3 +76,40 @@ def test_stopped_alternatives_are_not_scored(tmp_path):
     store = HouseStore(tmp_path)
     scores = score_accuracy(teacher(), sample, kept, images().validation, store=store)
     assert scores.keys() == kept.keys()
+
+
+@dataclass
+class Drifting:
+    """A machine that runs half as fast again in each further session."""
+
+    key: str = "drifting"
+    exact: FakeDevice = field(default_factory=FakeDevice)
+    speeds: list[float] = field(default_factory=list)
+
+    def measure(self, models):
+        self.speeds.append(1.5 ** len(self.speeds))
+        return [
+            replace(one, median_ms=one.median_ms * self.speeds[-1])
+            for one in self.exact.measure(models)
+        ]
+
+
+def test_blocks_timed_in_several_sessions_are_scaled_to_the_teacher_in_each(tmp_path, monkeypatch):
+    sample = small_sample()
+    structures = {
+        a.structure: (sample.modules[a.name], sample.blocks[a.block].in_shape)
+        for a in sample.alternatives
+    }
+    monkeypatch.setattr(module, "MEASURE_CHUNK", -(-len(structures) // 3))
+    network = (teacher().module, teacher().input_shape)
+    whole = measure_structures(
+        {"teacher": network, **structures}, FakeDevice(), store=HouseStore(tmp_path / "steady")
+    )
+    device, store = Drifting(), HouseStore(tmp_path / "drifting")
+    reference = Reference(teacher(), whole["teacher"].median_ms)
+    some = dict(list(structures.items())[:1])
+    measure_structures(some, device, store=store, reference=reference)
+    timed = measure_structures(structures, device, store=store, reference=reference)
+    assert len(device.speeds) == 4
+    for key, latency in timed.items():
+        assert latency.median_ms == pytest.approx(whole[key].median_ms, rel=1e-9), key

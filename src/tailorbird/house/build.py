@@ -36,7 +36,7 @@ from tailorbird.house.sample import (
     add_own_blocks,
     teacher_blocks,
 )
-from tailorbird.house.score import measure_structures, score_accuracy
+from tailorbird.house.score import Reference, measure_structures, score_accuracy
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.counts import count
 from tailorbird.progress import Progress
@@ -96,7 +96,13 @@ class House:
         structures = {keys[k]: (whole[k], blocks[k].in_shape) for k in whole} | {
             a.structure: (self.modules[a.name], blocks[a.block].in_shape) for a in self.choices
         }
-        timed = measure_structures(structures, device, store=self.store, progress=progress)
+        timed = measure_structures(
+            structures,
+            device,
+            store=self.store,
+            reference=Reference(self.teacher, latency_ms),
+            progress=progress,
+        )
         counted = {key: self.figures(module, shape) for key, (module, shape) in structures.items()}
         base = self.figures(self.teacher.module, self.teacher.input_shape)
         savings: dict[str, dict[str, float]] = {

@@ -6,7 +6,8 @@ teacher once per group of alternatives; what each block's input and the paths ar
 kept, so only the alternative and what follows it run again. Cost per image: one teacher pass per
 group, plus the alternative and the suffix behind it for each alternative.
 
-Latency: every distinct structure once per device, isolated.
+Latency: every distinct structure once per device, isolated, beside the teacher: the machine's speed
+may differ between two sessions, and a teacher timed in each tells by how much.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -169,32 +170,62 @@ def suffix(teacher: LayerGraph, block: Block, device: torch.device) -> Suffix:
     return Suffix(module.to(device).eval(), (block.input, *others))
 
 
+Network = tuple[nn.Module, tuple[int, ...]]
+"""A module and its input's shape without the batch."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The teacher and its latency on a device, to which every later session is scaled."""
+
+    teacher: LayerGraph
+    latency_ms: float
+
+    def measure(self, networks: Sequence[Network], device: Device) -> list[Latency]:
+        """Latencies of ``networks``, as if ``device`` ran the teacher in ``latency_ms`` now, too.
+
+        Raises:
+            ExportError: when one can't be exported.
+            MeasurementError: when one can't be run.
+        """
+        first, *others = _time([(self.teacher.module, self.teacher.input_shape), *networks], device)
+        scale = self.latency_ms / first.median_ms
+        return [
+            replace(one, median_ms=one.median_ms * scale, spread_ms=one.spread_ms * scale)
+            for one in others
+        ]
+
+
 def measure_structures(
-    structures: Mapping[str, tuple[nn.Module, tuple[int, ...]]],
+    structures: Mapping[str, Network],
     device: Device,
     *,
     store: HouseStore,
+    reference: Reference | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Latency]:
     """Latency of each structure on ``device``, isolated, continuing from what is stored.
 
     Args:
         structures: structure key -> a module of that structure and its input shape.
+        reference: what sessions are scaled to; without it figures are as measured.
     """
     known = store.load_latencies(device.key)
     todo = [key for key in structures if key not in known]
     with (progress or Silent()).task("measure blocks", len(todo)) as task:
         for keys in _chunks(todo, MEASURE_CHUNK):
-            with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-                paths = export_many(
-                    [structures[key] for key in keys],
-                    Path(folder),
-                    [f"b{number:04d}" for number in range(len(keys))],
-                )
-                known |= dict(zip(keys, device.measure(paths), strict=True))
+            networks = [structures[key] for key in keys]
+            measured = reference.measure(networks, device) if reference else _time(networks, device)
+            known |= dict(zip(keys, measured, strict=True))
             store.save_latencies(device.key, known)
             task.advance(len(keys))
     return {key: known[key] for key in structures}
+
+
+def _time(networks: Sequence[Network], device: Device) -> list[Latency]:
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        names = [f"n{number:04d}" for number in range(len(networks))]
+        return device.measure(export_many(networks, Path(folder), names))
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -16,6 +16,7 @@ from tailorbird.family import AdditiveProblem
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
+from tailorbird.house.score import Reference
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress
 from tailorbird.targets import Device, Latency
@@ -44,8 +45,8 @@ def teacher_latency(teacher: LayerGraph, device: Device, store: HouseStore) -> f
 class Pricing:
     """Prices candidates of one house on one device.
 
-    Whole networks are timed interleaved with the teacher and stored relative to it, so that a
-    machine that slows down or speeds up between two sessions does not blur the comparison.
+    Blocks and whole networks are timed interleaved with the teacher and stored relative to it, so
+    that a machine that slows down or speeds up between two sessions does not blur the comparison.
 
     Args:
         house: a scored house.
@@ -129,21 +130,10 @@ class Pricing:
         return self.house.cut(self.family.induce(names))
 
     def _time(self, part: Sequence[Names]) -> dict[str, Latency]:
-        shape = self.house.teacher.input_shape
-        networks = [(self.house.teacher.module, shape)]
-        networks += [(self._network(names), shape) for names in part]
-        with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-            files = [f"n{number}" for number in range(len(networks))]
-            teacher, *others = self.device.measure(export_many(networks, Path(folder), files))
-        scale = self.base["latency_ms"] / teacher.median_ms
-        return {
-            _key(names): replace(
-                latency,
-                median_ms=latency.median_ms * scale,
-                spread_ms=latency.spread_ms * scale,
-            )
-            for names, latency in zip(part, others, strict=True)
-        }
+        teacher = self.house.teacher
+        networks = [(self._network(names), teacher.input_shape) for names in part]
+        measured = Reference(teacher, self.base["latency_ms"]).measure(networks, self.device)
+        return dict(zip(map(_key, part), measured, strict=True))
 
 
 def _key(names: Names) -> str:
