@@ -166,6 +166,7 @@ def sample_house(
     if options.pruned:
         with torch.random.fork_rng(devices=[]):
             add_pruned(collector, teacher, images, options, rng)
+    # After all that is drawn: draws fall on sampled blocks, however many stages the donors have.
     if options.donor_blocks:
         add_donor_stages(collector, teacher, donors, seen=seen, options=options)
     whole = largest_block(teacher, stem=options.stem)
