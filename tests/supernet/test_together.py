@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tailorbird.supernet.train import train_supernet
-from tests.supernet.together import RECIPE, SCHEME, SEED
 from tests.supernet.tiny import stripes, tiny_supernet
+from tests.supernet.together import RECIPE, SCHEME, SEED
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,12 @@ from tailorbird.supernet.schemes.progressive_shrinking import PHASES, Progressiv
 from tailorbird.supernet.schemes.scheme import SortChannels
 from tailorbird.supernet.train import _SETTLE_STEPS, SupernetRecipe, train_supernet
 from tailorbird.supernet.train_state import TrainState
+from tailorbird.supernet.train_step import Stepper
 from tailorbird.train.checkpoint import digest
+from tailorbird.train.evaluate import score
+from tailorbird.train.mixing import Mixer
+from tailorbird.train.seeds import derive
+from tailorbird.train.world import World
 from tests.supernet.tiny import stripes, tiny_supernet
 
 RECIPE = SupernetRecipe(batch_size=12, precision="float32")
@@ -121,30 +126,33 @@ def test_other_optimisers_and_samplers_with_a_memory_go_on_exactly(tmp_path, opt
     assert same(again.supernet, whole.supernet)
 
 
-def test_a_step_is_the_weighted_sum_of_its_networks_gradients(tmp_path):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_step_is_the_weighted_sum_of_its_networks_gradients(tmp_path, parts):
     net, data = tiny_supernet(tmp_path, resolutions=(12,)), stripes(images=16)
     scheme = DepS(epochs=4, ramp_epochs=2, learning_rate=0.3, reorder=False, sampler=Everything)
-    recipe = SupernetRecipe(batch_size=12, momentum=0.0, weight_decay=0.0, precision="float32")
+    recipe = replace(RECIPE, momentum=0.0, weight_decay=0.0, accumulate=parts)
     plan = scheme.plan(net.architectures, 1)
     assert [plan.epsilon(n) for n in range(4)] == [1e-4, pytest.approx(0.5, abs=1e-3), 1, 1]
     split = replace(data.train, crop_padding=0)
     data = replace(data, train=split)
-    [images], [labels] = zip(*split.batches(12), strict=True)
     expected = copy.deepcopy(net)
     genomes = [net.largest(), *Everything(Region.whole(net.architectures), 2).sample(0, None)]
     for number in range(plan.total):
+        order = torch.Generator().manual_seed(derive(0, 0, number))  # which images share a part
+        [(images, labels)] = split.batches(12, generator=order)
         weights = [1.0, plan.epsilon(number), plan.epsilon(number)]
         expected.train().zero_grad()
-        teacher = None
-        for genome, weight in zip(genomes, weights, strict=True):
-            expected.activate(genome)
-            logits = expected(images)
-            if teacher is None:
-                loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
-                teacher = logits.detach().softmax(1)
-            else:
-                loss = -(teacher * logits.log_softmax(1)).sum(1).mean()
-            (weight * loss).backward()
+        for some, named in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            teacher = None
+            for genome, weight in zip(genomes, weights, strict=True):
+                expected.activate(genome)
+                logits = expected(some)
+                if teacher is None:
+                    loss = F.cross_entropy(logits, named, label_smoothing=0.1)
+                    teacher = logits.detach().softmax(1)
+                else:
+                    loss = -(teacher * logits.log_softmax(1)).sum(1).mean()
+                (weight * loss / parts).backward()
         rate = plan.step(number, np.random.default_rng(0)).rate
         with torch.no_grad():
             for value in expected.parameters():
@@ -153,6 +161,72 @@ def test_a_step_is_the_weighted_sum_of_its_networks_gradients(tmp_path):
     found = train_supernet(net, data, scheme, seed=0, recipe=recipe).supernet
     for (name, value), other in zip(found.named_parameters(), expected.parameters(), strict=True):
         assert torch.allclose(value, other, atol=2e-5), name
+
+
+class Deaf(World):
+    """One of two processes, which keeps its sums to itself."""
+
+    def sum(self, tensors):
+        pass
+
+
+def test_what_is_random_depends_on_the_part_and_not_on_who_works_on_it(tmp_path):
+    nets = [tiny_supernet(tmp_path, dropout=0.5) for _ in range(3)]
+    [images] = [images for images, _ in stripes().train.batches(12, drop_last=True)][:1]
+    labels = torch.arange(12) % 2
+    cpu = torch.device("cpu")
+    worlds = [World(cpu), Deaf(cpu, 0, 2), Deaf(cpu, 1, 2)]
+    shares = [slice(0, 12), slice(0, 6), slice(6, 12)]
+    gradients, figures = [], []
+    for net, world, share in zip(nets, worlds, shares, strict=True):
+        state = TrainState(net, optimizer_name="sgd", weight_decay=0.0, momentum=0.0)
+        stepper = Stepper(
+            state,
+            world=world,
+            parts=2,
+            sizes=(8, 12),
+            layout=torch.contiguous_format,
+            precision="float32",
+            mixer=Mixer(mixup=0.4, cutmix=0.0, classes=2),
+            clip_norm=None,
+            seed=5,
+        )
+        step = SCHEMES["bignas"].plan(net.architectures, 3).step(4, np.random.default_rng(0))
+        figures.append(stepper.make(step, images[share], labels[share]))
+        gradients.append([value.grad for value in net.parameters()])
+    torch.testing.assert_close(figures[1] + figures[2], figures[0])
+    for whole, *halves in zip(*gradients, strict=True):
+        assert (whole is None) == (halves[0] is None) == (halves[1] is None)
+        if whole is not None:
+            torch.testing.assert_close(halves[0] + halves[1], whole, atol=1e-5, rtol=1e-4)
+
+
+def test_observers_hear_of_every_epoch_and_of_every_look_at_the_losses(tmp_path):
+    epochs, steps = [], []
+    result = train_supernet(
+        tiny_supernet(tmp_path),
+        stripes(),
+        SCHEMES["deps"],
+        seed=0,
+        recipe=RECIPE,
+        observe=epochs.append,
+        observe_steps=steps.append,
+    )
+    assert tuple(epochs) == result.history
+    assert [made.step for made in steps] == list(range(1, 13))
+    assert np.mean([made.loss for made in steps[:3]]) == pytest.approx(epochs[0].loss)
+    assert (steps[-1].phase, steps[-1].learning_rate) == ("shrink", epochs[-1].learning_rate)
+
+
+def test_the_full_network_is_left_with_its_own_statistics(tmp_path):
+    net, data = tiny_supernet(tmp_path, resolutions=(8, 12)), stripes(images=96)
+    scheme = DepS(epochs=10, ramp_epochs=2, learning_rate=0.1)
+    result = train_supernet(
+        net, data, scheme, seed=0, recipe=replace(RECIPE, ema=0.9), validate_epochs=10
+    )
+    found = score(result.supernet, data.validation).accuracy
+    assert found == pytest.approx(result.history[-1].largest)
+    assert score(result.average, data.validation).accuracy > 0.8
 
 
 class Everything(Uniform):
@@ -382,3 +456,12 @@ def test_what_cannot_be_trained_is_refused_at_once(tmp_path):
         train_supernet(net, stripes(), scheme, seed=0, save_steps=0)
     with pytest.raises(ConfigError, match=r"recipe.momentum.*got 2"):
         SupernetRecipe(momentum=2)
+    with pytest.raises(ConfigError) as caught:
+        SupernetRecipe(momentum=2, accumulate=0)
+    assert caught.value.problems[1] == (
+        "recipe.accumulate: expected a whole number of 1 or more, got 0"
+    )
+    with pytest.raises(ConfigError, match=r"expected a multiple of 5, the number of parts.*got 12"):
+        SupernetRecipe(batch_size=12, accumulate=5)
+    with pytest.raises(DataError, match="has 3 training images; expected 4 or more"):
+        train_supernet(net, stripes(images=4), scheme, seed=0, recipe=SupernetRecipe(accumulate=2))

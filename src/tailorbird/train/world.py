@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, TrainingError
 from tailorbird.train.precision import compute_device
 
 PATIENCE = timedelta(hours=1)
@@ -65,8 +65,24 @@ class World:
         Args:
             tensors: on the device; the same shapes and types in the same order in every process.
         """
+        if self.size > 1:
+            with self._talk():
+                self._sum(tensors)
+
+    def from_main(self, content: bytes) -> bytes:
+        """What the main process gave; what the others gave is ignored."""
         if self.size == 1:
-            return
+            return content
+        with self._talk():
+            return self._from_main(content)
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            # A sum, since NCCL's own barrier guesses the device.
+            self.sum([torch.zeros(1, device=self.device)])
+
+    def _sum(self, tensors: Sequence[Tensor]) -> None:
         under_way = []
         for bucket in _buckets(tensors):
             flat = torch.empty(
@@ -81,10 +97,7 @@ class World:
                 work.wait()
             torch._foreach_copy_(bucket, shaped)
 
-    def from_main(self, content: bytes) -> bytes:
-        """What the main process gave; what the others gave is ignored."""
-        if self.size == 1:
-            return content
+    def _from_main(self, content: bytes) -> bytes:
         length = torch.tensor([len(content)], dtype=torch.int64, device=self.device)
         dist.broadcast(length, src=0)
         given = bytearray(content) if self.is_main else bytearray(int(length))
@@ -94,11 +107,17 @@ class World:
         dist.broadcast(carrier, src=0)
         return carrier.cpu().numpy().tobytes()
 
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            # A sum, since NCCL's own barrier guesses the device.
-            self.sum([torch.zeros(1, device=self.device)])
+    @contextmanager
+    def _talk(self) -> Iterator[None]:
+        """Say what it means when the others don't answer."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise TrainingError(
+                f"process {self.rank} of {self.size}: another process has ended or can't be "
+                f"reached ({str(error).splitlines()[0]}); its own words say why; start all of them "
+                "again, checkpoints are kept"
+            ) from error
 
 
 def is_main() -> bool:
