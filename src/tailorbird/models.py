@@ -180,7 +180,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     file = Path(path)
     expected = model.state_dict()
-    weights = _unprefixed(_read(file), expected.keys())
+    weights = _unprefixed(read_tensors(file), expected.keys())
     missing = [
         name
         for name in expected
@@ -217,7 +217,14 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict({**expected, **{name: weights[name] for name in shared}})
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The named tensors in ``file``: safetensors, or a torch file that holds nothing else.
+
+    A wrapper such as ``{"state_dict": ...}`` is opened.
+
+    Raises:
+        StoreError: for a file that can't be read, would need unpickling, or holds other things.
+    """
     if not file.is_file():
         raise StoreError(f"checkpoint {file}: no such file; check the path")
     with file.open("rb") as stream:

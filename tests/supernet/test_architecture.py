@@ -24,6 +24,7 @@ from tailorbird.supernet.architecture import (
 )
 from tailorbird.supernet.counts import layer_macs
 
+CONVOLUTIONAL = [name for name in SPACES if "vit" not in name]
 COUPLED = {2: 3, 3: 4, 4: 6}
 PROXYLESS_MOBILE = {
     "ks": [5, 3, 3, 3, 7, 3, 5, 5, 7, 5, 5, 5, 5, 5, 5, 5, 7, 7, 7, 7, 7],
@@ -69,6 +70,8 @@ def test_the_spaces_that_lie_in_the_package():
         *(f"cifar-{n}-w{w}" for n in ("mbv3", "compofa-mbv3") for w in ("0.25", "0.5", "1.0")),
         *(f"cifar-{n}-w{w}" for n in ("proxyless", "resnet50d") for w in ("0.25", "1.0")),
         *(f"cifar-{n}-s2-w0.25" for n in ("mbv3", "compofa-mbv3")),
+        "cifar-vit-tiny",
+        "vit-small",
     }
 
 
@@ -79,7 +82,7 @@ def test_official_form_round_trip(name):
     assert np.array_equal(space.genomes(json.loads(json.dumps(written))), genomes)
     lengths = {key: len(v) for key, v in written[0].items() if isinstance(v, list)}
     assert lengths["e"] == sum(slot.name.startswith("blocks.") for slot in space.slots) - (
-        "resnet" not in name
+        "resnet" not in name and "vit" not in name
     )
     assert isinstance(written[0]["r"], int)
 
@@ -92,12 +95,14 @@ def test_what_lies_beyond_the_depth_is_not_read_and_written_as_the_smallest(name
     scrambled = []
     for architecture, genome in zip(written, genomes, strict=True):
         active = {layer for layer, _ in space.layers(genome) if layer.startswith("blocks.")}
-        first = 0 if "resnet" in name else 1
+        first = 0 if "resnet" in name or "vit" in name else 1
         copy = json.loads(json.dumps(architecture))
-        for key in set(copy) & {"ks", "e"}:
+        for key in set(copy) & {"ks", "e", "h"}:
             for position in range(len(copy[key])):
                 if f"blocks.{position + first}" not in active:
                     smallest = 0.2 if "resnet" in name else 3
+                    if "vit" in name:
+                        smallest = min(architecture["h"]) if key == "h" else 2
                     if "compofa" not in name:
                         assert copy[key][position] == smallest
                     copy[key][position] = int(rng.integers(0, 9))
@@ -106,7 +111,7 @@ def test_what_lies_beyond_the_depth_is_not_read_and_written_as_the_smallest(name
     assert np.array_equal(space.genomes(scrambled), genomes)
 
 
-@pytest.mark.parametrize("name", [n for n in SPACES if "resnet" not in n])
+@pytest.mark.parametrize("name", [n for n in CONVOLUTIONAL if "resnet" not in n])
 def test_layers_are_those_of_the_architecture(name):
     """An independent reading of the official form, block by block."""
     space, genomes = genomes_of(name, count=20, seed=3)
@@ -144,6 +149,26 @@ def test_layers_fit_together(name):
             if shape.residual and shape.kind in ("conv", "mbconv"):
                 assert shape.in_channels == shape.out_channels
                 assert shape.in_size == shape.out_size
+
+
+@pytest.mark.parametrize("name", ["cifar-vit-tiny", "vit-small"])
+def test_layers_of_transformers_are_those_of_the_architecture(name):
+    space, genomes = genomes_of(name, count=20, seed=3)
+    for architecture, genome in zip(space.architectures(genomes), genomes, strict=True):
+        patches, *blocks, mean, classifier = [shape for _, shape in space.layers(genome)]
+        [depth], [width] = architecture["d"], architecture["w"]
+        assert (patches.in_size, patches.in_channels) == (architecture["r"], 3)
+        assert patches.in_size == patches.kernel * patches.out_size
+        assert [b.heads for b in blocks] == architecture["h"][:depth]
+        assert [b.mid_channels for b in blocks] == [e * width for e in architecture["e"][:depth]]
+        assert {s.in_channels for s in (*blocks, mean, classifier)} == {width}
+        assert {block.attention // block.heads for block in blocks} == {blocks[0].head_channels}
+
+
+def test_sizes_that_cannot_be_cut_into_patches_are_refused():
+    with pytest.raises(SpaceError, match=r"'vit-small' cuts images into patches of 16 pixels; "
+                       r"expected multiples of that, got \[100, 200\]"):  # fmt: skip
+        load_space("vit-small", resolutions=[100, 160, 200])
 
 
 def test_the_stem_of_resnet50d_follows_the_first_depth():
@@ -298,9 +323,7 @@ def test_a_stage_of_proxylessnas_may_be_one_block():
 
 
 def test_unknown_space_and_resolutions():
-    with pytest.raises(
-        SpaceError, match=r"expected one of cifar-compofa-mbv3-.*; got 'ofa'"
-    ):
+    with pytest.raises(SpaceError, match=r"expected one of cifar-compofa-mbv3-.*; got 'ofa'"):
         load_space("ofa")
     with pytest.raises(SpaceError, match=r"whole numbers of pixels from 32 .* got \[0, 12.5\]"):
         load_space("ofa-mbv3-w1.0", resolutions=[0, 224, 12.5])

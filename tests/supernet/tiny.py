@@ -25,11 +25,21 @@ BLOCKS = {
         "expand": {"each": "e", "values": [0.5, 0.75, 1.25]},
         "activation": "relu",
     },
+    "transformer_block": {
+        "heads": {"each": "h", "values": [1, 2, 3]},
+        "head_channels": 4,
+        "expand": {"each": "e", "values": [1.5, 2, 3]},
+        "activation": "gelu",
+    },
 }
 
 
 def tiny_space(tmp_path, kind="mbconv", resolutions=(8, 12), classes=2):
-    """A stem, a stage of one or two elastic blocks, a classifier."""
+    """A stem, a stage of one or two elastic blocks, a classifier.
+
+    Kinds are those of `BLOCKS`; transformers cut images into patches of 4 pixels and have an
+    elastic embedding (``w``) too.
+    """
     stage = {"stage": 1, "name": "blocks", "first": 0, "blocks": 2, "kind": kind}
     stage |= {"depth": {"gene": "d1", "values": [1, 2]}, "stride": 1, **BLOCKS[kind]}
     stem = {"name": "first_conv", "kind": "conv", "out_channels": 8, "kernel": 3, "stride": 2}
@@ -44,8 +54,16 @@ def tiny_space(tmp_path, kind="mbconv", resolutions=(8, 12), classes=2):
             {"name": "classifier", "kind": "linear", "out_channels": classes},
         ],
     }
-    if kind == "bottleneck":
+    if kind != "mbconv":
         del content["official"]["ks"]
+    if kind == "transformer_block":
+        embedding = {"gene": "w", "values": [8, 12, 16]}
+        patches = {"name": "first", "kind": "patch_embed", "out_channels": embedding, "stride": 4}
+        content["layers"][0] = patches
+        content["layers"][2] = {"name": "token_mean", "kind": "token_mean"}
+        content["genes"]["w"] = [8, 12, 16]
+        content["official"] |= {"h": "heads", "w": ["w"]}
+        content |= {"initial_std": 0.2, "norm_epsilon": 1e-6}
     (tmp_path / f"tiny-{kind}.json").write_text(json.dumps(content))
     with mock.patch.object(architecture, "_FOLDER", tmp_path):
         architecture._compiled.cache_clear()

@@ -22,7 +22,7 @@ from tailorbird.supernet.counts import macs, params
 Figure = Callable[[Genomes], Floats]
 """Genomes (n, genes) -> one number each (n,)."""
 
-BLOCK_KINDS = ("mbconv", "bottleneck")
+BLOCK_KINDS = ("mbconv", "bottleneck", "transformer_block")
 
 
 class Features(Protocol):
@@ -108,8 +108,8 @@ def architecture_features(space: ArchitectureSpace) -> SpaceFeatures:
     """One-hot genes, logarithms of MACs, parameters and resolution, and sums over each stage.
 
     A stage begins at a block that changes the number of channels or the map's size. Of each stage:
-    its number of blocks, and the sums of kernel, expand ratio and their product; of all blocks
-    together the same.
+    its number of blocks, and the sums of kernel, expand ratio and their product, and of heads in a
+    space that has any; of all blocks together the same.
 
     Example:
         >>> from tailorbird.supernet.architecture import load_space
@@ -123,8 +123,11 @@ def architecture_features(space: ArchitectureSpace) -> SpaceFeatures:
         "log resolution": _Logarithm(_resolution(space)),
     }
     stages = _stages(space)
+    shapes = (shape for slot in space.slots for shape in slot.variants.values())
+    attends = any(shape is not None and shape.heads for shape in shapes)
+    of_block = {**_BLOCK_FIGURES, **(_ATTENTION_FIGURES if attends else {})}
     for stage in (None, *sorted(set(stages.values()))):
-        for name, value in _BLOCK_FIGURES.items():
+        for name, value in of_block.items():
             label = name if stage is None else f"{name} of stage {stage}"
             table = SlotTable.per_slot(space, _OfStage(stages, stage, value))
             figures[label] = table.sum
@@ -136,6 +139,9 @@ _BLOCK_FIGURES: Mapping[str, Callable[[LayerShape], float]] = {
     "kernel": lambda shape: float(shape.kernel),
     "expand": lambda shape: float(shape.expand),
     "kernel x expand": lambda shape: shape.kernel * shape.expand,
+}
+_ATTENTION_FIGURES: Mapping[str, Callable[[LayerShape], float]] = {
+    "heads": lambda shape: float(shape.heads),
 }
 
 

@@ -57,12 +57,18 @@ class LayerShape:
             expansion unless ``expand`` is 1, depthwise, 1x1 projection), ``bottleneck`` (1x1,
             ``kernel`` with the stride, 1x1; the shortcut of ResNet-D: average pool and 1x1
             convolution where the shape changes), ``max_pool``, ``global_avg_pool``, ``linear``.
+            Of vision transformers, whose maps are tokens from the first of these to the last:
+            ``patch_embed`` (convolution whose kernel is its stride, positions added),
+            ``transformer_block`` (attention, then two dense layers, each after a layer norm and
+            with a residual), ``token_mean`` (layer norm, then the mean of all tokens).
         mid_channels: expanded width of a block; ``in_channels`` where nothing is expanded.
         expand: expand ratio that ``mid_channels`` came from; 1 where nothing is expanded.
         se: squeeze-and-excitation after the depthwise convolution.
         activation: ``relu``, ``relu6``, ``h_swish`` or, where there is none, ``none``.
         residual: the input is added to the output (projected, in a bottleneck that changes shape).
         norm: batch normalisation follows the convolutions; a conv without it has no bias either.
+        heads: of a transformer block's attention; 0 elsewhere.
+        head_channels: width of each head.
     """
 
     kind: str
@@ -78,6 +84,13 @@ class LayerShape:
     activation: str
     residual: bool
     norm: bool
+    heads: int = 0
+    head_channels: int = 0
+
+    @property
+    def attention(self) -> int:
+        """Width of all heads together."""
+        return self.heads * self.head_channels
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,9 @@ class ArchitectureSpace:
         space: the genes, and what can be done with genomes.
         slots: the layers in the order in which they run.
         official: how genomes are read from and written in the official form.
+        norm_epsilon: what norms add to the variance.
+        initial_std: standard deviation of fresh weights; ``None`` where it follows each layer's
+            connections.
 
     Example:
         >>> mbv3 = load_space("ofa-mbv3-w1.2")
@@ -119,6 +135,8 @@ class ArchitectureSpace:
     space: Space
     slots: tuple[Slot, ...]
     official: OfficialForm
+    norm_epsilon: float = 1e-5
+    initial_std: float | None = None
 
     def genomes(self, architectures: Sequence[Mapping[str, object]]) -> Genomes:
         """Genomes (n, genes) of architectures in the official form.
@@ -254,7 +272,8 @@ def load_space(name: str, *, resolutions: Sequence[int] | None = None) -> Archit
             given); the space's own when ``None``.
 
     Raises:
-        SpaceError: unknown name, or resolutions that are no whole numbers of 32 to 4,096.
+        SpaceError: unknown name, or resolutions that are no whole numbers of 32 to 4,096, or no
+            multiples of a transformer's patches.
 
     Example:
         >>> load_space("compofa-mbv3-w1.2", resolutions=[160]).space.size
@@ -321,6 +340,7 @@ def _compiled(name: str, resolutions: tuple[int, ...] | None) -> ArchitectureSpa
     for gene, values in data["genes"].items():
         genes.add(gene, values)
     layers = list(_layers(data["layers"], genes))
+    _check_patches(name, layers, chosen)
     slots = []
     channels, sizes = _Attribute(None, (3,)), list(chosen)
     for layer in layers:
@@ -341,7 +361,19 @@ def _compiled(name: str, resolutions: tuple[int, ...] | None) -> ArchitectureSpa
         space=Space(tuple(genes.choices), conditions=genes.conditions),
         slots=tuple(slots),
         official=OfficialForm(entries),
+        norm_epsilon=data.get("norm_epsilon", 1e-5),
+        initial_std=data.get("initial_std"),
     )
+
+
+def _check_patches(name: str, layers: Sequence[_Layer], resolutions: Sequence[int]) -> None:
+    for layer in layers:
+        wrong = [r for r in resolutions if layer.kind == "patch_embed" and r % layer.stride]
+        if wrong:
+            raise SpaceError(
+                f"resolutions: '{name}' cuts images into patches of {layer.stride} pixels; "
+                f"expected multiples of that, got {wrong}"
+            )
 
 
 def _entry(item: object, genes: _Genes) -> Entry:
@@ -351,6 +383,10 @@ def _entry(item: object, genes: _Genes) -> Entry:
             values = tuple(float(v) if isinstance(v, float) else int(v) for v in choice.values)  # type: ignore[call-overload]  # the files hold numbers
             return Entry(number, values, chooses=True)
     return Entry(None, (int(item),), chooses=False, at_least=True)  # type: ignore[call-overload]  # as above
+
+
+_TO_ONE = ("global_avg_pool", "token_mean", "linear")
+_NORMED = ("conv", "mbconv", "bottleneck")
 
 
 @dataclass(frozen=True)
@@ -366,7 +402,7 @@ class _Layer:
     elastic: frozenset[str] = frozenset()
 
     def out_size(self, size: int) -> int:
-        return 1 if self.kind in ("global_avg_pool", "linear") else -(-size // self.stride)
+        return 1 if self.kind in _TO_ONE else -(-size // self.stride)
 
     def entry(self, attribute: str) -> Entry:
         bound = self.attributes[attribute]
@@ -394,21 +430,25 @@ class _Layer:
         # A bottleneck's ratio is of what goes out, an inverted residual's of what comes in.
         widened = (out_channels if self.kind == "bottleneck" else in_channels) * expand
         same = in_channels == out_channels and self.stride == 1
-        blocks = self.kind == "bottleneck" or (self.kind == "mbconv" and same)
+        always = self.kind in ("bottleneck", "transformer_block")
+        blocks = always or (self.kind == "mbconv" and same)
+        whole = {"global_avg_pool": in_size, "patch_embed": self.stride}
         return LayerShape(
             kind=self.kind,
             in_channels=in_channels,
             out_channels=out_channels,
             in_size=in_size,
             out_size=self.out_size(in_size),
-            kernel=in_size if self.kind == "global_avg_pool" else value.get("kernel", 1),
+            kernel=whole.get(self.kind) or value.get("kernel", 1),
             stride=self.stride,
             mid_channels=in_channels if expand == 1 else make_divisible(round(widened)),
             expand=expand,
             se=value.get("se", False),
             activation=value.get("activation", "none"),
             residual=value.get("residual", blocks),
-            norm=value.get("norm", self.kind in ("conv", "mbconv", "bottleneck")),
+            norm=value.get("norm", self.kind in _NORMED),
+            heads=value.get("heads", 0),
+            head_channels=value.get("head_channels", 0),
         )
 
 

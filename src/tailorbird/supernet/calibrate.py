@@ -33,7 +33,8 @@ def recalibrate(
     """Norm statistics of each genome, averaged over ``batches``, in one pass over them.
 
     The supernet stays as it is. Each batch counts the same; dropout is off. The same as
-    extracting each subnet and recalibrating it alone.
+    extracting each subnet and recalibrating it alone. Where the supernet has no batch norm there
+    are no statistics, and no image is looked at.
 
     Args:
         supernet: whose subnets.
@@ -60,6 +61,8 @@ def recalibrate(
         torch.Size([16])
     """
     tree = _Tree(supernet, genomes, None)
+    if not any(tree.norms):
+        return tree.statistics()
     seen = 0
     with _borrowed(supernet, training=True):
         for images in batches:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tailorbird.supernet.architecture import LayerShape, make_divisible
 
-Width = Literal["in_channels", "mid_channels", "out_channels"]
+Width = Literal["in_channels", "mid_channels", "out_channels", "attention"]
 """The attribute of a :class:`LayerShape` that a piece's width follows."""
 
 
@@ -228,36 +228,54 @@ class ElasticSqueezeExcite(Elastic):
 
 
 class ElasticLinear(Elastic):
-    """Dense layer of the leading features; all outputs are always there.
+    """Dense layer of the leading features.
 
     Args:
-        linear: the widest layer; its active inputs follow ``in_channels``.
+        linear: the widest layer.
+        inside: what the number of inputs follows.
+        outside: what the number of outputs follows; ``None`` where all are always there.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(
+        self, linear: nn.Linear, *, inside: Width = "in_channels", outside: Width | None = None
+    ) -> None:
         super().__init__()
+        self.inside: Width = inside
+        self.outside: Width | None = outside
         self.linear = linear
-        self._active = linear.in_features
+        self._active = (linear.in_features, linear.out_features)
 
     def activate(self, shape: LayerShape) -> None:
         """Run at ``shape`` from now on."""
-        self._active = shape.in_channels
+        self._active = self._sizes(shape)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, active features) to (n, outputs)."""
-        weight = leading(self.linear.weight, self.linear.out_features, self._active)
-        return F.linear(features, weight, self.linear.bias)
+        """(..., active features) to (..., active outputs)."""
+        return F.linear(features, *self._weights(*self._active))
 
-    def extract(self, shape: LayerShape) -> nn.Module:
+    def extract(self, shape: LayerShape) -> nn.Linear:
         """A plain dense layer of ``shape``."""
-        full = self.linear
-        with torch.device("meta"):
-            layer = nn.Linear(shape.in_channels, full.out_features)
-        _allocate(layer, full.weight)
-        with torch.no_grad():
-            layer.weight.copy_(full.weight[:, : shape.in_channels])
-            layer.bias.copy_(full.bias)
+        layer = plain_linear(*self._weights(*self._sizes(shape)))
         return layer.train(self.training)
+
+    def _sizes(self, shape: LayerShape) -> tuple[int, int]:
+        outputs = self.linear.out_features
+        inside: int = getattr(shape, self.inside)
+        return inside, outputs if self.outside is None else getattr(shape, self.outside)
+
+    def _weights(self, inside: int, outside: int) -> tuple[Tensor, Tensor]:
+        return leading(self.linear.weight, outside, inside), leading(self.linear.bias, outside)
+
+
+def plain_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A dense layer with copies of the weights (outputs, inputs) and the bias."""
+    with torch.device("meta"):  # building there draws nothing from the global generator
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+    _allocate(layer, weight)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
 
 
 def leading(tensor: Tensor, *sizes: int) -> Tensor:

@@ -2,17 +2,16 @@
 
 Every slot of the space becomes a module under the slot's name, large enough for all of the slot's
 shapes. Slots whose shape depends on more than the resolution are made of elastic pieces, the others
-of plain layers. Parameters have the names and shapes of the once-for-all code.
+of plain layers; those of transformers are always elastic. Parameters have the names and shapes of
+the once-for-all code, where that has such layers.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from typing import cast
 
 import numpy as np
@@ -32,6 +31,13 @@ from tailorbird.supernet.elastic import (
     SqueezeExcite,
     Width,
 )
+from tailorbird.supernet.tokens import (
+    ElasticAttention,
+    ElasticLayerNorm,
+    ElasticPatches,
+    Patches,
+    TokenMean,
+)
 
 Genome = npt.NDArray[np.int64]
 
@@ -39,6 +45,7 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "h_swish": nn.Hardswish,
+    "gelu": nn.GELU,
 }
 
 
@@ -50,7 +57,7 @@ class Residual(nn.Module):
         self.conv = conv
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, c, h, w) to the same shape."""
+        """(n, ...) to the same shape."""
         change: Tensor = self.conv(images)
         return change + images
 
@@ -103,12 +110,11 @@ class Supernet(nn.Module):
         super().__init__()
         self.architectures = architectures
         self._modules_of: list[nn.Module] = []
-        epsilon = _norm_epsilon(architectures.name)
         for slot in architectures.slots:
             module = _build(slot, dropout)
             for part in module.modules():
-                if isinstance(part, nn.BatchNorm2d):
-                    part.eps = epsilon
+                if isinstance(part, nn.BatchNorm2d | nn.LayerNorm):
+                    part.eps = architectures.norm_epsilon
             self._modules_of.append(module)
             parent: nn.Module = self
             *folders, last = slot.name.split(".")
@@ -194,10 +200,12 @@ def build_supernet(
     """A supernet with fresh weights, on the CPU, in train mode.
 
     Convolutions: normal, variance 2 / outgoing connections (He et al. 2015). Norms: scale 1, shift
-    0. Kernel transforms: identity. The global generators are neither read nor advanced.
+    0. Kernel transforms: identity. Where the space says a standard deviation (transformers): normal
+    with that one, cut off at 2, positions included. The global generators are neither read nor
+    advanced.
 
     Args:
-        space: any space of convolutions.
+        space: any space.
         classes: outputs of the classifier; as in the space's data when ``None``.
         dropout: probability before the classifier, in train mode.
         generator: what the weights are drawn from.
@@ -221,7 +229,7 @@ def build_supernet(
     with torch.device("meta"):  # building there draws nothing
         net = Supernet(sized, dropout=dropout)
     net.to_empty(device="cpu")
-    initialise(net, generator)
+    initialise(net, generator, std=space.initial_std)
     return net
 
 
@@ -243,22 +251,31 @@ def with_classes(space: ArchitectureSpace, classes: int) -> ArchitectureSpace:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
+def initialise(module: nn.Module, generator: torch.Generator, *, std: float | None = None) -> None:
     """Draw fresh weights for all layers of ``module``, **in place** (see build_supernet)."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            outgoing = part.weight[0, 0].numel() * part.out_channels // part.groups
-            part.weight.normal_(0.0, math.sqrt(2.0 / outgoing), generator=generator)
-        elif isinstance(part, nn.Linear):
-            bound = 1.0 / math.sqrt(part.in_features)
-            part.weight.uniform_(-bound, bound, generator=generator)
-        elif isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, nn.BatchNorm2d | nn.LayerNorm):
             part.reset_parameters()
         elif isinstance(part, ElasticConv):
             for matrix in part.parameters(recurse=False):
                 nn.init.eye_(matrix)
-        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
-            part.bias.zero_()
+        elif isinstance(part, ElasticPatches):
+            _draw(part.positions, std or 0.02, generator)
+        elif isinstance(part, nn.Conv2d | nn.Linear):
+            if std is not None:
+                _draw(part.weight, std, generator)
+            elif isinstance(part, nn.Conv2d):
+                outgoing = part.weight[0, 0].numel() * part.out_channels // part.groups
+                part.weight.normal_(0.0, math.sqrt(2.0 / outgoing), generator=generator)
+            else:
+                bound = 1.0 / math.sqrt(part.in_features)
+                part.weight.uniform_(-bound, bound, generator=generator)
+            if part.bias is not None:
+                part.bias.zero_()
+
+
+def _draw(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -275,14 +292,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     )
 
 
-def _norm_epsilon(name: str) -> float:
-    """What norms add to the variance, as the space's file says; PyTorch's own where it doesn't."""
-    file = resources.files("tailorbird.supernet") / "spaces" / f"{name}.json"
-    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return float(data.get("norm_epsilon", 1e-5))
-
-
-_FIXED = ("kind", "stride", "se", "activation", "residual", "norm")
+_FIXED = ("kind", "stride", "se", "activation", "residual", "norm", "head_channels")
 
 
 def _build(slot: Slot, dropout: float) -> nn.Module:
@@ -421,6 +431,43 @@ class _Maker:
     def global_avg_pool(self) -> nn.Module:
         return nn.AdaptiveAvgPool2d(1)
 
+    def dense(self, inside: Width, outside: Width) -> ElasticLinear:
+        full = nn.Linear(self.most(inside), self.most(outside))
+        return ElasticLinear(full, inside=inside, outside=outside)
+
+    def layer_norm(self) -> ElasticLayerNorm:
+        return ElasticLayerNorm(nn.LayerNorm(self.most("in_channels")))
+
+    def patch_embed(self) -> nn.Module:
+        width, patch = self.most("out_channels"), self.shape.stride
+        side = max(shape.out_size for shape in self.shapes)
+        conv = nn.Conv2d(self.shape.in_channels, width, patch, stride=patch)
+        return ElasticPatches(Patches(conv, torch.empty(1, width, side, side)))
+
+    def transformer_block(self) -> nn.Module:
+        width, attended = self.most("in_channels"), self.most("attention")
+        attention: OrderedDict[str, nn.Module] = OrderedDict(
+            norm=self.layer_norm(),
+            attention=ElasticAttention(
+                nn.Linear(width, 3 * attended),
+                nn.Linear(attended, width),
+                self.shape.head_channels,
+            ),
+        )
+        mlp: OrderedDict[str, nn.Module] = OrderedDict(
+            norm=self.layer_norm(),
+            expand=self.dense("in_channels", "mid_channels"),
+            act=ACTIVATIONS[self.shape.activation](),
+            project=self.dense("mid_channels", "out_channels"),
+        )
+        parts = {"attention": attention, "mlp": mlp}
+        return nn.Sequential(
+            OrderedDict((name, Residual(nn.Sequential(part))) for name, part in parts.items())
+        )
+
+    def token_mean(self) -> nn.Module:
+        return nn.Sequential(OrderedDict(norm=self.layer_norm(), pool=TokenMean()))
+
     def linear(self) -> nn.Module:
         dense = nn.Linear(self.most("in_channels"), self.most("out_channels"))
         return nn.Sequential(
@@ -438,5 +485,8 @@ _KINDS: Mapping[str, Callable[[_Maker], nn.Module]] = {
     "bottleneck": _Maker.bottleneck,
     "max_pool": _Maker.max_pool,
     "global_avg_pool": _Maker.global_avg_pool,
+    "patch_embed": _Maker.patch_embed,
+    "transformer_block": _Maker.transformer_block,
+    "token_mean": _Maker.token_mean,
     "linear": _Maker.linear,
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tailorbird.errors import StoreError
-from tailorbird.models import _read as read_tensors
+from tailorbird.models import read_tensors
 from tailorbird.supernet.network import Supernet
 
 _SHOWN = 10

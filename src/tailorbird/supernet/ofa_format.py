@@ -8,7 +8,8 @@ shapes taken decide the genes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,8 +63,7 @@ def read_specialized(path: Path) -> dict[str, object]:
     if faults:
         raise SpaceError(f"{path}: no specialised network can be read: {_some(faults)}")
     rejected = []
-    spaces = (load_space(name, resolutions=[image_size]) for name in SPACES)
-    for space in sorted(spaces, key=lambda s: s.space.size, reverse=True):
+    for space in sorted(_spaces(image_size), key=lambda s: s.space.size, reverse=True):
         genome, differences = _matched(space, layers)
         if not differences:
             return {"space": space.name, "architecture": space.architectures(genome)[0]}
@@ -73,6 +73,13 @@ def read_specialized(path: Path) -> dict[str, object]:
         f"{path}: the network lies outside every space ({', '.join(SPACES)}); "
         f"from the closest, {closest}, it differs in: {_some(least)}"
     )
+
+
+def _spaces(image_size: int) -> Iterator[ArchitectureSpace]:
+    """All spaces but those that can't take images of this size."""
+    for name in SPACES:
+        with suppress(SpaceError):
+            yield load_space(name, resolutions=[image_size])
 
 
 def _some(faults: Sequence[str]) -> str:
