@@ -6,30 +6,19 @@ Exit codes: 0 done; 2 bad input, or something that can't be done; 3 a target is 
 
 from __future__ import annotations
 
-import functools
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailorbird.errors import TailorbirdError
+from tailorbird.cli_exit import BAD_INPUT, INTERRUPTED, NOT_MET, plainly
+from tailorbird.cli_supernet import app as supernet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tailorbird.report.record import RunReport
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-BAD_INPUT, NOT_MET, INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
     name="tailorbird",
@@ -41,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(supernet)
 
 
 class Until(StrEnum):
@@ -50,68 +40,6 @@ class Until(StrEnum):
     SEARCH = "search"
     RETRAIN = "retrain"
     EXPORT = "export"
-
-
-def plainly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn Tailorbird's own errors and ctrl-C into one message and an exit code.
-
-    Anything else is a fault of Tailorbird's and keeps its traceback.
-    """
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            with _two_presses():
-                return command(*args, **kwargs)
-        except TailorbirdError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(BAD_INPUT) from None
-        except KeyboardInterrupt:
-            typer.echo(
-                "stopped; what was finished is kept, run the same command again to continue",
-                err=True,
-            )
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # the reader of our output went away, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-
-    return run
-
-
-@contextmanager
-def _two_presses() -> Iterator[None]:
-    """The first ctrl-C is a KeyboardInterrupt, the second ends the process at once.
-
-    What is on disk is whole at any moment, so nothing is lost by that. Once pressed, it stays so
-    until the process is gone: an interpreter that is closing would end by signal otherwise.
-    """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # whoever called, or nohup, has settled what ctrl-C does
-        return
-    owner, pressed = os.getpid(), False
-
-    def second(*_: object) -> None:
-        if os.isatty(2):
-            os.write(2, b"\x1b[?25h")  # progress bars hide the cursor
-        os._exit(INTERRUPTED)
-
-    def first(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
-        if os.getpid() == owner:  # workers are forked with this handler, and need no words
-            signal.signal(signal.SIGINT, second)
-            with suppress(OSError):
-                os.write(2, b"\nstopping; press ctrl-C again to stop at once\n")
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        if not pressed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _version(wanted: bool) -> None:

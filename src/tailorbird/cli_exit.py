@@ -1,0 +1,83 @@
+"""How commands end: plain words about what is wrong, exit codes, ctrl-C in order."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from tailorbird.errors import TailorbirdError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BAD_INPUT, NOT_MET, INTERRUPTED = 2, 3, 130
+
+
+def plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn Tailorbird's own errors and ctrl-C into one message and an exit code.
+
+    Anything else is a fault of Tailorbird's and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with _two_presses():
+                return command(*args, **kwargs)
+        except TailorbirdError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+        except KeyboardInterrupt:
+            typer.echo(
+                "stopped; what was finished is kept, run the same command again to continue",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return run
+
+
+@contextmanager
+def _two_presses() -> Iterator[None]:
+    """The first ctrl-C is a KeyboardInterrupt, the second ends the process at once.
+
+    What is on disk is whole at any moment, so nothing is lost by that. Once pressed, it stays so
+    until the process is gone: an interpreter that is closing would end by signal otherwise.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # whoever called, or nohup, has settled what ctrl-C does
+        return
+    owner, pressed = os.getpid(), False
+
+    def second(*_: object) -> None:
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")  # progress bars hide the cursor
+        os._exit(INTERRUPTED)
+
+    def first(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        if os.getpid() == owner:  # workers are forked with this handler, and need no words
+            signal.signal(signal.SIGINT, second)
+            with suppress(OSError):
+                os.write(2, b"\nstopping; press ctrl-C again to stop at once\n")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if not pressed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

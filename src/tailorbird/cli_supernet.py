@@ -1,0 +1,146 @@
+"""``tailorbird supernet``: train one network once, and take subnets for all targets from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailorbird.cli_exit import plainly
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="supernet",
+    help="Once-for-all supernets: train once, take subnets for all targets.",
+    epilog="Start with: tailorbird supernet init > job.yaml; tailorbird supernet train job.yaml",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="YAML file whose 'data' section is used instead of the run's own."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")]
+
+
+@app.command()
+@plainly
+def init() -> None:
+    """Print a supernet's job to start from; it runs as it stands."""
+    from tailorbird.config.supernet_template import TEMPLATE
+
+    typer.echo(TEMPLATE, nl=False)
+
+
+@app.command()
+@plainly
+def train(
+    job: Annotated[Path, typer.Argument(help="The job file (YAML).")],
+    *,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on though the job was changed.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a supernet; the same command again continues it.
+
+    Several processes, on one machine or more, share the work when started by torchrun:
+    torchrun --nproc-per-node 2 -m tailorbird supernet train job.yaml
+    """
+    from tailorbird.config.supernet_job import build_job, load_job
+    from tailorbird.pipeline.supernet_training import train_run
+    from tailorbird.report.terminal import terminal
+    from tailorbird.train.world import is_main
+
+    progress = terminal(quiet=quiet)
+    folder = train_run(build_job(load_job(job)), accept_changes=accept_changes, progress=progress)
+    if is_main():
+        typer.echo(f"supernet: {folder}; next: tailorbird supernet evaluate {folder}")
+
+
+@app.command()
+@plainly
+def evaluate(
+    run: Run,
+    *,
+    subnets: Annotated[int, typer.Option(help="Beside the smallest and the largest.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the choice of subnets.")] = 0,
+    images: Annotated[
+        int | None, typer.Option(help="Validation images, drawn at random; all by default.")
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure the best ones with ONNX Runtime here.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    data: Data = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result here too.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell accuracy, MACs and parameters of subnets from the smallest to the largest.
+
+    Accuracies are on validation images, each subnet with norm statistics of its own. Subnets that
+    were evaluated before are not computed again.
+    """
+    from tailorbird.files import write_json
+    from tailorbird.measure.onnxruntime import OnnxRuntime
+    from tailorbird.pipeline.fleet_search import check_outputs
+    from tailorbird.pipeline.supernet_evaluation import evaluate_run
+    from tailorbird.pipeline.supernet_run import open_run
+    from tailorbird.report.supernet_evaluation import show
+    from tailorbird.report.terminal import terminal
+
+    check_outputs({"--json": json})
+    device = OnnxRuntime(threads=threads) if latency else None
+    found = evaluate_run(
+        open_run(run, data=data),
+        subnets=subnets,
+        seed=seed,
+        images=images,
+        device=device,
+        progress=terminal(quiet=quiet),
+    )
+    if json is not None:
+        write_json(json, found.plain())
+    show(found, _out())
+    typer.echo(f"all of them: {run / 'evaluation.json'}; picture: {run / 'evaluation.png'}")
+
+
+@app.command("import")
+@plainly
+def import_(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Official once-for-all weights, or ours (safetensors).")
+    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder to make.")],
+    *,
+    space: Annotated[str, typer.Option(help="Such as ofa-mbv3-w1.0; `spaces` lists them.")],
+    resolutions: Annotated[
+        str | None, typer.Option(help="Image sizes, such as 160,192; the space's own by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="YAML file with a 'data' section, for evaluate and fit.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the division of the images.")] = 0,
+) -> None:
+    """Make a run folder of a trained supernet's weights, for evaluate and fit."""
+    from tailorbird.pipeline.supernet_import import import_supernet
+
+    found = import_supernet(
+        checkpoint, run, space=space, resolutions=resolutions, data=data, seed=seed
+    )
+    typer.echo(
+        f"{found.architectures.name}, {found.classes} classes: {run}; next: tailorbird supernet "
+        f"evaluate {run}{'' if data else ' --data FILE.yaml'}"
+    )
+
+
+def _out() -> Console:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,123 @@
+"""A run folder made of weights that were trained elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tailorbird.config.sections import near, short
+from tailorbird.config.supernet_data import load_data_file, read_data
+from tailorbird.data.images import check_head
+from tailorbird.errors import ConfigError, SpaceError, StoreError
+from tailorbird.models import read_tensors
+from tailorbird.pipeline.supernet_run import SUPERNET
+from tailorbird.pipeline.supernet_training import describe_run
+from tailorbird.runfolder import RunFolder
+from tailorbird.supernet.architecture import SPACES, ArchitectureSpace, load_space
+from tailorbird.supernet.network import build_supernet
+from tailorbird.supernet.ofa_checkpoint import load_official
+from tailorbird.supernet.store import save_supernet
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was found in a checkpoint."""
+
+    architectures: ArchitectureSpace
+    classes: int
+
+
+def import_supernet(
+    checkpoint: Path,
+    run: Path,
+    *,
+    space: str,
+    resolutions: str | None = None,
+    data: Path | None = None,
+    seed: int = 0,
+) -> Imported:
+    """Load a checkpoint and write the run folder that evaluation and fitting open.
+
+    Importing the same again changes nothing.
+
+    Args:
+        checkpoint: official once-for-all weights, or a supernet's of this project.
+        run: the folder.
+        space: the checkpoint's space.
+        resolutions: image sizes with commas between; the space's own when ``None``.
+        data: YAML file with a ``data`` section; needed to evaluate and fit, now or later.
+        seed: of the division of the images.
+
+    Raises:
+        ConfigError: for an unknown space, resolutions that can't be, or a faulty data file.
+        StoreError: for a checkpoint that can't be read or is of another space, and for a folder
+            that holds something else.
+        DataError: for images with other classes than the checkpoint.
+    """
+    architectures = _space(space, resolutions)
+    values = None if data is None else load_data_file(data)
+    tensors = read_tensors(checkpoint)
+    classes = outputs_of(architectures, tensors)
+    supernet = build_supernet(
+        architectures, classes=classes, generator=torch.Generator().manual_seed(0)
+    )
+    try:
+        load_official(supernet, tensors)
+    except StoreError as error:
+        raise StoreError(f"{checkpoint}: {error}") from error
+    base = Path() if data is None else data.resolve().parent
+    if values is not None and classes is not None:
+        check_head(read_data(values, seed=seed, folder=base), classes)
+    identity = {
+        "kind": "supernet",
+        "imported": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
+        "space": space,
+        "resolutions": list(architectures.space.choices[0].values),
+    }
+    with RunFolder(run).open(identity) as folder:
+        folder.event("imported", checkpoint=str(checkpoint))
+        described = {
+            "space": {"name": space, "resolutions": identity["resolutions"]},
+            "data": values,
+            "imported": str(checkpoint.resolve()),
+            "seed": seed,
+        }
+        describe_run(run, described, base)
+        save_supernet(supernet.eval(), run / SUPERNET)
+    return Imported(architectures, classes or 0)
+
+
+def outputs_of(space: ArchitectureSpace, tensors: Mapping[str, Tensor]) -> int | None:
+    """Classes of a checkpoint's classifier; ``None`` where it has none that can be told."""
+    last = space.slots[-1].name
+    rows = [
+        len(value)
+        for name, value in tensors.items()
+        if value.ndim == 2 and f".{name}".find(f".{last}.") >= 0 and name.endswith(".weight")
+    ]
+    return rows[0] if len(rows) == 1 and rows[0] else None
+
+
+def _space(name: str, resolutions: str | None) -> ArchitectureSpace:
+    problems = []
+    if name not in SPACES:
+        problems.append(f"--space: unknown space {short(name)}{near(name, SPACES)}")
+    sizes: list[int] | None = None
+    if resolutions is not None:
+        try:
+            sizes = [int(part) for part in resolutions.split(",")]
+            load_space(SPACES[0], resolutions=sizes)
+        except ValueError:
+            problems.append(
+                f"--resolutions: expected whole numbers with commas between, got {resolutions!r}"
+            )
+        except SpaceError as error:
+            problems.append(f"--{error}")
+    if problems:
+        raise ConfigError(problems)
+    return load_space(name, resolutions=sizes)

@@ -1,0 +1,96 @@
+"""The picture of an evaluated supernet: accuracy over MACs, the best of each range marked."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tailorbird.files import write_bytes
+from tailorbird.report.supernet_evaluation import SupernetEvaluation
+from tailorbird.report.words import bare, percent, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, as in the other pictures; shapes differ too.
+_ALL, _FRONT, _ENDS, _RANGE = "#56B4E9", "#D55E00", "#000000", "#6b7280"
+
+
+def picture(found: SupernetEvaluation, path: Path) -> Path:
+    """Draw all subnets as a PNG.
+
+    Raises:
+        StoreError: when the file can't be written.
+    """
+    write_bytes(path, png(found))
+    return path
+
+
+def png(found: SupernetEvaluation) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 5.2), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw(figure.add_subplot(), found)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(axes: Axes, found: SupernetEvaluation) -> None:
+    front = [subnet for subnet in found.front if subnet is not None]
+    for subnets, label, colour, marker, size in (
+        (found.subnets, "subnet", _ALL, "o", 22),
+        (front, "best of its range of MACs", _FRONT, "s", 54),
+        ((found.smallest,), "smallest", _ENDS, "v", 64),
+        ((found.largest,), "largest", _ENDS, "^", 64),
+    ):
+        axes.scatter(
+            [subnet.macs for subnet in subnets],
+            [100 * subnet.accuracy for subnet in subnets],
+            label=label,
+            marker=marker,
+            s=size,
+            color=colour,
+            linewidths=0,
+            zorder=3,
+        )
+    _staircase(axes, found)
+    for edge in found.ranges[1:-1]:
+        axes.axvline(edge, color=_RANGE, linestyle=(0, (5, 4)), linewidth=0.8, zorder=1)
+    axes.set_xlabel("multiply-accumulates per image")
+    axes.set_ylabel(f"accuracy on {found.images} validation images, %")
+    axes.xaxis.set_major_formatter(lambda value, _: bare("macs", value, 3))
+    _ranges(axes, found)
+    axes.set_title(
+        f"{printable(found.space)}: mean Pareto accuracy {percent(found.mean_pareto_accuracy)} %",
+        fontsize=10,
+        parse_math=False,
+    )
+    axes.grid(visible=True, axis="y", color="#e5e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", framealpha=0.9, edgecolor="none", fontsize=9)
+
+
+def _staircase(axes: Axes, found: SupernetEvaluation) -> None:
+    """The curve whose area is the mean Pareto accuracy."""
+    serving, heights = None, []
+    for subnet in found.front:
+        serving = serving if subnet is None else subnet
+        heights.append(np.nan if serving is None else 100 * serving.accuracy)
+    axes.stairs(heights, found.ranges, baseline=None, color=_FRONT, linewidth=1.2, zorder=2)
+
+
+def _ranges(axes: Axes, found: SupernetEvaluation) -> None:
+    """Leave air around the marks."""
+    low, high = found.ranges[0], found.ranges[-1]
+    accuracies = [100 * subnet.accuracy for subnet in found.subnets]
+    side, air = 0.04 * max(high - low, 0.1 * high), max(np.ptp(accuracies), 0.5)
+    axes.set_xlim(low - side, high + side)
+    axes.set_ylim(min(accuracies) - 0.1 * air, max(accuracies) + 0.1 * air)
