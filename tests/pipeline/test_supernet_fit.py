@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,50 +11,45 @@ import pytest
 import torch
 
 from tailorbird.config.measured_fleet import FleetDevice, MeasuredFleet, name_wishes
-from tailorbird.errors import MeasurementError
+from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.bundle import load_student
+from tailorbird.export.onnx import export_many
 from tailorbird.files import read_json, write_json
+from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.pipeline import supernet_fit, supernet_pricing
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
+from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Silent
 from tailorbird.report.record import RunReport
-from tailorbird.supernet.calibrate import accuracies, recalibrate
+from tailorbird.supernet.counts import macs
 from tailorbird.supernet.store import save_supernet
 from tailorbird.targets import Limit
 from tests.fakes import FakeDevice
+from tests.pipeline import makers
 from tests.supernet.tiny import stripes, tiny_supernet
 
 OPTIONS = FitOptions(subnets=14, candidates=3, rounds=2, checks=6)
 
 
-@dataclass
-class Run:
-    """A supernet in a run folder, and how often its subnets were evaluated."""
+@dataclass(frozen=True, kw_only=True)
+class Run(SupernetRun):
+    """A supernet in a run folder, and how many of its subnets were evaluated at a time."""
 
-    path: Path
-    supernet: Any
-    data: Any
-    seed: int = 0
     evaluated: list[int] = field(default_factory=list)
-    stop_after: int | None = None
 
     def evaluate(self, genomes):
-        if self.stop_after is not None and len(self.evaluated) >= self.stop_after:
-            raise KeyboardInterrupt
         self.evaluated.append(len(genomes))
-        images = list(self.data.validation.batches(16))
-        statistics = recalibrate(self.supernet, genomes, [x for x, _ in images])
-        found = accuracies(self.supernet, genomes, statistics, images)
         # Larger networks are better in life; as if these had been trained.
-        return found * 0.01 + 0.02 * genomes.sum(axis=1)
+        return 0.01 * evaluate_subnets(self, genomes) + 0.02 * genomes.sum(axis=1)
 
 
-def run_in(tmp_path, **changes):
+def run_in(tmp_path):
     tmp_path.mkdir(exist_ok=True)
-    net = tiny_supernet(tmp_path).eval()
+    net = tiny_supernet(tmp_path, resolutions=(8, 10)).eval()
     path = tmp_path / "run"
     save_supernet(net, path / "supernet")
     write_json(path / "identity.json", {"name": "tiny"})
-    return Run(path, net, stripes(), **changes)
+    return Run(path=path, supernet=net, data=stripes(), seed=0)
 
 
 def fleet(**devices):
@@ -70,11 +64,43 @@ def fleet(**devices):
     return MeasuredFleet(devices=entries, wanted=name_wishes(pairs))
 
 
-def fit(run, wanted, options=OPTIONS):
-    return fit_fleet(run, wanted, options=options, evaluate=run.evaluate, progress=Silent())
+class Said(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def fit(run, wanted, options=OPTIONS, progress=None):
+    return fit_fleet(
+        run, wanted, options=options, evaluate=run.evaluate, progress=progress or Silent()
+    )
 
 
 DEVICE = FakeDevice(base_ms=0.05, noise=0.002)
+
+
+@pytest.fixture(autouse=True)
+def _quick(request, monkeypatch):
+    """The tracing exporter for students, stand-ins for what is only measured, no pictures."""
+    if "end_to_end" in request.node.name:
+        return
+
+    def quick(module, shape, path, **_):
+        return export_many([(module, tuple(shape))], path.parent, [path.stem])[0]
+
+    monkeypatch.setattr("tailorbird.pipeline.finish.export_onnx", quick)
+    for home in ("estimate.measured_table", "pipeline.supernet_pricing"):
+        monkeypatch.setattr(f"tailorbird.{home}.export_many", makers.export_many)
+    for name in ("front", "html"):
+        monkeypatch.setattr(f"tailorbird.pipeline.reporting.{name}", lambda *_: None)
+
+
+def results(report):
+    return {target.name: target for target in report.targets}
 
 
 def test_a_fleet_gets_measured_students_or_the_lowest_reachable(tmp_path):
@@ -84,8 +110,8 @@ def test_a_fleet_gets_measured_students_or_the_lowest_reachable(tmp_path):
         slow=(FakeDevice(key="slow", ms_per_mmac=9.0), ["0.7x", {"macs": 1e9}]),
     )
     report = fit(run, wanted)
-    by_name = {target.name: target for target in report.targets}
-    assert [by_name[w.name].met for w in wanted.wanted] == [True, True, False, True, True, True]
+    found = results(report)
+    assert [found[w.name].met for w in wanted.wanted] == [True, True, False, True, True, True]
     for target in report.targets:
         if target.met:
             assert all(target.measured[m] <= bound for m, bound in target.limits.items())
@@ -96,41 +122,178 @@ def test_a_fleet_gets_measured_students_or_the_lowest_reachable(tmp_path):
             session = onnxruntime.InferenceSession(str(home / "model.onnx"))
             (logits,) = session.run(None, {"image": images.numpy()})
             np.testing.assert_allclose(logits, again.module(images).detach(), atol=1e-4)
-    never = by_name["box-0.0001ms"]
+    never = found["box-0.0001ms"]
     assert "lowest measured: " in never.reason and never.lowest["latency_ms"] > 1e-4
     assert not (run.path / "students" / "box-0.0001ms" / "model.onnx").exists()
-    # Neighbours of the limit are used: the looser target's student is the larger one.
-    assert by_name["box-0.9x"].measured["macs"] > by_name["box-0.6x"].measured["macs"]
+    # Nothing of a looser limit is wasted: its student is the larger one.
+    assert found["box-0.9x"].measured["macs"] > found["box-0.6x"].measured["macs"]
     assert RunReport.load(run.path / "report.json") == report
-    assert (run.path / "report.html").exists()
-    assert any("Kendall tau" in stage.detail for stage in report.stages)
+    assert any("held out: Kendall tau" in stage.detail for stage in report.stages)
+
+
+def test_a_student_is_the_best_of_all_subnets_where_predictions_are_exact(tmp_path):
+    run = run_in(tmp_path)
+    space = run.supernet.architectures
+    report = fit(run, fleet(box=(FakeDevice(base_ms=0.0), [{"macs": 4e4}, {"macs": 6e4}])))
+    every = space.space.enumerate()
+    accuracy, cost = run.evaluate(every), macs(space).sum(every)
+    for target in report.targets:
+        choice = read_json(run.path / "students" / target.name / "choice.json")["choice"]
+        best = accuracy[cost <= target.limits["macs"]].max()
+        assert target.met and choice["accuracy"] >= best - 0.021  # one step of one gene
 
 
 def test_many_targets_evaluate_hardly_more_subnets_than_few(tmp_path):
     few, many = run_in(tmp_path / "a"), run_in(tmp_path / "b")
     fit(few, fleet(box=(DEVICE, ["0.5x", "0.8x"])))
-    fit(many, fleet(box=(DEVICE, [f"{share:.2f}x" for share in np.linspace(0.5, 0.9, 12)])))
+    fit(many, fleet(box=(DEVICE, [f"{share:.2f}x" for share in np.linspace(0.5, 0.9, 6)])))
     assert len(many.evaluated) <= len(few.evaluated) + OPTIONS.rounds
     assert sum(many.evaluated) <= 3 * sum(few.evaluated)
 
 
-def test_a_finished_run_says_so_and_a_killed_one_goes_on(tmp_path):
+def test_a_finished_run_says_so_and_another_target_costs_only_itself(tmp_path):
+    run, said = run_in(tmp_path), Said()
     wanted = fleet(box=(DEVICE, ["0.6x", "0.8x"]))
-    whole = run_in(tmp_path / "a")
-    report = fit(whole, wanted)
-    count = len(whole.evaluated)
-    assert fit(whole, wanted) == report
-    assert len(whole.evaluated) == count
+    report = fit(run, wanted)
+    count = len(run.evaluated)
+    assert fit(run, wanted, progress=said) == report
+    assert len(run.evaluated) == count
+    assert said.lines == [f"{run.path} holds these students; nothing to do"]
+    student = run.path / "students" / "box-0.6x" / "model.onnx"
+    before = student.stat().st_mtime_ns
+    more = fit(run, fleet(box=(DEVICE, ["0.6x", "0.8x", "0.7x"])))
+    assert [target.met for target in more.targets] == [True] * 3
+    assert student.stat().st_mtime_ns == before
+    # A student's file that is gone is made again.
+    student.unlink()
+    fit(run, wanted)
+    assert student.exists()
 
-    killed = run_in(tmp_path / "b", stop_after=1)
-    with pytest.raises(KeyboardInterrupt):
-        fit(killed, wanted)
-    killed.stop_after = None
+
+def test_a_run_that_is_killed_in_every_stage_goes_on(tmp_path, monkeypatch):
+    wanted = fleet(box=(FakeDevice(base_ms=0.05), ["0.6x"]))
+    whole, killed = run_in(tmp_path / "a"), run_in(tmp_path / "b")
+    expected = fit(whole, wanted)
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    for place in ("_learn", "_price", "_choose", "_prove", "_report"):
+        with monkeypatch.context() as patch:
+            patch.setattr(supernet_fit._Fit, place, kill)
+            with pytest.raises(KeyboardInterrupt):
+                fit(killed, wanted)
     again = fit(killed, wanted)
-    assert [t.measured for t in again.targets] == [t.measured for t in report.targets]
+    assert [t.measured for t in again.targets] == [t.measured for t in expected.targets]
+    assert [t.accuracy for t in again.targets] == [t.accuracy for t in expected.targets]
 
-    # One more target: the others' students stay as they are.
-    before = (whole.path / "students" / "box-0.6x" / "model.onnx").stat().st_mtime_ns
-    more = fit(whole, fleet(box=(DEVICE, ["0.6x", "0.8x", "0.7x"])))
-    assert [t.met for t in more.targets] == [True] * 3
-    assert (whole.path / "students" / "box-0.6x" / "model.onnx").stat().st_mtime_ns == before
+
+class Broken:
+    """A device that does not answer any more after so many sessions."""
+
+    key = "broken"
+
+    def __init__(self, sessions):
+        self.left = sessions
+
+    def measure(self, models):
+        self.left -= 1
+        if self.left < 0:
+            raise MeasurementError("the cable is out")
+        return FakeDevice(base_ms=0.05).measure(models)
+
+
+def test_a_device_that_fails_costs_only_its_own_targets(tmp_path):
+    run = run_in(tmp_path)
+    broken = Broken(sessions=0)
+    wanted = fleet(box=(DEVICE, ["0.6x"]), bad=(broken, ["0.7x", 3.0]))
+    report = fit(run, wanted)
+    assert [target.met for target in report.targets] == [True, False, False]
+    assert "the cable is out" in results(report)["bad-3ms"].reason
+    broken.left = 3  # enough for the tables, not for the candidates
+    assert [target.met for target in fit(run, wanted).targets] == [True, False, False]
+    broken.left = 1000  # plugged in again
+    assert [target.met for target in fit(run, wanted).targets] == [True, True, True]
+
+
+def test_what_only_a_table_tells_is_exported_but_never_met(tmp_path, monkeypatch):
+    run, said = run_in(tmp_path), Said()
+    cost = macs(run.supernet.architectures).sum
+    monkeypatch.setattr(supernet_pricing, "read_costs", lambda *_: lambda g: cost(g) / 1e6)
+    table = tmp_path / "phone.yaml"
+    limits = ["0.5x", {"macs": "0.7x"}, {"latency_ms": 1e-6}]
+    report = fit(run, fleet(phone=(table, limits)), progress=said)
+    share, counted, never = report.targets
+    assert not share.met and "latency_ms" not in share.measured
+    assert share.reason.startswith("predicted, not measured: 0.0")
+    assert (run.path / share.onnx).exists()
+    assert counted.met and counted.measured["macs"] <= counted.limits["macs"]
+    assert not never.met and "lowest predicted: " in never.reason and never.onnx is None
+
+
+def test_tables_that_do_not_fit_are_told_before_anything_is_evaluated(tmp_path):
+    run = run_in(tmp_path)
+    missing = tmp_path / "none.yaml"
+    with pytest.raises(ConfigError) as caught:
+        fit(
+            run,
+            fleet(phone=(missing, [15]), box=(DEVICE, ["0.5x"])),
+            replace(OPTIONS, layers_at_most=5),
+        )
+    assert f"phone: {missing}" in str(caught.value)
+    assert "distinct layers to time, expected at most 5; raise --layers-at-most" in str(
+        caught.value
+    )
+    assert not run.evaluated
+
+
+def test_a_student_over_its_limit_is_replaced_or_reported(tmp_path):
+    class Sly(FakeDevice):
+        """Slower by a fifth on what is shipped than on what is tried."""
+
+        def measure(self, models):
+            found = super().measure(models)
+            shipped = [path.name == "model.onnx" and "students" in path.parts for path in models]
+            return [
+                replace(one, median_ms=one.median_ms * (1.2 if late else 1.0))
+                for one, late in zip(found, shipped, strict=True)
+            ]
+
+    wanted = fleet(box=(Sly(base_ms=0.05), ["0.7x"]))
+    run, said = run_in(tmp_path / "a"), Said()
+    (target,) = fit(run, wanted, replace(OPTIONS, rounds=3), progress=said).targets
+    assert target.met and target.measured["latency_ms"] <= target.limits["latency_ms"]
+    assert any("over its limit; searching again" in line for line in said.lines)
+    (target,) = fit(run_in(tmp_path / "b"), wanted, replace(OPTIONS, rounds=1)).targets
+    assert not target.met and target.reason == "measured over its limit after 1 rounds"
+    assert target.lowest["latency_ms"] > target.limits["latency_ms"]
+
+
+def test_fine_tuning_never_makes_a_student_worse_on_validation(tmp_path):
+    run = run_in(tmp_path)
+    (target,) = fit(run, fleet(box=(DEVICE, ["0.8x"])), replace(OPTIONS, fine_tune=1.0)).targets
+    assert target.met
+    assert target.accuracy >= target.accuracy_before  # the validation split stands for the test
+    assert list((run.path / "students" / target.name / "fine-tune").iterdir())
+
+
+def test_end_to_end_with_onnx_runtime(tmp_path):
+    run = run_in(tmp_path)
+    device = OnnxRuntime(runs=15, warmup=2)
+    report = fit(run, fleet(here=(device, ["1.5x"])), replace(OPTIONS, candidates=1, rounds=1))
+    (target,) = report.targets
+    assert target.met and (run.path / target.onnx).exists()
+    assert "students/here-1.5x/model.onnx" in (run.path / "report.html").read_text()
+    assert any("against 6 whole networks" in stage.detail for stage in report.stages)
+
+
+def test_settings_out_of_range_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        FitOptions(subnets=2, candidates=0, fine_tune=-1.0, images=0)
+    assert str(caught.value).splitlines() == [
+        "4 problems:",
+        "  - subnets: expected 8 or more, got 2",
+        "  - candidates: expected 1 or more, got 0",
+        "  - images: expected 1 or more, got 0",
+        "  - fine_tune: expected 0 or more epochs, got -1.0",
+    ]

@@ -22,14 +22,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from tailorbird.config.fleet import LATENCY
 from tailorbird.config.measured_fleet import MeasuredFleet, Wanted
-from tailorbird.data.images import ImageData
 from tailorbird.errors import (
     ConfigError,
     ExportError,
@@ -46,38 +44,18 @@ from tailorbird.pipeline.reporting import environment, write_report
 from tailorbird.pipeline.supernet_choice import Choice, Chooser, Request
 from tailorbird.pipeline.supernet_predictor import Learned, learn, sampled
 from tailorbird.pipeline.supernet_pricing import SupernetPricing, check_devices
+from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.pipeline.supernet_students import Students
 from tailorbird.progress import Progress
 from tailorbird.report.record import RunReport, StageCost, TargetResult
 from tailorbird.report.words import figure
 from tailorbird.runfolder import RunFolder
 from tailorbird.space import Genomes
-from tailorbird.supernet.network import Supernet
 
 T = TypeVar("T")
 
 Evaluate = Callable[[Genomes], Floats]
 """Genomes (n, genes) -> accuracies (n,) on validation images, statistics re-estimated."""
-
-
-class Trained(Protocol):
-    """What is fitted: a trained supernet in its run folder."""
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-
-    @property
-    def supernet(self) -> Supernet:
-        """On the CPU, in eval mode."""
-
-    @property
-    def data(self) -> ImageData:
-        """Images: training ones calibrate, validation ones choose, test ones report."""
-
-    @property
-    def seed(self) -> int:
-        """Of every random choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +105,7 @@ class FitOptions:
 
 
 def fit_fleet(
-    run: Trained,
+    run: SupernetRun,
     fleet: MeasuredFleet,
     *,
     options: FitOptions,
@@ -162,7 +140,7 @@ class _Fit:
 
     def __init__(
         self,
-        run: Trained,
+        run: SupernetRun,
         fleet: MeasuredFleet,
         options: FitOptions,
         evaluate: Evaluate,
@@ -173,7 +151,6 @@ class _Fit:
         self.source, self.fleet, self.options = run, fleet, options
         self.evaluate, self.progress, self.folder = evaluate, progress, folder
         self.seed = run.seed if options.seed is None else options.seed
-        self.weights = _digest(run.path / "supernet" / "weights.safetensors")
         self.requests = [
             Request(
                 wanted=wanted,
@@ -194,13 +171,10 @@ class _Fit:
         results = {r.name: kept for r in self.requests if (kept := _load(r)) is not None}
         waiting = [r for r in self.requests if r.name not in results]
         students = Students(
-            self.source.supernet,
-            self.source.data,
-            self.folder.path,
+            self.source,
             epochs=self.options.fine_tune,
             export=self.options.export,
             seed=self.seed,
-            fingerprint=self.weights,
             progress=self.progress,
         )
         if waiting:
@@ -394,7 +368,6 @@ class _Fit:
                 for name, seconds in self.folder.seconds().items()
             ),
             environment=environment(),
-            accuracy_kind="top-1" if self.source.data.labelled else "agreement with the teacher",
         )
 
     def _key(self, wanted: Wanted) -> str:
@@ -406,7 +379,8 @@ class _Fit:
             "device": entry.key,
             "table": None if entry.table is None else str(entry.table),
             "seed": self.seed,
-            "weights": self.weights,
+            "weights": self.source.weights,
+            "data": self.source.data.fingerprint,
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -420,15 +394,6 @@ class _Fit:
         if asked != {r.name: r.key for r in self.requests}:
             return None
         return report if all(_load(r) is not None for r in self.requests) else None
-
-
-def _digest(path: Path) -> str:
-    """What tells a supernet's weights from others; empty where there is no file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError:
-        return ""
 
 
 def _read(request: Request, name: str) -> dict[str, Any] | None:

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from tailorbird.config.fleet import LATENCY
-from tailorbird.data.images import ImageData, Split
+from tailorbird.data.images import Split
 from tailorbird.export.options import ExportOptions
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.finish import deliver, export_teacher, figures, keep, prove
 from tailorbird.pipeline.supernet_choice import Choice, Request
+from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, TargetResult
 from tailorbird.search.selection import within
 from tailorbird.supernet.calibrate import recalibrate
 from tailorbird.supernet.extract import extract
-from tailorbird.supernet.network import Supernet, resize
+from tailorbird.supernet.network import resize
 from tailorbird.targets import Target
-from tailorbird.train.evaluate import accuracy, agreement
+from tailorbird.train.evaluate import accuracy
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
-
-CALIBRATION_IMAGES = 2000
-"""Training images that norm statistics are re-estimated from, as in the papers."""
-
-CALIBRATION_BATCH = 100
 
 LEARNING_RATE = 0.01
 """Of the fine-tuning: the subnets have been trained already."""
@@ -80,31 +75,27 @@ class Students:
     """Makes and ships the students of one supernet.
 
     Args:
-        supernet: left as it is.
-        data: training images calibrate and fine-tune, the last split reports.
-        folder: the run folder.
+        run: the supernet, left as it is, and its images: training ones calibrate and fine-tune, the
+            last split reports.
         epochs: of the fine-tuning; 0 for none.
         export: of the ONNX files.
         seed: of the fine-tuning.
-        fingerprint: names the supernet's weights, so that files of others are not taken for these.
         progress: told about the fine-tuning.
     """
 
     def __init__(
         self,
-        supernet: Supernet,
-        data: ImageData,
-        folder: Path,
+        run: SupernetRun,
         *,
         epochs: float,
         export: ExportOptions,
         seed: int,
-        fingerprint: str,
         progress: Progress,
     ) -> None:
-        self.supernet, self.data, self.folder = supernet, data, folder
+        self.run = run
+        self.supernet, self.data, self.folder = run.supernet, run.data, run.path
         self.epochs, self.export, self.seed = epochs, export, seed
-        self.fingerprint, self.progress = fingerprint, progress
+        self.progress = progress
         self._made: dict[str, nn.Module] = {}
         self._before: dict[str, nn.Module] = {}
 
@@ -239,14 +230,14 @@ class Students:
     @cached_property
     def _full_file(self) -> Path:
         """The full network's exported and proven file."""
-        return export_teacher(self.full, self.data, self.folder / "fit" / self.fingerprint)
+        return export_teacher(self.full, self.data, self.folder / "fit" / self.run.weights)
 
     def _built(self, genomes: Sequence[np.ndarray]) -> list[nn.Sequential]:
         """Subnets on their own, recalibrated in one walk, on the CPU in eval mode."""
         device = compute_device()
         net = copy.deepcopy(self.supernet).to(device) if device.type != "cpu" else self.supernet
         whole = np.stack(list(genomes))
-        found = recalibrate(net, whole, calibration(self.data, device))
+        found = recalibrate(net, whole, self.run.calibration(device))
         return [
             extract(net, genome, statistics=statistics).eval().cpu()
             for genome, statistics in zip(whole, found, strict=True)
@@ -254,19 +245,7 @@ class Students:
 
     def _judge(self, network: nn.Module, size: int) -> float:
         split: Split = self.data.test or self.data.validation
-        module, device = AtResolution(network, size), compute_device()
-        if split.labelled:
-            return accuracy(module, split, device=device)
-        full = AtResolution(self.full.module, self.full.input_shape[-1])
-        return agreement(module, full, split, device=device)
-
-
-def calibration(data: ImageData, device: torch.device) -> Iterator[Tensor]:
-    """Batches of the training images that norm statistics are re-estimated from."""
-    images = data.train.sample(CALIBRATION_IMAGES)
-    for batch in torch.split(images, CALIBRATION_BATCH):
-        if len(batch) > 1:
-            yield batch.to(device)
+        return accuracy(AtResolution(network, size), split, device=compute_device())
 
 
 def _code(choice: Choice) -> str:
