@@ -42,7 +42,8 @@ class BigNAS:
         rate = peak * max(tail, tail ** (t / (tail_from * T)))
 
     The paper's 0.97 every 2.4 epochs reaches its tail of 5 % after 236 epochs; given as a share of
-    all epochs here, so that short runs have the same shape. Two of the paper's choices aren't here:
+    all epochs here, so that short runs have the same shape: 0.66 is 236 of the 360 epochs that
+    public re-implementations train for. Two of the paper's choices aren't here:
     RMSProp (SGD did better on CIFAR, DepS, sec. 5), and shortcuts where a stage changes shape,
     which the once-for-all spaces don't have.
 
