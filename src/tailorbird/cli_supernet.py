@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailorbird.cli_exit import plainly
+from tailorbird.cli_exit import NOT_MET, plainly
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,6 +138,67 @@ def import_(
         f"{found.architectures.name}, {found.classes} classes: {run}; next: tailorbird supernet "
         f"evaluate {run}{'' if data else ' --data FILE.yaml'}"
     )
+
+
+@app.command()
+@plainly
+def fit(
+    run: Run,
+    fleet: Annotated[Path, typer.Argument(metavar="FLEET", help="Fleet file: devices, limits.")],
+    *,
+    subnets: Annotated[int, typer.Option(help="Evaluated for the accuracy predictor.")] = 200,
+    images: Annotated[
+        int | None, typer.Option(help="Validation images for each; all by default.")
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(help="Measured and evaluated per target and search.")
+    ] = 4,
+    rounds: Annotated[int, typer.Option(help="Searches, and attempts at a limit, at most.")] = 3,
+    fine_tune: Annotated[
+        float, typer.Option(metavar="EPOCHS", help="Train the students a little more.")
+    ] = 0.0,
+    layers_at_most: Annotated[
+        int, typer.Option(help="Distinct layers that may be timed for a latency table.")
+    ] = 3000,
+    seed: Annotated[int | None, typer.Option(help="The run's own by default.")] = None,
+    data: Data = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take a subnet for every target of a fleet, export it and measure it.
+
+    The same command again continues. More targets cost hardly more. The exit code is 3 where a
+    target is not met.
+    """
+    from functools import partial
+
+    from tailorbird.config.measured_fleet import load_measured_fleet
+    from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
+    from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
+    from tailorbird.report.table import show
+    from tailorbird.report.terminal import terminal
+
+    options = FitOptions(
+        subnets=subnets,
+        images=images,
+        candidates=candidates,
+        rounds=rounds,
+        fine_tune=fine_tune,
+        layers_at_most=layers_at_most,
+        seed=seed,
+    )
+    wanted = load_measured_fleet(fleet)
+    opened, progress = open_run(run, data=data), terminal(quiet=quiet)
+    report = fit_fleet(
+        opened,
+        wanted,
+        options=options,
+        evaluate=partial(evaluate_subnets, opened, images=images, progress=progress),
+        progress=progress,
+    )
+    show(report, _out())
+    typer.echo(f"report: {run / 'report.html'}")
+    if not report.met:
+        raise typer.Exit(NOT_MET)
 
 
 def _out() -> Console:
