@@ -13,12 +13,13 @@ from tailorbird.config.reader import Document, read_file
 from tailorbird.config.sections import Faults, Field, near, short
 from tailorbird.config.supernet_data import classes_in, read_data
 from tailorbird.config.supernet_schemes import Named, scheme
-from tailorbird.data.images import ImageData
-from tailorbird.errors import ConfigError, SpaceError, StoreError
+from tailorbird.errors import ConfigError, DataError, SpaceError, StoreError
+from tailorbird.models import read_tensors
 from tailorbird.pipeline.supernet_training import SupernetJob
 from tailorbird.supernet.architecture import SPACES, ArchitectureSpace, load_space
 from tailorbird.supernet.network import Supernet, build_supernet
-from tailorbird.supernet.ofa_checkpoint import load_official_file
+from tailorbird.supernet.ofa_checkpoint import load_official
+from tailorbird.supernet.store import classes_of, head_of, outputs_of
 from tailorbird.supernet.train_state import SupernetRecipe
 
 HINT = "`tailorbird supernet init > job.yaml` writes a job to start from"
@@ -31,6 +32,7 @@ _JOB = {
     "recipe": Field(object, None),
     "dropout": Field(float, 0.0),
     "start": Field(str | None, None),
+    "new_classifier": Field(bool, False),
     "save_steps": Field(int | None, None),
     "validate_epochs": Field(int | None, 1),
     "tensorboard": Field(bool, False),
@@ -49,6 +51,7 @@ class SupernetPlan:
         data: the section's values, its ``kind`` among them, paths absolute.
         scheme: with the sampler in it, and as plain data.
         start: a checkpoint that training begins with, instead of fresh weights.
+        new_classifier: the classifier is fresh all the same.
         folder: the job file's folder, which relative paths start from.
     """
 
@@ -58,6 +61,7 @@ class SupernetPlan:
     recipe: SupernetRecipe
     dropout: float
     start: Path | None
+    new_classifier: bool
     save_steps: int | None
     validate_epochs: int | None
     tensorboard: bool
@@ -78,6 +82,7 @@ class SupernetPlan:
             "recipe": asdict(self.recipe),
             "dropout": self.dropout,
             "start": None if self.start is None else str(self.start),
+            "new_classifier": self.new_classifier,
             "save_steps": self.save_steps,
             "validate_epochs": self.validate_epochs,
             "tensorboard": self.tensorboard,
@@ -121,6 +126,8 @@ def check_job(document: Document, *, folder: Path, stem: str = "supernet") -> Su
     start = None if job["start"] is None else folder / Path(str(job["start"])).expanduser()
     if start is not None and not start.is_file():
         faults.add(("start",), f"no file at {start}")
+    if start is None and job["new_classifier"]:
+        faults.add(("new_classifier",), "has no effect without start, a checkpoint to begin with")
     if faults.found or space is None or data is None or named is None or recipe is None:
         raise ConfigError(faults.found)
     return SupernetPlan(
@@ -130,6 +137,7 @@ def check_job(document: Document, *, folder: Path, stem: str = "supernet") -> Su
         recipe=recipe,
         dropout=dropout,
         start=start,
+        new_classifier=bool(job["new_classifier"]),
         save_steps=_whole(job["save_steps"]),
         validate_epochs=_whole(job["validate_epochs"]),
         tensorboard=bool(job["tensorboard"]),
@@ -153,7 +161,7 @@ def build_job(plan: SupernetPlan) -> SupernetJob:
         generator=torch.Generator().manual_seed(plan.seed),
     )
     if plan.start is not None:
-        _begin_with(supernet, plan.start, data)
+        _begin_with(supernet, plan.start, fresh=plan.new_classifier)
     return SupernetJob(
         supernet=supernet,
         data=data,
@@ -195,10 +203,28 @@ def _space(faults: Faults, raw: object) -> ArchitectureSpace | None:
     return space_called(faults, ("space", "name"), str(values["name"]), values["resolutions"])
 
 
-def _begin_with(supernet: Supernet, checkpoint: Path, data: ImageData) -> None:
-    """Load the checkpoint; a head for other classes is told in words before names are listed."""
+def _begin_with(supernet: Supernet, checkpoint: Path, *, fresh: bool) -> None:
+    """Load the checkpoint, but for its classifier where a fresh one is wanted.
+
+    Raises:
+        StoreError: for a checkpoint that can't be read or doesn't fit.
+        DataError: for one of other classes.
+    """
+    space, classes = supernet.architectures, classes_of(supernet)
     try:
-        load_official_file(supernet, checkpoint)
+        weights = read_tensors(checkpoint)
+        if fresh:
+            own = supernet.state_dict()
+            kept = weights.keys() - set(head_of(space, weights))
+            weights = {name: weights[name] for name in kept}
+            weights |= {name: own[name] for name in head_of(space, own)}
+        outputs = outputs_of(space, weights)
+        if outputs not in (None, classes):
+            raise DataError(
+                f"start: {checkpoint} was trained for {outputs} classes, and the data have "
+                f"{classes}; give images of its classes, or new_classifier: true"
+            )
+        load_official(supernet, weights)
     except StoreError as error:
         raise StoreError(f"start: {error}") from error
 

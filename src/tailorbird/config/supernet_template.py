@@ -52,6 +52,7 @@ recipe:
 
 # dropout: 0.0
 # start: ofa.pth        # weights to begin with: an official checkpoint or safetensors
+# new_classifier: true  # of start, take all but the classifier: for images of other classes
 # validate_epochs: 1    # null for never
 # save_steps: 500       # steps between checkpoints; an epoch by default
 # tensorboard: true     # needs: pip install "tailorbird[tensorboard]"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tailorbird.config.sections import near, short
 from tailorbird.config.supernet_data import load_data_file, read_data
@@ -21,7 +19,11 @@ from tailorbird.runfolder import RunFolder
 from tailorbird.supernet.architecture import SPACES, ArchitectureSpace, load_space
 from tailorbird.supernet.network import build_supernet
 from tailorbird.supernet.ofa_checkpoint import load_official
-from tailorbird.supernet.store import save_supernet
+from tailorbird.supernet.store import outputs_of, save_supernet
+
+
+_ANY = "ofa-mbv3-w1.0"
+"""Where the space asked for doesn't exist, resolutions are checked as if for this one."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,6 @@ def import_supernet(
     return Imported(architectures, classes or 0)
 
 
-def outputs_of(space: ArchitectureSpace, tensors: Mapping[str, Tensor]) -> int | None:
-    """Classes of a checkpoint's classifier; ``None`` where it has none that can be told."""
-    last = space.slots[-1].name
-    rows = [
-        len(value)
-        for name, value in tensors.items()
-        if value.ndim == 2 and f".{name}".find(f".{last}.") >= 0 and name.endswith(".weight")
-    ]
-    return rows[0] if len(rows) == 1 and rows[0] else None
-
-
 def _space(name: str, resolutions: str | None) -> ArchitectureSpace:
     problems = []
     if name not in SPACES:
@@ -111,7 +102,7 @@ def _space(name: str, resolutions: str | None) -> ArchitectureSpace:
     if resolutions is not None:
         try:
             sizes = [int(part) for part in resolutions.split(",")]
-            load_space(SPACES[0], resolutions=sizes)
+            load_space(name if name in SPACES else _ANY, resolutions=sizes)
         except ValueError:
             problems.append(
                 f"--resolutions: expected whole numbers with commas between, got {resolutions!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from tailorbird.supernet.train_state import SupernetEpoch, SupernetRecipe
 from tailorbird.train.world import is_main
 
 FINISHED, HISTORY, IDENTITY = "finished.json", "history.json", "identity.json"
+ACCEPTED = "accepted.json"
 
 _BOUND = ("kind", "space", "resolutions", "classes", "imported", "scheme.name", "samplers")
 _BOUND_RECIPE = ("recipe.optimizer", "recipe.ema")
@@ -87,7 +89,7 @@ def train_run(
     made_of = identity(job)
     if not is_main():
         if not _finished(job.run, made_of):
-            _train(job, accept_changes=accept_changes, progress=Silent(), board=NoBoard())
+            _train(job, accept_changes=False, progress=Silent(), board=NoBoard())
         return job.run
     board: Board = TensorBoard(job.run / "tensorboard") if job.tensorboard else NoBoard()
     with _opened(job.run, made_of, accept_changes=accept_changes, progress=shown) as folder:
@@ -101,7 +103,9 @@ def train_run(
         if job.data.skipped:
             shown.say(f"data: {job.data.skipped} corrupt images left out")
         with folder.stage("train"), board:
-            trained = _train(job, accept_changes=accept_changes, progress=shown, board=board)
+            # Checkpoints are of the job before it was changed until a new one is written.
+            accepted = _is(job.run / ACCEPTED, made_of)
+            trained = _train(job, accept_changes=accepted, progress=shown, board=board)
         kept = trained.supernet if trained.average is None else trained.average
         save_supernet(kept.eval(), job.run / SUPERNET)
         write_json(
@@ -127,7 +131,7 @@ def identity(job: SupernetJob) -> dict[str, object]:
         "resolutions": list(space.space.choices[0].values),
         "classes": classes_of(job.supernet),
         "dropout": job.description.get("dropout", 0.0),
-        "start": digest(job.supernet),
+        "initial weights": digest(job.supernet),
         "data": {"name": job.data.name, "fingerprint": job.data.fingerprint},
         "scheme": job.scheme.record(),
         "samplers": [sampler.name for sampler in plan.samplers],
@@ -196,7 +200,7 @@ def _opened(
         return
     if "imported" in stored:
         raise StoreError(f"run folder {run} holds an imported supernet; give another folder")
-    changed = differences(stored, made_of)
+    changed = differences(stored, json.loads(json.dumps(made_of)))
     begun = bool(changed) and (run / SUPERNET).exists()
     listed = "".join(f"\n  - {line}" for line in changed)
     if begun and any(_is_bound(line) for line in changed):
@@ -215,6 +219,7 @@ def _opened(
         if begun:
             progress.say(f"going on with a changed job:{listed}")
             folder.event("accepted changes", changes=changed)
+            write_json(run / ACCEPTED, dict(made_of))
         write_json(run / IDENTITY, dict(made_of))
         yield folder
 
@@ -232,9 +237,12 @@ def _stored(run: Path) -> dict[str, object] | None:
 
 def _finished(run: Path, made_of: Mapping[str, object]) -> bool:
     """Whether the folder holds what this job leads to."""
-    if not (run / SUPERNET / WEIGHTS).is_file():
-        return False
+    return (run / SUPERNET / WEIGHTS).is_file() and _is(run / FINISHED, made_of)
+
+
+def _is(path: Path, made_of: Mapping[str, object]) -> bool:
+    """Whether the file is there and holds this identity."""
     try:
-        return not differences(read_json(run / FINISHED), made_of)
+        return not differences(read_json(path), json.loads(json.dumps(made_of)))
     except StoreError:
         return False

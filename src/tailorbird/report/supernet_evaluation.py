@@ -92,6 +92,7 @@ def show(found: SupernetEvaluation, console: Console) -> None:
         f"equal ranges of MACs, from {len(found.subnets)} subnets on {found.images} validation "
         "images",
         highlight=False,
+        soft_wrap=True,
     )
     if timed:
-        console.print(f"latency: {printable(found.device)}", highlight=False)
+        console.print(f"latency: {printable(found.device)}", highlight=False, soft_wrap=True)

@@ -71,11 +71,12 @@ def _draw(axes: Axes, found: SupernetEvaluation) -> None:
         f"{printable(found.space)}: mean Pareto accuracy {percent(found.mean_pareto_accuracy)} %",
         fontsize=10,
         parse_math=False,
+        pad=30,
     )
     axes.grid(visible=True, axis="y", color="#e5e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", framealpha=0.9, edgecolor="none", fontsize=9)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=9)
 
 
 def _staircase(axes: Axes, found: SupernetEvaluation) -> None:

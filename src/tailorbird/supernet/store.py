@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -9,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as dump_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from tailorbird.errors import SpaceError, StoreError
 from tailorbird.files import read_json, write_bytes, write_json
-from tailorbird.supernet.architecture import load_space
+from tailorbird.supernet.architecture import ArchitectureSpace, load_space
 from tailorbird.supernet.network import Supernet, build_supernet
 
 SPACE, WEIGHTS = "space.json", "weights.safetensors"
@@ -99,6 +100,22 @@ def classes_of(supernet: Supernet) -> int:
     """Outputs of the supernet's classifier."""
     shape = supernet.shape(len(supernet.slots()) - 1, supernet.largest())
     return 0 if shape is None else shape.out_channels
+
+
+def head_of(space: ArchitectureSpace, names: Iterable[str]) -> list[str]:
+    """Those of ``names``, of weights in a supernet or a checkpoint, that are the classifier's.
+
+    Example:
+        >>> head_of(load_space("compofa-mbv3-w1.0"), ["module.classifier.linear.bias", "x.conv"])
+        ['module.classifier.linear.bias']
+    """
+    return [name for name in names if f".{space.slots[-1].name}." in f".{name}"]
+
+
+def outputs_of(space: ArchitectureSpace, weights: Mapping[str, Tensor]) -> int | None:
+    """Classes of a checkpoint's classifier; ``None`` where that can't be told."""
+    matrices = [weights[n] for n in head_of(space, weights) if weights[n].ndim == 2]
+    return len(matrices[0]) or None if len(matrices) == 1 else None
 
 
 def _dropout(supernet: Supernet) -> float:
