@@ -9,7 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from tailorbird.cli import app
 from tailorbird.config.measured_fleet import FleetDevice, MeasuredFleet, name_wishes
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.bundle import load_student
@@ -20,7 +22,7 @@ from tailorbird.pipeline import supernet_fit, supernet_pricing
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Silent
-from tailorbird.report.record import RunReport
+from tailorbird.report.record import RunReport, TargetResult
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.store import save_supernet
 from tailorbird.targets import Limit
@@ -297,3 +299,27 @@ def test_settings_out_of_range_are_told_at_once():
         "  - images: expected 1 or more, got 0",
         "  - fine_tune: expected 0 or more epochs, got -1.0",
     ]
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_the_command_ends_as_the_main_job_does(tmp_path, monkeypatch, met):
+    run = run_in(tmp_path)
+    path = tmp_path / "fleet.yaml"
+    path.write_text("devices: [{name: here, limits: [0.5x]}]\n")
+    asked = {}
+
+    def fitted(opened, wanted, *, options, **_):
+        asked.update(wanted=wanted.wanted[0].name, options=options)
+        target = TargetResult(name="here-0.5x", device="d", limits={"latency_ms": 1.0}, met=met)
+        return RunReport(run="r", seed=0, targets=(target,))
+
+    monkeypatch.setattr("tailorbird.pipeline.supernet_run.open_run", lambda *_, **__: run)
+    monkeypatch.setattr("tailorbird.pipeline.supernet_fit.fit_fleet", fitted)
+    command = ["supernet", "fit", str(run.path), str(path), "--subnets", "50", "--fine-tune", "2"]
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == (0 if met else 3)
+    assert asked["wanted"] == "here-0.5x"
+    assert asked["options"] == FitOptions(subnets=50, fine_tune=2.0)
+    assert "report.html" in outcome.output
+    outcome = CliRunner().invoke(app, [*command[:3], str(tmp_path / "no.yaml")])
+    assert outcome.exit_code == 2 and "no.yaml" in outcome.output

@@ -8,7 +8,7 @@ from tailorbird.errors import SpaceError
 from tailorbird.measure.counts import count
 from tailorbird.supernet.calibrate import recalibrate
 from tailorbird.supernet.extract import extract
-from tailorbird.supernet.family import SupernetFamily
+from tailorbird.supernet.family import SupernetFamily, build_all
 from tests.supernet.tiny import tiny_supernet
 
 
@@ -24,7 +24,7 @@ def test_members_cost_what_they_are_counted_at_and_are_recalibrated(tmp_path):
     genomes = family.space.sample(3, np.random.default_rng(0))
     costs = family.cost(genomes)
     assert sorted(costs) == ["latency_ms@a", "macs", "params"]
-    for row, module in enumerate(family.build_all(genomes)):
+    for row, module in enumerate(build_all(net, genomes, images)):
         counted = count(module, (3, *[net.resolution(genomes[row])] * 2))
         assert (counted.macs, counted.params) == (costs["macs"][row], costs["params"][row])
     [statistics] = recalibrate(net, genomes[:1], images)
@@ -33,4 +33,4 @@ def test_members_cost_what_they_are_counted_at_and_are_recalibrated(tmp_path):
     assert not built.training
     assert torch.equal(built(images[0]), expected(images[0]))
     with pytest.raises(SpaceError, match="at least one genome to build, got none"):
-        family.build_all(genomes[:0])
+        build_all(net, genomes[:0], images)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tailorbird.config.fleet import LATENCY
+from tailorbird.config.fleet import COUNTED, LATENCY
 from tailorbird.config.measured_fleet import FleetDevice, Wanted
 from tailorbird.errors import ExportError, InfeasibleError, MeasurementError
-from tailorbird.estimate.predicted import PredictedFamily, Predictor
-from tailorbird.family import Floats
+from tailorbird.estimate.predicted import Predictor
+from tailorbird.family import Estimated, Floats
 from tailorbird.pipeline.choose import MARGIN
 from tailorbird.pipeline.supernet_pricing import SupernetPricing
+from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.progress import Progress
 from tailorbird.report.words import figure
 from tailorbird.search.baselines import Exhaustive
@@ -27,8 +28,7 @@ from tailorbird.search.reach import reachable
 from tailorbird.search.selection import within
 from tailorbird.search.strategy import Limits, Strategy
 from tailorbird.space import Genomes
-from tailorbird.supernet.counts import macs, params
-from tailorbird.supernet.network import Supernet
+from tailorbird.supernet.family import SupernetFamily
 
 FEW = 20_000
 """Up to this many members a space is searched exhaustively."""
@@ -94,7 +94,7 @@ class Chooser:
     """Searches for targets, and holds the pools of measured candidates.
 
     Args:
-        supernet: whose subnets.
+        run: the supernet whose subnets are searched.
         pricings: device name -> latencies there.
         predictor: predicted accuracy of genomes.
         evaluate: accuracies of genomes on validation images.
@@ -106,7 +106,7 @@ class Chooser:
 
     def __init__(
         self,
-        supernet: Supernet,
+        run: SupernetRun,
         pricings: Mapping[str, SupernetPricing],
         predictor: Predictor,
         evaluate: Callable[[Genomes], Floats],
@@ -116,16 +116,17 @@ class Chooser:
         seed: int,
         progress: Progress,
     ) -> None:
-        space = supernet.architectures
         self.pricings, self.evaluate = pricings, evaluate
         self.candidates, self.rounds, self.seed = candidates, rounds, seed
         self.progress = progress
-        self.counted = {"macs": macs(space).sum, "params": params(space).sum}
-        costs: dict[str, Predictor] = dict(self.counted)
-        for name, pricing in pricings.items():
-            costs[f"{LATENCY}@{name}"] = pricing.latency_ms
-        self.family = PredictedFamily(space=space.space, predictor=predictor, costs=costs)
-        full = supernet.largest()[None]
+        self.family = SupernetFamily(
+            run.supernet,
+            predictor=predictor,
+            costs={f"{LATENCY}@{name}": pricing.latency_ms for name, pricing in pricings.items()},
+            calibration=run.calibration,
+        )
+        self.counted = {metric: self.family.costs[metric] for metric in COUNTED}
+        full = run.supernet.largest()[None]
         self.full = {metric: float(of(full)[0]) for metric, of in self.counted.items()}
         self.failed: dict[str, MeasurementError | ExportError] = {}
         self._pools: dict[str, dict[Genome, float]] = {name: {} for name in pricings}
@@ -293,7 +294,7 @@ class Chooser:
 
 
 def _unreachable(
-    family: PredictedFamily, limits: Sequence[Limits], *, seed: int
+    family: Estimated, limits: Sequence[Limits], *, seed: int
 ) -> dict[int, Mapping[str, float]]:
     """Row -> lowest figures, of the limits that nothing keeps; found by halving."""
     found: dict[int, Mapping[str, float]] = {}

@@ -197,7 +197,7 @@ class _Fit:
             if request.device in failed:
                 results[request.name] = self._give_up(request, failed[request.device])
         chooser = Chooser(
-            self.source.supernet,
+            self.source,
             pricings,
             learned.predict,
             self.evaluate,

@@ -22,8 +22,7 @@ from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, TargetResult
 from tailorbird.search.selection import within
-from tailorbird.supernet.calibrate import recalibrate
-from tailorbird.supernet.extract import extract
+from tailorbird.supernet.family import build_all
 from tailorbird.supernet.network import resize
 from tailorbird.targets import Target
 from tailorbird.train.evaluate import accuracy
@@ -237,11 +236,7 @@ class Students:
         device = compute_device()
         net = copy.deepcopy(self.supernet).to(device) if device.type != "cpu" else self.supernet
         whole = np.stack(list(genomes))
-        found = recalibrate(net, whole, self.run.calibration(device))
-        return [
-            extract(net, genome, statistics=statistics).eval().cpu()
-            for genome, statistics in zip(whole, found, strict=True)
-        ]
+        return [module.cpu() for module in build_all(net, whole, self.run.calibration(device))]
 
     def _judge(self, network: nn.Module, size: int) -> float:
         split: Split = self.data.test or self.data.validation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -78,19 +78,21 @@ class SupernetFamily:
 
     def build(self, genome: npt.NDArray[np.int64]) -> nn.Sequential:
         """The subnet (genes,) on its own, recalibrated, in eval mode."""
-        return self.build_all(genome[None])[0]
+        return build_all(self.supernet, genome[None], self.calibration())[0]
 
-    def build_all(self, genomes: Genomes | Sequence[npt.NDArray[np.int64]]) -> list[nn.Sequential]:
-        """All subnets (n, genes) on their own, with one walk over the calibration images.
 
-        Raises:
-            SpaceError: when a genome lies outside the space, or none is given.
-        """
-        if not len(genomes):
-            raise SpaceError("subnets: expected at least one genome to build, got none")
-        whole = np.stack(list(genomes))
-        statistics = recalibrate(self.supernet, whole, self.calibration())
-        return [
-            extract(self.supernet, genome, statistics=own).eval()
-            for genome, own in zip(whole, statistics, strict=True)
-        ]
+def build_all(
+    supernet: Supernet, genomes: Genomes, batches: Iterable[Tensor]
+) -> list[nn.Sequential]:
+    """Subnets (n, genes) on their own, recalibrated in one walk over ``batches``, in eval mode.
+
+    Raises:
+        SpaceError: when a genome lies outside the space, or none is given.
+        DataError: when there is no batch.
+    """
+    if not len(genomes):
+        raise SpaceError("subnets: expected at least one genome to build, got none")
+    return [
+        extract(supernet, genome, statistics=statistics).eval()
+        for genome, statistics in zip(genomes, recalibrate(supernet, genomes, batches), strict=True)
+    ]
