@@ -164,7 +164,7 @@ class TestImport:
         three = {"kind": "tinyimages:images", "arguments": {"classes": 3}}
         data = write(folder / "data.yaml", data=three)
         said = tell("evaluate", folder / "in", "--data", data, code=2)
-        assert "holds label 2 but the network has 2 outputs" in said
+        assert "has 3 classes, and the supernet 2 outputs; give images of its classes" in said
         write(folder / "data.yaml", data={"kind": "tinyimages:images"})
         tell("evaluate", folder / "in", "--data", data, "--subnets", 2)
         found = json.loads((folder / "in" / "evaluation.json").read_text())

@@ -81,6 +81,21 @@ def in_colour(data: ImageData) -> ImageData:
     )
 
 
+def check_classes(data: ImageData, outputs: int) -> None:
+    """Make sure that a supernet with so many outputs answers in the classes of the images.
+
+    Raises:
+        DataError: naming both numbers and the way out.
+    """
+    have = classes_in(data)
+    if have > outputs or (data.classes is not None and have != outputs):
+        raise DataError(
+            f"data: '{data.name}' has {have} classes, and the supernet {outputs} outputs; give "
+            "images of its classes, or train on these: a job whose start is the supernet's "
+            "weights, with new_classifier: true"
+        )
+
+
 def classes_in(data: ImageData) -> int:
     """How many classes labelled images have: those named, else the largest label and one more."""
     if data.classes is not None:

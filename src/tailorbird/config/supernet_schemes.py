@@ -12,8 +12,8 @@ from tailorbird.config.sections import Faults, Field, fields_of, near, short
 from tailorbird.errors import ConfigError
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import MacsBalanced, SamplerOf, Sandwich, Uniform
+from tailorbird.supernet.schemes import compofa
 from tailorbird.supernet.schemes.bignas import BigNAS
-from tailorbird.supernet.schemes.compofa import PHASES as COMPOUND
 from tailorbird.supernet.schemes.compofa import comp_ofa
 from tailorbird.supernet.schemes.deps import DepS
 from tailorbird.supernet.schemes.phases import Phase
@@ -76,22 +76,11 @@ class Kind:
         return start | scale | {"phases": Field(object, None)} | own
 
 
-def _compound(architectures: ArchitectureSpace) -> Sequence[Phase]:
-    """CompOFA's phases, less the kinds of genes that the space lacks."""
-    known = architectures.official.keys
-    return [
-        phase
-        if phase.opens is None
-        else replace(phase, opens={k: n for k, n in phase.opens.items() if k in known})
-        for phase in COMPOUND
-    ]
-
-
 SCHEMES: Mapping[str, Kind] = {
     "deps": Kind(DepS),
     "progressive-shrinking": Kind(ProgressiveShrinking, phases_for),
     "bignas": Kind(BigNAS),
-    "compofa": Kind(comp_ofa, _compound),
+    "compofa": Kind(comp_ofa, compofa.phases_for),
 }
 """Kind of scheme -> how it is made. A new scheme is a line here."""
 

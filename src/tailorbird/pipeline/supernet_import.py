@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from tailorbird.config.sections import near, short
-from tailorbird.config.supernet_data import load_data_file, read_data
-from tailorbird.data.images import check_head
+from tailorbird.config.supernet_data import check_classes, load_data_file, read_data
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.models import read_tensors
 from tailorbird.pipeline.supernet_run import SUPERNET
@@ -20,7 +19,6 @@ from tailorbird.supernet.architecture import SPACES, ArchitectureSpace, load_spa
 from tailorbird.supernet.network import build_supernet
 from tailorbird.supernet.ofa_checkpoint import load_official
 from tailorbird.supernet.store import outputs_of, save_supernet
-
 
 _ANY = "ofa-mbv3-w1.0"
 """Where the space asked for doesn't exist, resolutions are checked as if for this one."""
@@ -74,7 +72,7 @@ def import_supernet(
         raise StoreError(f"{checkpoint}: {error}") from error
     base = Path() if data is None else data.resolve().parent
     if values is not None and classes is not None:
-        check_head(read_data(values, seed=seed, folder=base), classes)
+        check_classes(read_data(values, seed=seed, folder=base), classes)
     identity = {
         "kind": "supernet",
         "imported": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],

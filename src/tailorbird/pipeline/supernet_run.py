@@ -27,11 +27,10 @@ from torch import Tensor
 from tailorbird.config.parts import images as check_images
 from tailorbird.config.reader import read_file
 from tailorbird.config.sections import Faults
-from tailorbird.config.supernet_data import load_data_file, read_data
+from tailorbird.config.supernet_data import check_classes, load_data_file, read_data
 from tailorbird.data.images import (
     ImageData,
     Split,
-    check_head,
     resident,
 )
 from tailorbird.errors import ConfigError, DataError, StoreError
@@ -125,7 +124,7 @@ def open_run(folder: Path, *, data: Path | None = None) -> SupernetRun:
             "holds 'data:' with the keys of a job's data section"
         )
     images = read_data(values, seed=seed, folder=base)
-    check_head(images, classes_of(supernet))
+    check_classes(images, classes_of(supernet))
     return SupernetRun(path=folder, supernet=supernet, data=images, seed=seed)
 
 

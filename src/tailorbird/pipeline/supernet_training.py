@@ -25,7 +25,7 @@ from tailorbird.supernet.schemes.scheme import Scheme
 from tailorbird.supernet.store import WEIGHTS, classes_of, save_supernet
 from tailorbird.supernet.train import TrainedSupernet, train_supernet
 from tailorbird.supernet.train_state import SupernetEpoch, SupernetRecipe
-from tailorbird.train.world import is_main
+from tailorbird.train.world import is_main, joined
 
 FINISHED, HISTORY, IDENTITY = "finished.json", "history.json", "identity.json"
 ACCEPTED = "accepted.json"
@@ -90,6 +90,7 @@ def train_run(
     if not is_main():
         if not _finished(job.run, made_of):
             _train(job, accept_changes=False, progress=Silent(), board=NoBoard())
+            _together()
         return job.run
     board: Board = TensorBoard(job.run / "tensorboard") if job.tensorboard else NoBoard()
     with _opened(job.run, made_of, accept_changes=accept_changes, progress=shown) as folder:
@@ -118,6 +119,7 @@ def train_run(
         )
         write_json(job.run / FINISHED, made_of)
         folder.event("finished", epochs=len(trained.history))
+        _together()
     return job.run
 
 
@@ -168,6 +170,12 @@ def _train(
         observe=observe,
         observe_steps=board.steps,
     )
+
+
+def _together() -> None:
+    """Wait for the other processes: one that ends early would have torchrun end the rest."""
+    with joined() as world:
+        world.barrier()
 
 
 def _line(epoch: SupernetEpoch, epochs: float) -> str:
