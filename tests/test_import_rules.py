@@ -17,7 +17,7 @@ FILES = {
 SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob("*.py"))}
 
 CORE = {"errors", "files", "space", "family", "targets", "progress"}
-TOP = {"pipeline", "config", "cli", "demo"}
+TOP = {"pipeline", "config", "cli", "cli_supernet", "demo"}
 SEES_ALL = TOP | {"__init__", "__main__"}
 FORBIDDEN = {
     "search": {"graph", "house", "supernet"},

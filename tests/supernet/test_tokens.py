@@ -17,12 +17,11 @@ from tailorbird.supernet.elastic import Elastic
 from tailorbird.supernet.extract import extract
 from tailorbird.supernet.network import build_supernet, resize
 from tailorbird.supernet.samplers import MacsBalanced, Region
-from tailorbird.supernet.schemes import channels
+from tailorbird.supernet.schemes import channels, compofa, progressive_shrinking
 from tailorbird.supernet.schemes.bignas import BigNAS
 from tailorbird.supernet.schemes.compofa import comp_ofa
 from tailorbird.supernet.schemes.deps import DepS
-from tailorbird.supernet.schemes.phases import Phase
-from tailorbird.supernet.schemes.progressive_shrinking import ProgressiveShrinking
+from tailorbird.supernet.schemes.progressive_shrinking import ProgressiveShrinking, scaled
 from tailorbird.supernet.tokens import positions_at
 from tailorbird.supernet.train import train_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
@@ -30,16 +29,15 @@ from tailorbird.train.checkpoint import digest
 from tests.supernet.tiny import stripes, tiny_supernet
 
 KIND = "transformer_block"
-OPEN = {"d": None, "e": None, "h": None, "w": None}
-PHASES = (
-    Phase(name="teacher", epochs=1, learning_rate=0.05, opens=None),
-    Phase(name="all", epochs=1, learning_rate=0.05, opens=OPEN, networks=2, sort=True),
-)
 SCHEMES = {
-    "deps": DepS(epochs=2, ramp_epochs=0.5, learning_rate=0.05),
-    "progressive-shrinking": ProgressiveShrinking(phases=PHASES),
-    "bignas": BigNAS(epochs=1, learning_rate=0.05, sampler=MacsBalanced),
-    "compofa": comp_ofa(phases=PHASES),
+    "deps": lambda _: DepS(epochs=2, ramp_epochs=0.5, learning_rate=0.05),
+    "progressive-shrinking": lambda space: ProgressiveShrinking(
+        phases=scaled(progressive_shrinking.phases_for(space), epochs=3, learning_rate=0.2)
+    ),
+    "bignas": lambda _: BigNAS(epochs=1, learning_rate=0.05, sampler=MacsBalanced),
+    "compofa": lambda space: comp_ofa(
+        phases=scaled(compofa.phases_for(space), epochs=2, learning_rate=0.2)
+    ),
 }
 
 
@@ -183,12 +181,19 @@ def test_blocks_can_start_as_identities_and_still_learn(net):
     assert learning.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("phases", [progressive_shrinking.phases_for, compofa.phases_for])
+def test_phases_open_the_whole_space_in_the_end(phases, net):
+    last = phases(net.architectures)[-1]
+    assert (Region.opened(net.architectures, last.opens).floor == 0).all()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_scheme_trains_it(scheme, precision, tmp_path):
     net = tiny_supernet(tmp_path, KIND)
     recipe = SupernetRecipe(batch_size=18, precision=precision, ema=0.9)
-    trained = train_supernet(net, stripes(), scheme, seed=0, recipe=recipe, validate_epochs=1)
+    made = scheme(net.architectures)
+    trained = train_supernet(net, stripes(), made, seed=0, recipe=recipe, validate_epochs=1)
     assert trained.history[-1].smallest is not None
     for before, (name, after) in zip(
         net.parameters(), trained.supernet.named_parameters(), strict=True

@@ -7,7 +7,9 @@ Sahni et al., CompOFA: Compound Once-For-All Networks for Faster Multi-Platform 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import SamplerOf, Uniform
 from tailorbird.supernet.schemes.phases import Phase
 from tailorbird.supernet.schemes.progressive_shrinking import (
@@ -32,6 +34,20 @@ PHASES = (
     ),
 )
 """Teacher, then all subnets at once, with a gentle start; on ImageNet, 2,048 images per step."""
+
+
+def phases_for(architectures: ArchitectureSpace) -> tuple[Phase, ...]:
+    """`PHASES` over a space: whatever kinds of genes it has, all are opened at once.
+
+    Example:
+        >>> from tailorbird.supernet.architecture import load_space
+        >>> sorted(phases_for(load_space("cifar-vit-tiny"))[1].opens)
+        ['d', 'e', 'h', 'w']
+    """
+    entries = architectures.official.keys.items()
+    chosen = [key for key, listed in entries if any(entry.chooses for entry in listed)]
+    opens: dict[str, int | None] = {key: None for key in chosen if key != "r"}
+    return tuple(phase if phase.opens is None else replace(phase, opens=opens) for phase in PHASES)
 
 
 def comp_ofa(

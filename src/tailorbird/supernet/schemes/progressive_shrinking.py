@@ -85,6 +85,10 @@ Channels between blocks are not sorted.
 """
 
 
+ALONGSIDE = {"h": "e"}
+"""A transformer's heads open as its MLP ratios do: both are widths inside a block."""
+
+
 def phases_for(architectures: ArchitectureSpace) -> tuple[Phase, ...]:
     """`PHASES` and `WIDTH_PHASES`, less what a space doesn't have.
 
@@ -94,6 +98,8 @@ def phases_for(architectures: ArchitectureSpace) -> tuple[Phase, ...]:
         >>> from tailorbird.supernet.architecture import load_space
         >>> [phase.name for phase in phases_for(load_space("ofa-resnet50d"))]
         ['teacher', 'depth-1', 'depth-2', 'expand-1', 'expand-2', 'width-1', 'width-2']
+        >>> phases_for(load_space("cifar-vit-tiny"))[-1].opens
+        {'d': None, 'e': None, 'w': None, 'h': None}
     """
     kept: list[Phase] = []
     floor = architectures.space.sizes - 1
@@ -103,6 +109,7 @@ def phases_for(architectures: ArchitectureSpace) -> tuple[Phase, ...]:
             continue
         known = architectures.official.keys
         opens = {key: count for key, count in phase.opens.items() if key in known}
+        opens |= {k: opens[e] for k, e in ALONGSIDE.items() if k in known and e in opens}
         opened = Region.opened(architectures, opens).floor
         if (opened[RESOLUTION + 1 :] != floor[RESOLUTION + 1 :]).any():
             kept.append(replace(phase, opens=opens))
