@@ -34,7 +34,6 @@ from tailorbird.supernet.network import Supernet, build_supernet, resize
 from tailorbird.supernet.schemes.deps import DepS
 from tailorbird.supernet.train import train_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
-from tailorbird.train.evaluate import accuracy
 from tailorbird.train.norm_stats import recalibrate as recalibrate_one
 from tailorbird.train.optimisers import build_optimizer
 from tailorbird.train.precision import compute_device, set_layout
@@ -91,7 +90,7 @@ class Stepper:
         if isinstance(self.module, Supernet):
             self.module.activate(self.module.largest())
         self.optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(self.module(self.images), self.labels).backward()
+        torch.autograd.backward(F.cross_entropy(self.module(self.images), self.labels))
         self.optimizer.step()
 
 
@@ -159,6 +158,7 @@ def memory(step: Stepper) -> float:
 def evaluation(name: str, calibrated_on: int, judged_on: int) -> dict[str, object]:
     """Seconds for many subnets together, and one after the other."""
     net = supernet(name).eval()
+    set_layout(net, torch.channels_last)  # for both ways: the faster one on this processor
     space = net.architectures
     genomes = space.space.sample(SUBNETS, np.random.default_rng(0))
     train, held = images(calibrated_on), images(judged_on)
@@ -167,12 +167,12 @@ def evaluation(name: str, calibrated_on: int, judged_on: int) -> dict[str, objec
     def calibration() -> Iterator[Tensor]:
         walk = train.batches(size, generator=torch.Generator().manual_seed(0), augment=True)
         for batch, _ in islice(walk, calibrated_on // size):
-            yield batch
+            yield batch.contiguous(memory_format=torch.channels_last)
 
     def judged() -> Iterator[tuple[Tensor, Tensor]]:
         for batch, labels in held.batches(size):
             assert labels is not None
-            yield batch, labels
+            yield batch.contiguous(memory_format=torch.channels_last), labels
 
     found: dict[str, np.ndarray] = {}
 
@@ -181,12 +181,15 @@ def evaluation(name: str, calibrated_on: int, judged_on: int) -> dict[str, objec
             net, genomes, recalibrate(net, genomes, calibration()), judged()
         )
 
+    @torch.no_grad()
     def apart() -> None:
         rights = []
         for genome in genomes:
             subnet, pixels = extract(net, genome).eval(), net.resolution(genome)
+            set_layout(subnet, torch.channels_last)
             recalibrate_one(subnet, (resize(batch, pixels) for batch in calibration()))
-            rights.append(accuracy(subnet, held, batch_size=size))
+            right = [(subnet(batch).argmax(1) == labels).sum() for batch, labels in judged()]
+            rights.append(int(torch.stack(right).sum()) / judged_on)
         found["apart"] = np.array(rights)
 
     seconds = {"together": synchronised(together), "apart": synchronised(apart)}
