@@ -80,7 +80,7 @@ SCALES = {
     "cpu": Scale(
         space="cifar-mbv3-s2-w0.25",
         coupled="cifar-compofa-mbv3-s2-w0.25",
-        epochs=4.0,
+        epochs=3.0,
         recipe=SupernetRecipe(batch_size=64, precision="float32"),
         rate=0.1,
         subnets=36,
@@ -264,15 +264,7 @@ class Bench:
 
     def run(self, case: Case) -> dict[str, object]:
         """Train and judge a case, with a look at its ends now and then."""
-        folder = self.work / case.name
-        space, epochs = self.space(case), self.epochs(case)
-        classes = self.data.classes
-        net = build_supernet(
-            space,
-            classes=len(classes) if classes else 10,
-            dropout=self.scale.dropout,
-            generator=torch.Generator().manual_seed(case.seed),
-        )
+        net, space, epochs = self.fresh(case), self.space(case), self.epochs(case)
         scheme = case.make(epochs, space)
         per_epoch = len(self.data.train) // self.scale.recipe.batch_size
         plan = scheme.plan(net.architectures, per_epoch)
@@ -280,14 +272,14 @@ class Bench:
         curve: list[list[object]] = json.loads(log.read_text()) if log.exists() else []
         for point in range(len(curve) + 1, LOOKS + 1):
             stop = round(plan.total * point / LOOKS)
-            trained = self.train(net, Until(scheme, stop), case, folder)
+            trained = self.train(net, Until(scheme, stop), case)
             ends = np.stack([net.smallest(), net.largest()])
             norms = recalibrate(trained.supernet, ends, self.calibration())
             small, large = self.scores(trained.supernet, ends, norms, self.data.validation, 1000)
             phase = plan.step(stop - 1, np.random.default_rng(0)).phase
             curve.append([stop / per_epoch, phase, round(100 * large, 2), round(100 * small, 2)])
             log.write_text(json.dumps(curve), encoding="utf-8")
-        trained = self.train(net, scheme, case, folder)  # at its end already
+        trained = self.train(net, scheme, case)  # at its end already
         return {
             "method": case.method,
             "budget": case.budget,
@@ -300,7 +292,17 @@ class Bench:
             **self.judge(trained.supernet),
         }
 
-    def train(self, net: Supernet, scheme: Scheme, case: Case, folder: Path) -> TrainedSupernet:
+    def fresh(self, case: Case) -> Supernet:
+        """The untrained supernet of a case."""
+        classes = self.data.classes
+        return build_supernet(
+            self.space(case),
+            classes=len(classes) if classes else 10,
+            dropout=self.scale.dropout,
+            generator=torch.Generator().manual_seed(case.seed),
+        )
+
+    def train(self, net: Supernet, scheme: Scheme, case: Case) -> TrainedSupernet:
         """Train to the end of the scheme's plan, from where the folder was left."""
         return train_supernet(
             net,
@@ -308,7 +310,7 @@ class Bench:
             scheme,
             seed=case.seed,
             recipe=self.scale.recipe,
-            folder=folder,
+            folder=self.work / case.name,
             accept_changes=True,  # only the plan's end differs from one look to the next
             device=self.device,
         )
