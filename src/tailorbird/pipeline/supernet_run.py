@@ -39,9 +39,9 @@ from tailorbird.progress import Progress, Silent, Task
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.calibrate import accuracies, recalibrate
-from tailorbird.supernet.network import Supernet
+from tailorbird.supernet.network import Supernet, resize
 from tailorbird.supernet.store import WEIGHTS, classes_of, load_supernet
-from tailorbird.train.precision import compute_device
+from tailorbird.train.precision import compute_device, runs_channels_last, set_layout
 from tailorbird.train.seeds import derive
 
 Floats = npt.NDArray[np.float64]
@@ -180,19 +180,18 @@ class _Judge:
 
     def __init__(self, run: SupernetRun, images: int | None) -> None:
         self.device = compute_device(None)
-        self.supernet = run.supernet
-        if self.device.type != "cpu":
-            self.supernet = copy.deepcopy(run.supernet).to(self.device)
+        self.supernet = copy.deepcopy(run.supernet).to(self.device)
+        self.layout = _lay_out(self.supernet, run.data.train.sample(2).to(self.device))
         self.train = resident(run.data.train, self.device)
         self.validation = resident(run.data.validation, self.device)
         self.seed, self.images = run.seed, images
-        calibrating = min(STATISTICS_IMAGES, len(run.data.train))
         judging = images or len(run.data.validation)
-        self.batches = -(-calibrating // _statistics_batch(run.data.train)) + -(-judging // _BATCH)
+        self.batches = _statistics_batches(run.data.train) + -(-judging // _BATCH)
 
     def accuracies(self, genomes: Genomes, task: Task, note: str) -> Floats:
         """Shares (n,) of images that the subnets classify right."""
-        images = _calibration(self.train, self.seed, self.device)
+        walk = _calibration(self.train, self.seed, self.device)
+        images = (batch.contiguous(memory_format=self.layout) for batch in walk)
         statistics = recalibrate(self.supernet, genomes, _counted(images, task, note))
         return accuracies(
             self.supernet, genomes, statistics, _counted(self._labelled(), task, note)
@@ -207,7 +206,7 @@ class _Judge:
         for images, labels in self.validation.batches(_BATCH, generator=drawn, device=self.device):
             if labels is None:
                 raise DataError("the images have no labels, and judging subnets needs them")
-            yield images[:left], labels[:left]
+            yield images[:left].contiguous(memory_format=self.layout), labels[:left]
             left -= len(images)
             if left <= 0:
                 return
@@ -262,16 +261,29 @@ class _Book:
             raise cannot_write(self.path, error) from error
 
 
+def _lay_out(supernet: Supernet, example: Tensor) -> torch.memory_format:
+    """Bring the weights into channels-last layout where that runs: faster, the same in rounding."""
+    set_layout(supernet, torch.channels_last)
+    if runs_channels_last(supernet, resize(example, supernet.resolution(supernet.active))):
+        return torch.channels_last
+    set_layout(supernet, torch.contiguous_format)
+    return torch.contiguous_format
+
+
 def _statistics_batch(split: Split) -> int:
     """Images per batch: each batch counts the same, so all have to be full."""
     return min(_BATCH, len(split))
+
+
+def _statistics_batches(split: Split) -> int:
+    return min(-(-STATISTICS_IMAGES // _BATCH), max(1, len(split) // _BATCH))
 
 
 def _calibration(split: Split, seed: int, device: torch.device | None) -> Iterator[Tensor]:
     size = _statistics_batch(split)
     drawn = torch.Generator().manual_seed(derive(seed, _STATISTICS))
     walk = split.batches(size, generator=drawn, drop_last=True, device=device)
-    for images, _ in islice(walk, -(-min(STATISTICS_IMAGES, len(split)) // size)):
+    for images, _ in islice(walk, _statistics_batches(split)):
         yield images
 
 
