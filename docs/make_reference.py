@@ -1,4 +1,6 @@
-"""Write docs/reference.md from docstrings, and the tables of docs/job.md from the job's own fields.
+"""Write docs/reference.md from docstrings, and the tables of job.md and supernet.md from the code.
+
+The tables of keys come from what checks job files, those of options from the command line.
 
 Run from anywhere: ``python docs/make_reference.py``. The same code gives the same text.
 """
@@ -12,13 +14,27 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
 import tailorbird
-from tailorbird.config import parts, plan
+from tailorbird import cli_supernet
+from tailorbird.config import measured_fleet, parts, plan, supernet_job, supernet_schemes
 from tailorbird.config.sections import REQUIRED, Field, fields_of, words
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.report.words import bare
+from tailorbird.supernet import counts
+from tailorbird.supernet.architecture import SPACES, load_space
+from tailorbird.supernet.schemes import compofa, progressive_shrinking
+from tailorbird.supernet.schemes.bignas import BigNAS
+from tailorbird.supernet.schemes.deps import DepS
+from tailorbird.supernet.schemes.phases import Phase
+from tailorbird.supernet.schemes.progressive_shrinking import ProgressiveShrinking
+from tailorbird.supernet.train_state import SupernetRecipe
 from tailorbird.train.recipe import Recipe
 
 DOCS = Path(__file__).parent
@@ -43,6 +59,29 @@ MODULES = (
     "tailorbird.supernet.architecture",
     "tailorbird.supernet.counts",
     "tailorbird.supernet.ofa_format",
+    "tailorbird.supernet.network",
+    "tailorbird.supernet.extract",
+    "tailorbird.supernet.calibrate",
+    "tailorbird.supernet.store",
+    "tailorbird.supernet.ofa_checkpoint",
+    "tailorbird.supernet.train",
+    "tailorbird.supernet.train_state",
+    "tailorbird.supernet.samplers",
+    "tailorbird.supernet.schemes.scheme",
+    "tailorbird.supernet.schemes.deps",
+    "tailorbird.supernet.schemes.progressive_shrinking",
+    "tailorbird.supernet.schemes.phases",
+    "tailorbird.supernet.schemes.bignas",
+    "tailorbird.supernet.schemes.compofa",
+    "tailorbird.supernet.pareto",
+    "tailorbird.supernet.family",
+    "tailorbird.supernet.layers",
+    "tailorbird.pipeline.supernet_training",
+    "tailorbird.pipeline.supernet_run",
+    "tailorbird.pipeline.supernet_evaluation",
+    "tailorbird.pipeline.supernet_fit",
+    "tailorbird.config.supernet_job",
+    "tailorbird.config.measured_fleet",
     "tailorbird.estimate.latency_table",
     "tailorbird.estimate.accuracy_predictor",
     "tailorbird.estimate.features",
@@ -51,6 +90,7 @@ MODULES = (
     "tailorbird.estimate.learned_latency",
     "tailorbird.estimate.transfer",
     "tailorbird.estimate.predicted",
+    "tailorbird.estimate.measured_table",
     "tailorbird.estimate.additive",
     "tailorbird.search.strategy",
     "tailorbird.search.many_targets",
@@ -67,6 +107,7 @@ MODULES = (
     "tailorbird.train.retrain",
     "tailorbird.train.evaluate",
     "tailorbird.train.norm_stats",
+    "tailorbird.train.world",
     "tailorbird.measure.counts",
     "tailorbird.measure.onnxruntime",
     "tailorbird.export.onnx",
@@ -121,6 +162,45 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "for pixels from 0 to 1",
     },
     "onnxruntime": {"kind": "`onnxruntime`"},
+    "supernet job": {
+        "space": "which subnets there are: a name, or the keys below",
+        "data": "images with labels; keys as in [job.md](job.md#data)",
+        "scheme": "how it is trained: a name, or `kind` and the scheme's keys below",
+        "sampler": "which subnets a step trains, see [samplers](#samplers); null for the scheme's",
+        "recipe": "how steps are made, keys below",
+        "dropout": "probability of dropout before the classifier",
+        "start": "weights to begin with: an official checkpoint, or a supernet's "
+        "`weights.safetensors`",
+        "new_classifier": "of `start`, take all but the classifier: for images of other classes",
+        "save_steps": "steps between checkpoints; null for an epoch",
+        "validate_epochs": "epochs between validations of the largest and the smallest subnet; "
+        "null for never",
+        "tensorboard": "write event files too; needs `pip install '.[tensorboard]'`",
+        "seed": "of every random choice",
+        "run": "the run folder; null means `runs/` and the job file's name",
+    },
+    "supernet recipe": {
+        "ema": "decay of a running average of the weights, which is then what the run folder holds "
+        "in the end; the accuracies shown while training are of the weights themselves. null for "
+        "no average",
+    },
+    "space": {
+        "name": "one of [these](#spaces)",
+        "resolutions": "image sizes in pixels, 32 to 4,096; null for the space's own",
+    },
+    "scheme settings": {"fixed": "kinds of genes that stay at their largest value, such as `[ks]`"},
+    "scheme": {
+        "epochs": "passes over the training images, all phases together",
+        "learning_rate": "the highest of all phases",
+        "phases": "a phase's name and its keys below, or null to leave it out",
+    },
+    "fleet": {
+        "name": "names the students' folders, together with the limits",
+        "runtime": "what measures on this machine: `onnxruntime`. Left out beside a "
+        "`latency_table`, nothing does, and students are predicted",
+        "latency_table": "a table of any known form, instead of one that is measured",
+        "limits": "list of limits, one student each",
+    },
 }
 
 
@@ -341,23 +421,123 @@ def tables() -> dict[str, str]:
     return found
 
 
-def filled(text: str) -> str:
-    """job.md with the tables between its marks made anew."""
-    for name, content in tables().items():
-        mark = re.compile(rf"(<!-- keys:{name} -->\n).*?(<!-- /keys:{name} -->)", re.DOTALL)
-        places = list(mark.finditer(text))
-        if len(places) != 1:
-            raise SystemExit(f"job.md: expected one place for keys:{name}, found {len(places)}")
-        start, end = places[0].span()
-        text = f"{text[:start]}{places[0][1]}\n{content}\n\n{places[0][2]}{text[end:]}"
+def supernet_tables() -> dict[str, str]:
+    """Name of a place in supernet.md -> the table that belongs there."""
+    recipe = {**meanings(Recipe), **meanings(SupernetRecipe), **_MEANINGS["supernet recipe"]}
+    device = {**_MEANINGS["fleet"], **meanings(OnnxRuntime)}
+    found = {
+        "supernet-job": table(supernet_job._JOB, _MEANINGS["supernet job"]),
+        "space": table(supernet_job._SPACE, _MEANINGS["space"]),
+        "spaces": spaces_table(),
+        "recipe": table(fields_of(SupernetRecipe), recipe),
+        "phase": table(supernet_schemes._PHASE, meanings(Phase)),
+        "phases-progressive-shrinking": phases_table(
+            (*progressive_shrinking.PHASES, *progressive_shrinking.WIDTH_PHASES)
+        ),
+        "phases-compofa": phases_table(compofa.PHASES),
+        "fleet-device": table(
+            measured_fleet._DEVICE | fields_of(OnnxRuntime, without=["seed"]), device
+        ),
+    }
+    own: Mapping[str, Mapping[str, str]] = {
+        "deps": meanings(DepS),
+        "bignas": meanings(BigNAS),
+        "progressive-shrinking": {**meanings(ProgressiveShrinking), **_MEANINGS["scheme"]},
+        "compofa": {**meanings(ProgressiveShrinking), **_MEANINGS["scheme"]},
+    }
+    for kind, scheme in supernet_schemes.SCHEMES.items():
+        fields = {**scheme.fields, "kind": Field(str)}
+        said = {**own[kind], **_MEANINGS["scheme settings"], "kind": f"`{kind}`"}
+        plain = {key: re.sub(r"^off: ", "false: ", text) for key, text in said.items()}
+        found[f"scheme-{kind}"] = table(fields, plain)
+    command = typer.main.get_command(cli_supernet.app)
+    assert isinstance(command, TyperGroup)
+    for name, one in command.commands.items():
+        assert isinstance(one, TyperCommand)
+        if len(one.params) > 1:
+            found[f"options-{name}"] = options_table(one)
+    return found
+
+
+def spaces_table() -> str:
+    """Each space: its image sizes, kinds of genes, and what its subnets cost."""
+    rows = ["| space | pixels | genes | MACs | parameters |", "|---|---|---|---|---|"]
+    for name in SPACES:
+        space = load_space(name)
+        sizes = space.space.choices[0].values
+        ends = np.stack([np.zeros_like(space.space.sizes), space.space.sizes - 1])
+        figures = [
+            " to ".join(bare(metric, float(value), 3) for value in one(space).sum(ends))
+            for metric, one in (("macs", counts.macs), ("params", counts.params))
+        ]
+        chosen = [
+            f"`{key}`"
+            for key, listed in space.official.keys.items()
+            if any(entry.chooses for entry in listed) and key != "r"
+        ]
+        pixels = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        rows.append(f"| `{name}` | {pixels} | {', '.join(chosen)} | {' | '.join(figures)} |")
+    return "\n".join(rows)
+
+
+def phases_table(phases: tuple[Phase, ...]) -> str:
+    """The phases of a scheme, as its paper has them."""
+    rows = [
+        "| phase | epochs | learning rate | warm-up | opens | subnets per step | sorts channels |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for phase in phases:
+        opened = "nothing: the full network alone"
+        if phase.opens is not None:
+            kinds = phase.opens.items()
+            opened = ", ".join(f"`{k}`" if n is None else f"`{k}` (top {n})" for k, n in kinds)
+        sorts = "yes" if phase.sort else "no"
+        figures = (phase.epochs, phase.learning_rate, phase.warmup_epochs)
+        numbers = " | ".join(f"{figure:g}" for figure in figures)
+        rows.append(f"| `{phase.name}` | {numbers} | {opened} | {phase.networks} | {sorts} |")
+    return "\n".join(rows)
+
+
+def options_table(command: TyperCommand) -> str:
+    """The options of a command, as ``--help`` tells them."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for parameter in command.params:
+        if not isinstance(parameter, TyperOption) or "--help" in parameter.opts:
+            continue
+        names = ", ".join(f"`{name}`" for name in parameter.opts)
+        value = parameter.default
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        plain = "required" if parameter.required else f"{value:g}" if number else ""
+        meaning = markdown(parameter.help or "").rstrip(".")
+        rows.append(f"| {names} | {plain} | {meaning} |")
+    return "\n".join(rows)
+
+
+DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
+    "job.md": tables,
+    "supernet.md": supernet_tables,
+}
+"""Documents with tables, and what makes these."""
+
+
+def filled(name: str, text: str) -> str:
+    """A document with the tables between its marks made anew."""
+    for place, content in DOCUMENTS[name]().items():
+        mark = re.compile(rf"(<!-- keys:{place} -->\n).*?(<!-- /keys:{place} -->)", re.DOTALL)
+        found = list(mark.finditer(text))
+        if len(found) != 1:
+            raise SystemExit(f"{name}: expected one place for keys:{place}, found {len(found)}")
+        start, end = found[0].span()
+        text = f"{text[:start]}{found[0][1]}\n{content}\n\n{found[0][2]}{text[end:]}"
     return text
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the reference and the tables."""
     (DOCS / "reference.md").write_text(reference(), encoding="utf-8")
-    job = DOCS / "job.md"
-    job.write_text(filled(job.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in DOCUMENTS:
+        path = DOCS / name
+        path.write_text(filled(name, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
