@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tailorbird import cli
 from tailorbird.config import supernet_job, supernet_template
 from tailorbird.config.reader import read
-from tailorbird.pipeline import supernet_run
+from tailorbird.pipeline import supernet_run, supernet_training
 from tailorbird.report import terminal
 from tailorbird.supernet import architecture
 from tailorbird.supernet.store import load_supernet
@@ -120,6 +120,23 @@ class TestTheWholeWay:
         said = tell("train", job(folder, scheme="deps"), "--accept-changes", code=2)
         assert "scheme.name: 'bignas' -> 'deps'" in said
         assert "of another kind: give a new folder" in said
+
+    def test_old_weights_are_not_a_changed_jobs(self, folder, monkeypatch):  # noqa: F811
+        tell("train", job(folder))
+        longer = {"kind": "bignas", "epochs": 3, "learning_rate": 0.05, "networks": 2}
+        path = job(folder, scheme=longer, seed=1)
+
+        def kill(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(supernet_training, "_train", kill)
+            said = tell("train", path, "--accept-changes", code=130)
+        assert "note: the images or their division changed: validation images may be" in said
+        said = tell("evaluate", folder / "run", code=2)
+        assert "isn't trained to the end; continue with `tailorbird supernet train`" in said
+        tell("train", path)
+        tell("evaluate", folder / "run", "--subnets", 1)
 
     def test_init_prints_a_job_that_is_well_formed(self, tmp_path):
         done = CliRunner().invoke(cli.app, ["supernet", "init"])

@@ -13,7 +13,7 @@ from tailorbird.errors import ConfigError
 from tailorbird.export.onnx import export_many
 from tailorbird.files import read_json, write_json
 from tailorbird.pipeline.supernet_predictor import sampled
-from tailorbird.pipeline.supernet_run import Floats, SupernetRun, evaluate_subnets
+from tailorbird.pipeline.supernet_run import IDENTITY, Floats, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.supernet_evaluation import EvaluatedSubnet, SupernetEvaluation
 from tailorbird.report.supernet_plot import picture
@@ -67,7 +67,7 @@ def evaluate_run(
     ]
     if wrong:
         raise ConfigError(wrong)
-    stored = read_json(run.path / "identity.json")
+    stored = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
     with folder.open(stored if isinstance(stored, dict) else {}), folder.stage("evaluate"):
         genomes = sampled(run.architectures, subnets + 2, seed=seed)

@@ -38,13 +38,13 @@ from tailorbird.errors import (
 )
 from tailorbird.export.options import ExportOptions
 from tailorbird.family import Floats
-from tailorbird.files import read_json, write_json
+from tailorbird.files import cannot_write, read_json, write_json
 from tailorbird.pipeline.fitting import DELIVERED, delivered
 from tailorbird.pipeline.reporting import environment, write_report
 from tailorbird.pipeline.supernet_choice import Choice, Chooser, Request
 from tailorbird.pipeline.supernet_predictor import Learned, learn, sampled
-from tailorbird.pipeline.supernet_pricing import SupernetPricing, check_devices
-from tailorbird.pipeline.supernet_run import SupernetRun
+from tailorbird.pipeline.supernet_pricing import SupernetPricing, check_devices, contents
+from tailorbird.pipeline.supernet_run import IDENTITY, SupernetRun
 from tailorbird.pipeline.supernet_students import Students
 from tailorbird.progress import Progress
 from tailorbird.report.record import RunReport, StageCost, TargetResult
@@ -128,7 +128,7 @@ def fit_fleet(
     """
     if not fleet.wanted:
         raise ConfigError("fleet: no targets; give each device limits such as [15, 0.5x]")
-    identity = read_json(run.path / "identity.json")
+    identity = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
     with folder.open(identity if isinstance(identity, dict) else {}):
         check_devices(fleet.devices, run.supernet.architectures, most=options.layers_at_most)
@@ -307,7 +307,7 @@ class _Fit:
             return self._give_up(request, error)
         if not shipped.met and pricing.measured and not last:
             whole = choice.figures[LATENCY] / pricing.full_ms
-            now = shipped.measured[LATENCY] / shipped.full_ms
+            now = shipped.measured[LATENCY] / (shipped.full_ms or pricing.full_ms)
             self.progress.say(
                 f"{request.name}: measured {figure(LATENCY, shipped.measured[LATENCY])}, over its "
                 "limit; searching again"
@@ -323,11 +323,12 @@ class _Fit:
         elif not shipped.met:
             reason = f"measured over its limit after {self.options.rounds} rounds"
         before, after = students.accuracies(request, choice)
+        full = {} if shipped.full_ms is None else {"teacher_latency_ms": shipped.full_ms}
         result = TargetResult(
             name=request.name,
             device=request.entry.key,
             limits=shipped.limits,
-            measured={**shipped.measured, "teacher_latency_ms": shipped.full_ms},
+            measured={**shipped.measured, **full},
             met=shipped.met,
             accuracy=after,
             accuracy_before=before,
@@ -353,6 +354,7 @@ class _Fit:
             reason=str(error),
         )
         self.progress.say(f"{request.name}: {error}")
+        _clear(request)
         if infeasible:  # a device that does not answer is tried again by the next run
             _record(request, result)
         return result
@@ -368,6 +370,8 @@ class _Fit:
                 for name, seconds in self.folder.seconds().items()
             ),
             environment=environment(),
+            accuracy_kind=students.judged_on,
+            reference="full network",
         )
 
     def _key(self, wanted: Wanted) -> str:
@@ -377,7 +381,7 @@ class _Fit:
             **{name: value for name, value in options.items() if name != "layers_at_most"},
             "limits": {limit.metric: [limit.value, limit.share] for limit in wanted.limits},
             "device": entry.key,
-            "table": None if entry.table is None else str(entry.table),
+            "table": None if entry.table is None else contents(entry.table),
             "seed": self.seed,
             "weights": self.source.weights,
             "data": self.source.data.fingerprint,
@@ -423,9 +427,13 @@ def _record(request: Request, result: TargetResult) -> None:
 
 
 def _clear(request: Request) -> None:
-    """Remove what an earlier request left for the user: what misses its limits is not left."""
+    """Remove what an earlier request or attempt left for the user, and is no answer to this one."""
     for name in (*DELIVERED, "result.json"):
-        (request.home / name).unlink(missing_ok=True)
+        path = request.home / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 def _as(kind: type[T], raw: object) -> T | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tailorbird.errors import ConfigError
 from tailorbird.estimate.features import architecture_features
 from tailorbird.estimate.train_predictor import HeldOut, TrainedPredictor, fit
 from tailorbird.family import Floats
+from tailorbird.report.words import percent
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import MacsBalanced, Region
@@ -75,17 +77,33 @@ def learn(space: ArchitectureSpace, genomes: Genomes, accuracies: Floats, *, see
     """Learn accuracy from evaluated subnets, a fifth of them held out to see how well.
 
     Raises:
-        ConfigError: when all accuracies are equal, or there are fewer than eight.
+        ConfigError: when all accuracies are equal, or there are fewer than seven.
     """
+    if len(genomes) and bool((accuracies == accuracies[0]).all()):
+        raise ConfigError(
+            f"accuracy predictor: all {len(genomes)} subnets classify {percent(accuracies[0])} % "
+            "right, so that none can be preferred; train the supernet longer, or judge on more or "
+            "harder images"
+        )
     features = architecture_features(space)
-    rows = np.random.default_rng([seed, 0x9D]).permutation(len(genomes))
-    held = rows[: max(2, round(HELD_OUT * len(rows)))]
-    rest = np.setdiff1d(rows, held)
+    held, rest = _divided(accuracies, np.random.default_rng([seed, 0x9D]))
     try:
-        part = fit(genomes[rest], accuracies[rest], features, seed=seed)
         whole = fit(genomes, accuracies, features, seed=seed)
+        part = fit(genomes[rest], accuracies[rest], features, seed=seed)
     except ConfigError as error:
         raise ConfigError(
             [f"accuracy predictor: {problem}" for problem in error.problems]
         ) from error
     return Learned(whole, genomes, part.report(genomes[held], accuracies[held]))
+
+
+def _divided(
+    accuracies: Floats, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows held out, and the rest, in which not all accuracies are equal."""
+    rows = rng.permutation(len(accuracies))
+    held, rest = np.split(rows, [max(2, round(HELD_OUT * len(rows)))])
+    others = np.flatnonzero(accuracies[held] != accuracies[rest[0]]) if len(rest) else rest
+    if len(others) and bool((accuracies[rest] == accuracies[rest[0]]).all()):
+        held[others[0]], rest[0] = rest[0], held[others[0]]
+    return np.sort(held), np.sort(rest)

@@ -117,7 +117,8 @@ class SupernetPricing:
 
     def correct(self) -> None:
         """Correct the table by all networks measured for this fit; the first ones check it."""
-        whole = np.array(sorted(self._seen), dtype=np.int64)
+        whole = np.array(sorted(self._seen), dtype=np.int64).reshape(len(self._seen), -1)
+        whole = whole[self._table.sums(whole) < UNCOVERED_MS] if len(whole) else whole
         if not self.measured or len(whole) < LEAST_NETWORKS:
             return
         corrected = self._table.corrected(whole, self.measure(whole))
@@ -225,6 +226,19 @@ def read_costs(path: Path, space: ArchitectureSpace) -> Callable[[Genomes], Floa
         return np.where(where < 0, UNCOVERED_MS, sums(fitting))
 
     return predict
+
+
+def contents(path: Path) -> str:
+    """Sixteen hex digits over a table's file, or the files of its folder; the name where none is.
+
+    A table that was replaced under its name makes its students anew.
+    """
+    digest = hashlib.sha256(str(path).encode())
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _key(genome: npt.NDArray[np.int64]) -> str:

@@ -47,7 +47,9 @@ from tailorbird.train.seeds import derive
 Floats = npt.NDArray[np.float64]
 Batch = TypeVar("Batch")
 
-SUPERNET, EVALUATED, CONFIG, ORIGIN = "supernet", "evaluated.jsonl", "config.yaml", "origin.json"
+SUPERNET, CHECKPOINTS = "supernet", "checkpoints"
+EVALUATED, CONFIG, ORIGIN = "evaluated.jsonl", "config.yaml", "origin.json"
+IDENTITY, FINISHED = "identity.json", "finished.json"
 
 STATISTICS_IMAGES = 2000
 """Training images that the norm statistics of a subnet are estimated from."""
@@ -104,7 +106,7 @@ def open_run(folder: Path, *, data: Path | None = None) -> SupernetRun:
         ConfigError: where neither the run nor ``data`` names images.
         DataError: for images without labels, or with other classes than the supernet has.
     """
-    if not (folder / SUPERNET / WEIGHTS).is_file():
+    if not holds_whole(folder):
         begun = (folder / SUPERNET).is_dir()
         raise StoreError(
             f"{folder}: "
@@ -126,6 +128,21 @@ def open_run(folder: Path, *, data: Path | None = None) -> SupernetRun:
     images = read_data(values, seed=seed, folder=base)
     check_classes(images, classes_of(supernet))
     return SupernetRun(path=folder, supernet=supernet, data=images, seed=seed)
+
+
+def holds_whole(folder: Path) -> bool:
+    """Whether a run folder holds a supernet that was imported, or trained to its job's end.
+
+    While a changed job is under way, the weights of the job as it was are still there.
+    """
+    if not (folder / SUPERNET / WEIGHTS).is_file():
+        return False
+    if not (folder / SUPERNET / CHECKPOINTS).is_dir():
+        return True
+    try:
+        return read_json(folder / FINISHED) == read_json(folder / IDENTITY)
+    except StoreError:
+        return False
 
 
 def evaluate_subnets(

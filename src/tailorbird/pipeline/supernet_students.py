@@ -60,13 +60,13 @@ class Shipped:
     Args:
         limits: metric -> bound; shares of latency are of the full network in the same session.
         measured: metric -> figure; without a latency where the device has only a table.
-        full_ms: the full network's latency, in the same session where it was measured.
+        full_ms: the full network's latency, measured in the same session; ``None`` without one.
         met: every limit is kept, as measured or counted.
     """
 
     limits: Mapping[str, float]
     measured: Mapping[str, float]
-    full_ms: float
+    full_ms: float | None
     met: bool
 
 
@@ -177,16 +177,24 @@ class Students:
             met=proof.met,
         )
 
-    def accuracies(self, request: Request, choice: Choice) -> tuple[float, float]:
-        """Accuracy of a made student on the last split, before and after fine-tuning.
+    @property
+    def judged_on(self) -> str:
+        """What the accuracies that are reported stand for."""
+        which = (
+            "validation images, also used to choose" if self.data.test is None else "test images"
+        )
+        return f"top-1 ({which})"
 
-        The test split is read here and nowhere else: nothing is chosen from now on.
+    def accuracies(self, request: Request, choice: Choice) -> tuple[float | None, float]:
+        """Accuracy of a made student on the last split, before any fine-tuning and as it is.
+
+        The test split is read here and for the full network alone: no choice depends on it.
         """
         size = self.supernet.resolution(np.array(choice.genome))
         after = self._judge(self._made[request.name], size)
         before = self._before[request.name]
         same = before is self._made[request.name]
-        return after if same else self._judge(before, size), after
+        return None if same else self._judge(before, size), after
 
     def points(self, results: Sequence[TargetResult]) -> dict[str, Point]:
         """The full network's figures for each device that has a student."""
@@ -222,7 +230,7 @@ class Students:
         return Shipped(
             limits=limits,
             measured=counted,
-            full_ms=base[LATENCY],
+            full_ms=None,
             met=LATENCY not in limits and within(counted, limits),
         )
 

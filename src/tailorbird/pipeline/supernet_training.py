@@ -15,20 +15,27 @@ from tailorbird.errors import StoreError
 from tailorbird.files import read_json, write_bytes, write_json
 from tailorbird.pipeline.job import digest
 from tailorbird.pipeline.reporting import environment
-from tailorbird.pipeline.supernet_run import CONFIG, ORIGIN, SUPERNET
+from tailorbird.pipeline.supernet_run import (
+    CHECKPOINTS,
+    CONFIG,
+    FINISHED,
+    IDENTITY,
+    ORIGIN,
+    SUPERNET,
+    holds_whole,
+)
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.tensorboard import Board, NoBoard, TensorBoard
 from tailorbird.report.words import percent
 from tailorbird.runfolder import RunFolder, differences
 from tailorbird.supernet.network import Supernet
 from tailorbird.supernet.schemes.scheme import Scheme
-from tailorbird.supernet.store import WEIGHTS, classes_of, save_supernet
+from tailorbird.supernet.store import classes_of, save_supernet
 from tailorbird.supernet.train import TrainedSupernet, train_supernet
 from tailorbird.supernet.train_state import SupernetEpoch, SupernetRecipe
 from tailorbird.train.world import is_main, joined
 
-FINISHED, HISTORY, IDENTITY = "finished.json", "history.json", "identity.json"
-ACCEPTED = "accepted.json"
+HISTORY, ACCEPTED = "history.json", "accepted.json"
 
 _BOUND = ("kind", "space", "resolutions", "classes", "imported", "scheme.name", "samplers")
 _BOUND_RECIPE = ("recipe.optimizer", "recipe.ema")
@@ -162,7 +169,7 @@ def _train(
         job.scheme,
         seed=job.seed,
         recipe=job.recipe,
-        folder=job.run / SUPERNET / "checkpoints",
+        folder=job.run / SUPERNET / CHECKPOINTS,
         save_steps=job.save_steps,
         validate_epochs=job.validate_epochs,
         accept_changes=accept_changes,
@@ -226,6 +233,11 @@ def _opened(
     with folder.open(stored):
         if begun:
             progress.say(f"going on with a changed job:{listed}")
+            if any(line.startswith("data.fingerprint: ") for line in changed):
+                progress.say(
+                    "note: the images or their division changed: validation images may be among "
+                    "those trained on so far, which makes accuracies on them too good"
+                )
             folder.event("accepted changes", changes=changed)
             write_json(run / ACCEPTED, dict(made_of))
         write_json(run / IDENTITY, dict(made_of))
@@ -243,14 +255,14 @@ def _stored(run: Path) -> dict[str, object] | None:
     return content if isinstance(content, dict) else None
 
 
-def _finished(run: Path, made_of: Mapping[str, object]) -> bool:
-    """Whether the folder holds what this job leads to."""
-    return (run / SUPERNET / WEIGHTS).is_file() and _is(run / FINISHED, made_of)
-
-
 def _is(path: Path, made_of: Mapping[str, object]) -> bool:
     """Whether the file is there and holds this identity."""
     try:
         return not differences(read_json(path), json.loads(json.dumps(made_of)))
     except StoreError:
         return False
+
+
+def _finished(run: Path, made_of: Mapping[str, object]) -> bool:
+    """Whether the folder holds what this job leads to."""
+    return holds_whole(run) and _is(run / FINISHED, made_of)

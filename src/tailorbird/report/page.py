@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from tailorbird.files import write_bytes
 from tailorbird.report.plot import png
-from tailorbird.report.record import Point, RunReport, TargetResult
+from tailorbird.report.record import TEACHER, Point, RunReport, TargetResult
 from tailorbird.report.words import bare, figure, minutes, percent, printable, shortfall
 
 _STYLE = """
@@ -63,6 +63,9 @@ def page(report: RunReport) -> str:
     """The page's text. Every name and figure in it is escaped."""
     met = sum(target.met for target in report.targets)
     title = f"Tailorbird: {_safe(report.run)}"
+    own = report.reference == TEACHER
+    donors = ", donors" if own else ""
+    as_is = "and donors as they are" if own else "as it is"
     picture = base64.b64encode(png(report)).decode("ascii")
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -73,12 +76,12 @@ def page(report: RunReport) -> str:
         f'<p class="soft">{met} of {len(report.targets)} targets met, '
         f"{minutes(report.minutes)} minutes in all, seed {report.seed}</p>",
         "<figure>",
-        f'<img alt="Accuracy over cost of teacher, donors and students" '
+        f'<img alt="Accuracy over cost of {_safe(report.reference)}{donors} and students" '
         f'src="data:image/png;base64,{picture}">',
         "<figcaption>Each student stands at what was measured on the exported file; "
         "dashed lines are the targets&rsquo; limits.</figcaption></figure>",
         _section("Targets", _targets(report) + _missed(report.targets)),
-        _section("Teacher and donors as they are", _networks(report)),
+        _section(f"{_safe(report.reference.capitalize())} {as_is}", _networks(report)),
         _section("What was replaced", _replaced(report.targets)),
         _section("Cost of the stages", _stages(report)),
         _section("Candidates turned away", _pairs(("reason", "count"), report.rejections)),
@@ -126,7 +129,7 @@ def _targets(report: RunReport) -> str:
         ("met", ""),
         ("before, %", "number"),
         ("after, %", "number"),
-        ("teacher, %", "number"),
+        (f"{_safe(report.reference)}, %", "number"),
         ("params", "number"),
         ("MACs", "number"),
         ("MB", "number"),

@@ -74,7 +74,7 @@ def png(report: RunReport) -> bytes:
             figure_.text(0.5, 0.5, "nothing was measured yet", ha="center", va="center")
         for index, panel in enumerate(panels):
             axes = figure_.add_subplot(len(panels), 1, index + 1)
-            _draw(axes, panel, metric, report.accuracy_kind, titled=len(panels) > 1)
+            _draw(axes, panel, metric, report, titled=len(panels) > 1)
         _place_labels(figure_, panels)
         buffer = io.BytesIO()
         figure_.savefig(buffer, format="png")
@@ -164,14 +164,14 @@ _STYLES = {
 }
 
 
-def _draw(axes: Axes, panel: Panel, metric: str, kind: str, *, titled: bool) -> None:
+def _draw(axes: Axes, panel: Panel, metric: str, report: RunReport, *, titled: bool) -> None:
     for name, style in _STYLES.items():
         chosen = [mark for mark in panel.marks if mark.kind == name]
         if chosen:
             axes.scatter(
                 [mark.cost for mark in chosen],
                 [mark.accuracy for mark in chosen],
-                label=style.label,
+                label=printable(report.reference) if name == "teacher" else style.label,
                 marker=style.marker,
                 s=style.size,
                 facecolors=style.face,
@@ -193,7 +193,7 @@ def _draw(axes: Axes, panel: Panel, metric: str, kind: str, *, titled: bool) -> 
         )
     _ranges(axes, panel)
     axes.set_xlabel(_AXES[metric])
-    axes.set_ylabel(f"{printable(kind)}, %", parse_math=False)
+    axes.set_ylabel(f"{printable(report.accuracy_kind)}, %", parse_math=False)
     if titled:
         axes.set_title(panel.device, fontsize=10, parse_math=False)
     axes.grid(visible=True, color="#e5e7eb", linewidth=0.7)

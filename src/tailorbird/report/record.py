@@ -15,6 +15,9 @@ from tailorbird.files import write_bytes
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+TEACHER = "teacher"
+"""What students are compared to, unless the report says otherwise."""
+
 FORMAT = 1
 """Version of the record's layout."""
 
@@ -110,6 +113,7 @@ class RunReport:
         environment: versions and machine.
         accuracy_kind: what ``accuracy`` is: ``"top-1"``, or ``"agreement with the teacher"``
             where the images have no labels.
+        reference: what ``teacher`` is called: students of supernets have a full network instead.
 
     Example:
         >>> result = TargetResult(name="edge", device="cpu", limits={"latency_ms": 2.0}, met=False)
@@ -127,6 +131,7 @@ class RunReport:
     rejections: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, object] = field(default_factory=dict)
     accuracy_kind: str = "top-1"
+    reference: str = TEACHER
     format: int = FORMAT
 
     @property

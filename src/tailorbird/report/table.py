@@ -56,7 +56,7 @@ def _teachers(report: RunReport) -> list[Text]:
     several = len(report.teacher) > 1
     return [
         Text(
-            f"teacher: {summary(point, report.accuracy_kind)}"
+            f"{printable(report.reference)}: {summary(point, report.accuracy_kind)}"
             + (f" ({printable(device)})" if several else "")
         )
         for device, point in report.teacher.items()
@@ -66,13 +66,14 @@ def _teachers(report: RunReport) -> list[Text]:
 def _table(report: RunReport, *, wide: bool) -> Table:
     gap = 1 if wide else 0  # beside the one column that the box itself puts between
     table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+    whole = printable(report.reference.partition(" ")[0])  # columns are narrow
     table.add_column("target", overflow="fold", min_width=6)
     for name in ("limit", "measured"):
         table.add_column(name, justify="right", no_wrap=True)
     if wide:
-        table.add_column("of teacher", justify="right", no_wrap=True)
+        table.add_column(f"of {whole}", justify="right", no_wrap=True)
     table.add_column("met", no_wrap=True)
-    for name in ("before", "after", "teacher"):
+    for name in ("before", "after", whole):
         table.add_column(name, justify="right", no_wrap=True)
     if wide:
         table.add_column("params", justify="right", no_wrap=True)
