@@ -210,19 +210,32 @@ def test_all_faults_of_a_scheme_are_reported_at_once():
         DepS(epochs=0, learning_rate=-1, delay=1.5)
     assert "deps.epochs: expected a number above 0, got 0" in caught.value.problems
     assert len(caught.value.problems) == 3
-    with pytest.raises(ConfigError, match=r"deps\.ramp_epochs: expected at most the 1 epochs"):
-        DepS(epochs=2, ramp_epochs=3)
+    with pytest.raises(ConfigError) as caught:
+        DepS(epochs=2, ramp_epochs=3, networks=1.5, lr_warmup_epochs=2, label_smoothing="much")
+    assert caught.value.problems == (
+        "deps.label_smoothing: expected a number of 0 or more and below 1, got 'much'",
+        "deps.networks: expected a whole number of 2 or more, got 1.5",
+        "deps.lr_warmup_epochs: expected less than the 2 epochs of training, got 2",
+        "deps.ramp_epochs: expected at most the 1 epochs of the delay, got 3",
+    )
     broken = [replace(PHASES[1], epochs=0), replace(PHASES[2], networks=0)]
     with pytest.raises(ConfigError) as caught:
-        ProgressiveShrinking(phases=broken)
+        ProgressiveShrinking(phases=[*broken, replace(PHASES[3], warmup_epochs=200)], distil=-1)
     assert caught.value.problems == (
+        "progressive-shrinking.distil: expected a number of 0 or more, got -1",
         "progressive-shrinking.kernel.epochs: expected a number above 0, got 0",
-        "progressive-shrinking.depth-1.networks: expected 1 or more, got 0",
+        "progressive-shrinking.depth-1.networks: expected a whole number of 1 or more, got 0",
+        "progressive-shrinking.depth-2.warmup_epochs: expected less than the 125 epochs of "
+        "training, got 200",
     )
     with pytest.raises(ConfigError, match="expected 1 or more, got none"):
         ProgressiveShrinking(phases=())
-    with pytest.raises(ConfigError, match=r"bignas\.networks: expected 2 or more, got 1"):
-        BigNAS(networks=1)
+    with pytest.raises(ConfigError) as caught:
+        BigNAS(networks=1, tail=2)
+    assert caught.value.problems == (
+        "bignas.networks: expected a whole number of 2 or more, got 1",
+        "bignas.tail: expected at most 1, the peak itself, got 2",
+    )
     resnet = load_space("ofa-resnet50d")
     with pytest.raises(ConfigError, match="space 'ofa-resnet50d': expected kinds of genes among"):
         ProgressiveShrinking().plan(resnet, 1)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailorbird.errors import ConfigError
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
@@ -21,10 +20,12 @@ from tailorbird.supernet.schemes.scheme import (
     answers,
     check_numbers,
     labels,
+    number,
     settings,
     steps_of,
     subnets,
     together,
+    too_long,
 )
 from tailorbird.train.checkpoint import Json
 
@@ -87,6 +88,9 @@ class BigNAS:
     name: str = "bignas"
 
     def __post_init__(self) -> None:
+        others = too_long("bignas.lr_warmup_epochs", self.lr_warmup_epochs, self.epochs)
+        if number(self.tail) > 1:
+            others.append(f"bignas.tail: expected at most 1, the peak itself, got {self.tail!r}")
         check_numbers(
             "bignas",
             positive={
@@ -97,9 +101,9 @@ class BigNAS:
             },
             not_negative={"lr_warmup_epochs": self.lr_warmup_epochs},
             shares={"label_smoothing": self.label_smoothing},
+            counts={"networks": (self.networks, 2)},
+            others=others,
         )
-        if self.networks < 2:
-            raise ConfigError(f"bignas.networks: expected 2 or more, got {self.networks}")
 
     @property
     def decays_largest_only(self) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailorbird.errors import ConfigError
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
@@ -24,10 +23,12 @@ from tailorbird.supernet.schemes.scheme import (
     check_numbers,
     cosine,
     labels,
+    number,
     settings,
     steps_of,
     subnets,
     together,
+    too_long,
 )
 from tailorbird.train.checkpoint import Json
 
@@ -92,6 +93,13 @@ class DepS:
     name: str = "deps"
 
     def __post_init__(self) -> None:
+        others = too_long("deps.lr_warmup_epochs", self.lr_warmup_epochs, self.epochs)
+        delay, epochs, ramp = number(self.delay), number(self.epochs), number(self.ramp_epochs)
+        if self.warm_up_full and epochs > 0 and 0 <= delay < 1 and delay * epochs < ramp:
+            others.append(
+                f"deps.ramp_epochs: expected at most the {delay * epochs:g} epochs of the delay, "
+                f"got {ramp:g}"
+            )
         check_numbers(
             "deps",
             positive={"epochs": self.epochs, "learning_rate": self.learning_rate},
@@ -100,17 +108,9 @@ class DepS:
                 "lr_warmup_epochs": self.lr_warmup_epochs,
             },
             shares={"delay": self.delay, "label_smoothing": self.label_smoothing},
+            counts={"networks": (self.networks, 2)},
+            others=others,
         )
-        problems = []
-        if self.networks < 2:
-            problems.append(f"deps.networks: expected 2 or more, got {self.networks}")
-        if self.warm_up_full and self.delay * self.epochs < self.ramp_epochs:
-            problems.append(
-                f"deps.ramp_epochs: expected at most the {self.delay * self.epochs:g} epochs of "
-                f"the delay, got {self.ramp_epochs:g}"
-            )
-        if problems:
-            raise ConfigError(problems)
 
     @property
     def decays_largest_only(self) -> bool:

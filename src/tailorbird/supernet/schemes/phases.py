@@ -25,6 +25,7 @@ from tailorbird.supernet.schemes.scheme import (
     labels,
     steps_of,
     together,
+    too_long,
 )
 from tailorbird.train.checkpoint import Json
 
@@ -58,29 +59,23 @@ class Phase:
         return cast("dict[str, Json]", asdict(self))
 
 
-def check_phases(scheme: str, phases: Sequence[Phase]) -> None:
-    """Refuse phases that can't be run.
-
-    Raises:
-        ConfigError: listing every value that is out of range.
-    """
+def phase_problems(scheme: str, phases: Sequence[Phase]) -> list[str]:
+    """What is wrong with phases, such as one of 0 epochs: every value that is out of range."""
     problems = [] if phases else [f"{scheme}.phases: expected 1 or more, got none"]
     for phase in phases:
+        place = f"{scheme}.{phase.name}"
         try:
             check_numbers(
-                f"{scheme}.{phase.name}",
+                place,
                 positive={"epochs": phase.epochs, "learning_rate": phase.learning_rate},
                 not_negative={"warmup_epochs": phase.warmup_epochs},
                 shares={},
+                counts={"networks": (phase.networks, 1)},
+                others=too_long(f"{place}.warmup_epochs", phase.warmup_epochs, phase.epochs),
             )
         except ConfigError as error:
             problems.extend(error.problems)
-        if phase.networks < 1:
-            problems.append(
-                f"{scheme}.{phase.name}.networks: expected 1 or more, got {phase.networks}"
-            )
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 class PhasedPlan:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import RESOLUTION, Region, SamplerOf, Uniform
-from tailorbird.supernet.schemes.phases import Phase, PhasedPlan, check_phases
+from tailorbird.supernet.schemes.phases import Phase, PhasedPlan, phase_problems
 from tailorbird.supernet.schemes.scheme import Resolution, check_numbers
 from tailorbird.train.checkpoint import Json
 
@@ -190,12 +190,12 @@ class ProgressiveShrinking:
     name: str = "progressive-shrinking"
 
     def __post_init__(self) -> None:
-        check_phases(self.name, self.phases)
         check_numbers(
             self.name,
             positive={},
             not_negative={"distil": self.distil},
             shares={"label_smoothing": self.label_smoothing},
+            others=phase_problems(self.name, self.phases),
         )
 
     @property

@@ -200,6 +200,8 @@ def check_numbers(
     positive: Mapping[str, float],
     not_negative: Mapping[str, float],
     shares: Mapping[str, float],
+    counts: Mapping[str, tuple[object, int]] | None = None,
+    others: Sequence[str] = (),
 ) -> None:
     """Refuse settings that are out of range.
 
@@ -208,26 +210,46 @@ def check_numbers(
         positive: above 0.
         not_negative: 0 or more.
         shares: 0 or more and below 1.
+        counts: whole numbers, each with the least that it may be.
+        others: what else is wrong, told together with these.
 
     Raises:
         ConfigError: listing all of them.
     """
     wrong = [
-        *[(n, v, "a number above 0") for n, v in positive.items() if not _number(v) > 0],
-        *[(n, v, "a number of 0 or more") for n, v in not_negative.items() if not _number(v) >= 0],
+        *[(n, v, "a number above 0") for n, v in positive.items() if not number(v) > 0],
+        *[(n, v, "a number of 0 or more") for n, v in not_negative.items() if not number(v) >= 0],
         *[
             (n, v, "a number of 0 or more and below 1")
             for n, v in shares.items()
-            if not 0 <= _number(v) < 1
+            if not 0 <= number(v) < 1
         ],
     ]
-    if wrong:
-        raise ConfigError(
-            [f"{scheme}.{name}: expected {wanted}, got {value!r}" for name, value, wanted in wrong]
-        )
+    problems = [
+        f"{scheme}.{name}: expected {wanted}, got {value!r}" for name, value, wanted in wrong
+    ]
+    problems += [
+        f"{scheme}.{name}: expected a whole number of {least} or more, got {value!r}"
+        for name, (value, least) in (counts or {}).items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < least
+    ]
+    if problems := [*problems, *others]:
+        raise ConfigError(problems)
 
 
-def _number(value: object) -> float:
+def too_long(place: str, warmup: float, epochs: float) -> list[str]:
+    """A fault where the rate would still be rising at the end.
+
+    Example:
+        >>> too_long("deps.lr_warmup_epochs", 5, 4)
+        ['deps.lr_warmup_epochs: expected less than the 4 epochs of training, got 5']
+    """
+    if not number(warmup) >= number(epochs) > 0:
+        return []
+    return [f"{place}: expected less than the {epochs:g} epochs of training, got {warmup:g}"]
+
+
+def number(value: object) -> float:
     """The value as a number; NaN, which no rule accepts, where it isn't a finite one."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if plain and math.isfinite(value) else math.nan  # type: ignore[arg-type]  # plain says so
