@@ -445,6 +445,96 @@ def test_a_changed_run_is_refused_unless_told(tmp_path):
     train_supernet(net, data, changed, seed=1, recipe=RECIPE, folder=folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"ema": 0.9}, "recipe.ema: without there, with now"),
+        ({"optimizer": "adamw"}, "recipe.optimizer: 'sgd' there, 'adamw' now"),
+    ],
+)
+def test_accepted_changes_that_the_checkpoint_cannot_follow_are_refused(tmp_path, change, text):
+    net, data, scheme = tiny_supernet(tmp_path), stripes(), SCHEMES["deps"]
+    options = {"seed": 0, "folder": tmp_path / "run"}
+    train_supernet(net, data, scheme, recipe=RECIPE, **options)
+    with pytest.raises(StoreError, match=re.escape(text)):
+        train_supernet(
+            net, data, scheme, recipe=replace(RECIPE, **change), accept_changes=True, **options
+        )
+
+
+def test_accepted_changes_of_scheme_or_space_name_all_that_does_not_fit(tmp_path):
+    options = {"seed": 0, "folder": tmp_path / "run", "recipe": RECIPE}
+    train_supernet(tiny_supernet(tmp_path), stripes(), SCHEMES["deps"], **options)
+    other = tiny_supernet(tmp_path, "bottleneck")
+    phases = [Phase(name=str(n), epochs=1, learning_rate=RATE, opens={"e": n}) for n in (2, 3)]
+    scheme = ProgressiveShrinking(phases=phases)
+    with pytest.raises(StoreError) as caught:
+        train_supernet(other, stripes(), scheme, accept_changes=True, **options)
+    text = str(caught.value)
+    assert re.search(r"\d+ weights are missing, unexpected or misshaped: blocks\.0\.conv", text)
+    assert "samplers: 1 that keep [[]] there, [[], []] now" in text
+
+
+def test_accepted_changes_hold_for_the_checkpoint_before_the_newest(tmp_path):
+    net, data, scheme = tiny_supernet(tmp_path), stripes(), SCHEMES["deps"]
+    folder = tmp_path / "run"
+    options = {"recipe": RECIPE, "folder": folder}
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(net, data, scheme, seed=0, progress=Interrupt(4), **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(
+            net, data, scheme, seed=1, accept_changes=True, progress=Interrupt(8), **options
+        )
+    newest = max(folder.glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])  # the power went
+    rest = Interrupt()
+    train_supernet(net, data, scheme, seed=1, accept_changes=True, progress=rest, **options)
+    assert len(rest.notes) == 1 + 12 - 3
+
+
+def test_other_resolutions_or_another_dropout_are_a_changed_run(tmp_path):
+    folder = tmp_path / "run"
+    net, data, scheme = tiny_supernet(tmp_path), stripes(), SCHEMES["deps"]
+    options = {"seed": 0, "recipe": RECIPE, "folder": folder}
+    train_supernet(net, data, scheme, **options)
+    other = tiny_supernet(tmp_path, resolutions=(8, 16), dropout=0.25)
+    with pytest.raises(StoreError) as caught:
+        train_supernet(other, data, scheme, **options)
+    assert "resolutions: [8, 12] there, [8, 16] now" in str(caught.value)
+    assert "dropout: 0.0 there, 0.25 now" in str(caught.value)
+
+
+def test_what_is_left_holds_no_gradients_and_is_in_eval_mode(tmp_path):
+    net, data, scheme = tiny_supernet(tmp_path, dropout=0.5), stripes(), SCHEMES["bignas"]
+    options = {"seed": 0, "recipe": replace(RECIPE, ema=0.9), "folder": tmp_path / "run"}
+    for _ in ("trained", "found trained"):
+        result = train_supernet(net, data, scheme, **options)
+        for left in (result.supernet, result.average):
+            assert not any(part.training for part in left.modules())
+            assert all(value.grad is None for value in left.parameters())
+
+
+def test_labels_that_nothing_can_be_learnt_from_are_refused_before_training(tmp_path):
+    net, data, scheme = tiny_supernet(tmp_path), stripes(), SCHEMES["deps"]
+    train, validation = data.train, data.validation
+    none = validation.take(torch.arange(0))
+    bare = replace(validation, labels=None)
+    below = replace(train, labels=train.labels - 1)
+    alike = replace(train, labels=torch.ones_like(train.labels))
+    for changed, text in [
+        ({"validation": none}, "there are no validation images; expected 1 or more"),
+        ({"validation": bare}, "the validation images have no labels"),
+        ({"train": below}, "18 training images have a label below 0; expected 0 or more"),
+        ({"train": alike}, "all training images have the same label; expected 2 classes or more"),
+    ]:
+        with pytest.raises(DataError, match=f"data 'stripes': {text}"):
+            train_supernet(net, replace(data, **changed), scheme, seed=0, validate_epochs=1)
+    train_supernet(net, replace(data, validation=none), scheme, seed=0, recipe=RECIPE)
+    grey = replace(train, images=train.images[:, :1], normalisation=Normalisation((0.5,), (1.0,)))
+    with pytest.raises(DataError, match="grey images are loaded in colour with channels: 3"):
+        train_supernet(net, replace(data, train=grey), scheme, seed=0)
+
+
 def test_what_cannot_be_trained_is_refused_at_once(tmp_path):
     net, scheme = tiny_supernet(tmp_path), SCHEMES["deps"]
     with pytest.raises(DataError, match="'stripes' has no labels"):
@@ -452,8 +542,12 @@ def test_what_cannot_be_trained_is_refused_at_once(tmp_path):
     three = replace(stripes(), classes=("a", "b", "c"))
     with pytest.raises(DataError, match="has 3 classes"):
         train_supernet(net, three, scheme, seed=0)
-    with pytest.raises(ConfigError, match="save_steps: expected 1 or more, got 0"):
-        train_supernet(net, stripes(), scheme, seed=0, save_steps=0)
+    with pytest.raises(ConfigError) as caught:
+        train_supernet(net, stripes(), scheme, seed=-1, save_steps=0)
+    assert caught.value.problems == (
+        "save_steps: expected 1 or more, got 0",
+        "seed: expected 0 or more, got -1",
+    )
     with pytest.raises(ConfigError, match=r"recipe.momentum.*got 2"):
         SupernetRecipe(momentum=2)
     with pytest.raises(ConfigError) as caught:

@@ -152,11 +152,17 @@ class Supernet(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise DataError(
-                f"images: expected shape (n, 3, height, width), got {tuple(images.shape)}"
+                f"images: expected shape (n, 3, height, width), got {tuple(images.shape)}; grey "
+                "images are loaded in colour with channels: 3"
             )
         for module in self._path:
             images = module(images)
         return images
+
+    @property
+    def dropout(self) -> float:
+        """Probability before the classifier, in train mode."""
+        return max((m.p for m in self.modules() if isinstance(m, nn.Dropout)), default=0.0)
 
     def largest(self) -> Genome:
         """Genome (genes,) with every gene at its last value."""

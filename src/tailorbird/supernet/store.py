@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from tailorbird.errors import SpaceError, StoreError
 from tailorbird.files import read_json, write_bytes, write_json
@@ -35,7 +35,7 @@ def save_supernet(supernet: Supernet, folder: Path) -> None:
             "space": supernet.architectures.name,
             "resolutions": list(supernet.architectures.space.choices[0].values),
             "classes": classes_of(supernet),
-            "dropout": _dropout(supernet),
+            "dropout": supernet.dropout,
         },
     )
 
@@ -116,10 +116,6 @@ def outputs_of(space: ArchitectureSpace, weights: Mapping[str, Tensor]) -> int |
     """Classes of a checkpoint's classifier; ``None`` where that can't be told."""
     matrices = [weights[n] for n in head_of(space, weights) if weights[n].ndim == 2]
     return len(matrices[0]) or None if len(matrices) == 1 else None
-
-
-def _dropout(supernet: Supernet) -> float:
-    return max((m.p for m in supernet.modules() if isinstance(m, nn.Dropout)), default=0.0)
 
 
 def _read_space(path: Path) -> tuple[str, list[int], int, float]:

@@ -38,7 +38,6 @@ from tailorbird.supernet.train_state import (
     TrainState,
     identity,
     part_problems,
-    stored_identity,
 )
 from tailorbird.supernet.train_step import Stepper
 from tailorbird.train import norm_stats
@@ -69,9 +68,9 @@ class TrainedSupernet:
     """What training leaves. With several processes the main one's; others' lack the accuracies.
 
     Args:
-        supernet: the last weights, on the CPU, the full network active. BatchNorm statistics are
-            the full network's, estimated from training images; recalibrate before evaluating
-            others.
+        supernet: the last weights, on the CPU, in eval mode, the full network active. BatchNorm
+            statistics are the full network's, estimated from training images; recalibrate before
+            evaluating others.
         average: the running average of the weights, where the recipe asked for one.
         history: figures per epoch.
         macs: multiply-accumulates of all forward and backward passes (a backward counts as two
@@ -121,7 +120,8 @@ def train_supernet(
         save_steps: steps between checkpoints; None is an epoch.
         validate_epochs: epochs between validations of the full and the smallest network; None is
             never. Has no influence on training.
-        accept_changes: go on from a checkpoint even though seed, data, recipe or scheme differ.
+        accept_changes: go on from a checkpoint even though seed, data, recipe or scheme differ, as
+            long as its weights, average, optimiser and samplers' memories fit.
         device: None is the first CUDA device, else the CPU; each process of a machine has a CUDA
             device of its own.
         progress: told phase, loss and images per second.
@@ -130,20 +130,20 @@ def train_supernet(
             on a GPU.
 
     Raises:
-        DataError: for data without labels, or with other classes than the network has.
+        DataError: for data without labels, or with other classes than the network has; where a
+            validation is asked for, also for validation images that are missing or unlabelled.
         ConfigError: where scheme and space don't fit.
         TrainingError: when a loss isn't finite; says step, subnet and last good checkpoint.
         StoreError: when the folder holds another run; says what differs.
     """
-    if not data.labelled:
-        raise DataError(f"data '{data.name}' has no labels, and training a supernet needs them")
-    wrong = {"save_steps": save_steps, "validate_epochs": validate_epochs}
+    least = {"save_steps": (save_steps, 1), "validate_epochs": (validate_epochs, 1)}
     if problems := [
-        f"{name}: expected 1 or more, got {value}"
-        for name, value in wrong.items()
-        if value is not None and value < 1
+        f"{name}: expected {bound} or more, got {value}"
+        for name, (value, bound) in {**least, "seed": (seed, 0)}.items()
+        if value is not None and value < bound
     ]:
         raise ConfigError(problems)
+    _check_labels(data, validates=validate_epochs is not None)
     with joined(device) as world, reproducible(world.device):
         loop = _Loop(
             supernet,
@@ -235,10 +235,7 @@ class _Loop:
         self.store = Checkpoint(folder, made_of)
         found: tuple[dict[str, Tensor], dict[str, Json]] | None = None
         if self.world.is_main:
-            if accept_changes:
-                self.store.identity = stored_identity(folder) or made_of
-            found = self.store.load()
-            self.store.identity = made_of
+            found = self.store.load(any_identity=accept_changes)
         if (state := self._distribute(found)) is not None:
             self.state.restore(*state, self.plan.samplers)
             self.saved = self.state.step
@@ -350,7 +347,8 @@ class _Loop:
         sized = (resize(images, self.sizes[-1]) for images in self._statistics_images())
         norm_stats.recalibrate(net, sized)
         set_layout(net, torch.contiguous_format)
-        net.cpu()
+        net.zero_grad(set_to_none=True)
+        net.eval().cpu()
 
     def _save(self) -> None:
         """Write a checkpoint, if they are kept and the weights are numbers."""
@@ -401,6 +399,29 @@ class _Loop:
         known = json.loads(self.world.from_main(json.dumps(record).encode()))
         content = self.world.from_main(save_tensors(tensors))
         return None if known is None else (load_tensors(content), known)
+
+
+def _check_labels(data: ImageData, *, validates: bool) -> None:
+    """Refuse data that a supernet can't learn from, or be validated on."""
+    if not data.labelled:
+        raise DataError(f"data '{data.name}' has no labels, and training a supernet needs them")
+    splits = {"training": data.train} | ({"validation": data.validation} if validates else {})
+    problems = []
+    for name, split in splits.items():
+        known = split.labels
+        if known is None:
+            problems.append(f"the {name} images have no labels; expected one for each")
+        elif not len(known):
+            problems.append(f"there are no {name} images; expected 1 or more")
+        elif int(known.min()) < 0:
+            problems.append(
+                f"{int((known < 0).sum())} {name} images have a label below 0; expected 0 or more"
+            )
+    known = data.train.labels
+    if not problems and known is not None and int(known.min()) == int(known.max()):
+        problems.append("all training images have the same label; expected 2 classes or more")
+    if problems:
+        raise DataError(f"data '{data.name}': " + "; ".join(problems))
 
 
 def _parts(recipe: SupernetRecipe, data: ImageData, world: World) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, StoreError
 from tailorbird.supernet.samplers import Sampler
 from tailorbird.supernet.schemes.channels import (
     channel_orders,
@@ -228,13 +226,25 @@ class TrainState:
             "history": [cast("dict[str, Json]", asdict(epoch)) for epoch in self.history],
             "sums": cast("dict[str, Json]", asdict(self.sums)),
             "optimizer": optimizer_numbers(self.optimizer),
+            "optimizer_name": self.optimizer_name,
             "samplers": [sampler.state() for sampler in samplers],
         }
 
     def restore(
         self, tensors: Mapping[str, Tensor], record: Mapping[str, Json], samplers: Sequence[Sampler]
     ) -> None:
-        """Take up what `tensors` and `record` gave."""
+        """Take up what `tensors` and `record` gave.
+
+        Raises:
+            StoreError: for the state of a run whose weights, average, optimiser or samplers are
+                others; says which. Nothing has been taken up then.
+        """
+        if problems := self._misfits(tensors, record, samplers):
+            lines = "".join(f"\n  - {line}" for line in problems)
+            raise StoreError(
+                "the checkpoint can't be continued with these changes; go back to what it was "
+                f"made with, or begin anew in another folder:{lines}"
+            )
         self.step = cast("int", record["step"])
         self.saves = cast("int", record["saves"])
         self.seconds = cast("float", record["seconds"])
@@ -252,6 +262,35 @@ class TrainState:
         states = cast("list[dict[str, Json]]", record["samplers"])
         for sampler, state in zip(samplers, states, strict=True):
             sampler.restore(state)
+
+    def _misfits(
+        self, tensors: Mapping[str, Tensor], record: Mapping[str, Json], samplers: Sequence[Sampler]
+    ) -> list[str]:
+        """What of a stored state has no place in this one."""
+        problems = []
+        stored, own = under("model/", tensors), self.module.state_dict()
+        wrong = sorted(
+            name
+            for name in stored.keys() | own.keys()
+            if name not in stored or name not in own or stored[name].shape != own[name].shape
+        )
+        if wrong:
+            problems.append(
+                f"{len(wrong)} weights are missing, unexpected or misshaped: "
+                f"{', '.join(wrong[:10])}{', ...' if len(wrong) > 10 else ''}"
+            )
+        averaged = bool(under("average/", tensors))
+        if averaged != (self.average is not None):
+            told = ("without", "with")
+            problems.append(f"recipe.ema: {told[averaged]} there, {told[not averaged]} now")
+        optimizer = record.get("optimizer_name")
+        if optimizer != self.optimizer_name:
+            problems.append(f"recipe.optimizer: {optimizer!r} there, {self.optimizer_name!r} now")
+        there = cast("list[dict[str, Json]]", record.get("samplers", []))
+        kept, needed = [sorted(state) for state in there], [sorted(s.state()) for s in samplers]
+        if kept != needed:
+            problems.append(f"samplers: {len(kept)} that keep {kept} there, {needed} now")
+        return problems
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         return build_optimizer(
@@ -328,19 +367,10 @@ def identity(
         "seed": seed,
         "data": data.fingerprint,
         "space": supernet.architectures.name,
+        "resolutions": cast("list[Json]", [*supernet.architectures.space.choices[0].values]),
+        "dropout": supernet.dropout,
         "initial weights": digest(supernet),
         "samplers": [sampler.name for sampler in plan.samplers],
     }
     known |= {f"recipe.{name}": value for name, value in asdict(recipe).items()}
     return known | {f"scheme.{name}": value for name, value in scheme.record().items()}
-
-
-def stored_identity(folder: Path) -> dict[str, Json] | None:
-    """The identity in the newest checkpoint that can be read."""
-    for path in sorted(folder.glob("epoch-*.json"), reverse=True):
-        try:
-            identity = json.loads(path.read_text())["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return cast("dict[str, Json]", identity)
-    return None

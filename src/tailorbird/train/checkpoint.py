@@ -57,8 +57,13 @@ class Checkpoint:
                 self._path(old, "json").unlink(missing_ok=True)
                 self._path(old, "safetensors").unlink(missing_ok=True)
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Json]] | None:
+    def load(
+        self, *, any_identity: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Json]] | None:
         """The newest whole state, or None where there is none.
+
+        Args:
+            any_identity: also a state of another run; whether it fits is the caller's to see.
 
         Raises:
             StoreError: when the folder holds the state of another run; says what differs.
@@ -70,7 +75,8 @@ class Checkpoint:
             identity, record = content.get("identity"), content.get("record")
             if not isinstance(identity, dict) or not isinstance(record, dict):
                 continue
-            self._compare(identity)
+            if not any_identity:
+                self._compare(identity)
             try:
                 payload = self._path(epoch, "safetensors").read_bytes()
             except OSError:
