@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python bench/supernet_fit.py --work runs/supernet-training/cpu-3
 
 Takes a supernet that `supernet_training.py` left in its work folder, and fits it to latency limits
-on this machine's ONNX Runtime (one thread, batch 1), spread evenly between 0.45 and 0.95 of the full
+on this machine's ONNX Runtime (one thread, batch 1), spread evenly from 0.45 to 0.95 of the full
 network's latency, each number of targets in a run folder of its own and from nothing. Run it on a
 quiet machine: it measures latencies.
 """
