@@ -17,13 +17,16 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-from tailorbird.config import parts, plan
+from tailorbird.config import measured_fleet, parts, plan, supernet_job, supernet_schemes
+from tailorbird.config.measured_fleet import load_measured_fleet
 from tailorbird.config.plan import check
 from tailorbird.config.reader import read
 from tailorbird.config.sections import fields_of, words
+from tailorbird.config.supernet_job import check_job
 from tailorbird.errors import MeasurementError
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.supernet.train_state import SupernetRecipe
 from tailorbird.targets import METRICS, Target
 from tailorbird.train.recipe import Recipe
 
@@ -66,13 +69,31 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def key_tables() -> dict[str, dict[str, tuple[str, str]]]:
-    """Place in job.md -> key -> (type, default)."""
-    text = (ROOT / "docs" / "job.md").read_text(encoding="utf-8")
+    """Place in job.md or supernet.md -> key -> (type, default)."""
     found = {}
-    for name, body in re.findall(r"<!-- keys:(\S+) -->(.*?)<!-- /keys:", text, re.DOTALL):
-        rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", body, re.MULTILINE)
-        found[name] = {key: (kind, default) for key, kind, default in rows}
+    for document in ("job.md", "supernet.md"):
+        text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+        for name, body in re.findall(r"<!-- keys:(\S+) -->(.*?)<!-- /keys:", text, re.DOTALL):
+            rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", body, re.MULTILINE)
+            found[name] = {key: (kind, default) for key, kind, default in rows}
     return found
+
+
+@pytest.fixture(scope="module")
+def maker() -> types.ModuleType:
+    """docs/make_reference.py."""
+    source = ROOT / "docs" / "make_reference.py"
+    spec = importlib.util.spec_from_file_location("make_reference", source)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("document", ["job.md", "supernet.md"])
+def test_tables_are_what_the_code_says(document: str, maker: types.ModuleType):
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    assert maker.filled(document, text) == text, "run: python docs/make_reference.py"
 
 
 SECTIONS = {
@@ -84,7 +105,17 @@ SECTIONS = {
     "retrain": fields_of(Recipe),
     "data-own": parts.data_fields("package.module:factory"),
     **{f"data-{kind}": parts.data_fields(kind) for kind in parts.DATA},
+    "supernet-job": supernet_job._JOB,
+    "space": supernet_job._SPACE,
+    "recipe": fields_of(SupernetRecipe),
+    "phase": supernet_schemes._PHASE,
+    "fleet-device": measured_fleet._DEVICE | fields_of(OnnxRuntime, without=["seed"]),
+    **{f"scheme-{name}": kind.fields for name, kind in supernet_schemes.SCHEMES.items()},
 }
+
+
+CHOSEN = {(f"scheme-{name}", "kind") for name in supernet_schemes.SCHEMES}
+"""Keys that choose the table that they stand in."""
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -96,8 +127,8 @@ def test_every_key_of_a_job_is_described_with_its_type_and_default(section: str)
         kind, default = described[key]
         if field.kind is not object:
             assert kind == words(field.kind), hint
-        if isinstance(field.default, int | float | str):
-            assert yaml.safe_load(default) == field.default, hint
+        if isinstance(field.default, int | float | str) and (section, key) not in CHOSEN:
+            assert read(f"x: {default}").data["x"] == field.default, hint
 
 
 def test_devices_and_metrics_are_described():
@@ -105,6 +136,11 @@ def test_devices_and_metrics_are_described():
     text = (ROOT / "docs" / "job.md").read_text(encoding="utf-8")
     assert all(f"| `{metric}` |" in text for metric in METRICS)
     assert set(parts.DEVICES) == {"onnxruntime"}  # another one needs its table in job.md
+
+
+def test_every_sampler_is_described():
+    text = (ROOT / "docs" / "supernet.md").read_text(encoding="utf-8")
+    assert all(f"| `{sampler}` |" in text for sampler in supernet_schemes.SAMPLERS)
 
 
 # examples ---------------------------------------------------------------------------------------
@@ -132,11 +168,30 @@ def test_the_job_in_the_readme_is_a_job(tmp_path: Path):
 
 
 SNIPPETS = [(path, body) for path in DOCS if path.parent != ROOT for body in blocks(path, "yaml")]
+SNIPPETS += [(path, body) for path in DOCS for body in blocks(path, "yml")]
+SUPERNET = {"space": "cifar-mbv3-w0.25", "data": {"kind": "digits", "image_size": 32}}
 
 
 @pytest.mark.parametrize(("path", "body"), SNIPPETS, ids=label)
-def test_snippets_fit_into_a_job(path: Path, body: str, beside: Path):
-    checked({**example_job(), **yaml.safe_load(body)}, beside)
+def test_snippets_fit_into_a_job_or_are_a_fleet(path: Path, body: str, beside: Path):
+    given = yaml.safe_load(body)
+    if "devices" in given:
+        file = beside / "fleet.yaml"
+        file.write_text(body, encoding="utf-8")
+        assert load_measured_fleet(file).wanted
+    elif given.keys() - plan._JOB.keys():
+        start = beside / given.get("start", "unused")
+        start.parent.mkdir(exist_ok=True)
+        start.touch()
+        check_job(read(yaml.safe_dump({**SUPERNET, **given})), folder=beside)
+    else:
+        checked({**example_job(), **given}, beside)
+
+
+def test_a_wrong_key_in_a_supernets_document_would_be_found(tmp_path: Path):
+    with pytest.raises(Exception, match="unknown key; did you mean 'epochs'"):
+        check_job(read(yaml.safe_dump({**SUPERNET, "scheme": {"kind": "deps", "epoks": 1}})),
+                  folder=tmp_path)  # fmt: skip
 
 
 def test_a_wrong_key_in_a_document_would_be_found(tmp_path: Path):
@@ -223,6 +278,52 @@ def fits(call: ast.Call, thing: object) -> None:
     inspect.signature(thing).bind(*given, **names)
 
 
+# supernets of the how-to ---------------------------------------------------------------------
+
+
+def python_with(text: str) -> str:
+    """The one Python block of the how-to that holds a text."""
+    (found,) = [body for body in blocks(ROOT / "docs" / "howto.md", "python") if text in body]
+    return found
+
+
+def shortened(code: str, long: str, short: str) -> str:
+    assert long in code
+    return code.replace(long, short)
+
+
+def test_the_supernet_of_the_howto_is_trained_and_exported(
+    beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(beside)
+    code = python_with("export_onnx(smallest")
+    exec(compile(shortened(code, "epochs=20, ramp_epochs=2", "epochs=1, ramp_epochs=0.2"),
+                 "howto.md", "exec"), {})  # fmt: skip
+    assert capsys.readouterr().out.count(" MACs: ") == 2
+    (output,) = onnx.load(beside / "smallest.onnx").graph.output
+    assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [1, 10]
+
+
+def test_the_sampler_and_the_scheme_of_the_howto_train(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(beside)
+    job = {
+        "space": "cifar-compofa-mbv3-s2-w0.25",
+        "data": {"kind": "scans:scans", "normalisation": "imagenet"},
+        "recipe": {"batch_size": 32},
+        "validate_epochs": None,
+    }
+    (beside / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    code = python_with("import Spread")
+    code = shortened(code, "DepS(epochs=40", "DepS(epochs=1, ramp_epochs=0.2")
+    exec(compile(shortened(code, "Pairs(epochs=40", "Pairs(epochs=1"), "howto.md", "exec"), {})
+    for run, name, sampler in (("job", "deps", ["spread(3)"]), ("pairs", "pairs", [])):
+        made = json.loads((beside / "runs" / run / "identity.json").read_text())
+        assert (made["scheme"]["name"], made["samplers"]) == (name, sampler)
+        assert (beside / "runs" / run / "supernet" / "weights.safetensors").is_file()
+
+
 # the device of the how-to -----------------------------------------------------------------------
 
 
@@ -290,26 +391,37 @@ def test_relative_links_resolve(path: Path):
 
 
 def test_commands_in_the_documents_exist():
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
     from tailorbird.cli import app
 
-    commands = {str(command.callback.__name__) for command in app.registered_commands}
+    top = get_command(app)
+    assert isinstance(top, TyperGroup)
     for path in WRITTEN:
         for shell in blocks(path, "sh"):
-            used = set(re.findall(r"^tailorbird (\w+)", shell, re.MULTILINE))
-            assert used <= commands, name_of(path)
+            for line in re.findall(r"^.*\btailorbird (\w.*)$", shell, re.MULTILINE):
+                exists(line.split(" #")[0].split(), top, name_of(path))
             made = set(re.findall(r"^make (\w+)", shell, re.MULTILINE))
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             assert all(re.search(rf"^{name}:", makefile, re.MULTILINE) for name in made)
 
 
-def test_the_reference_can_be_made_and_names_everything_public():
+def exists(line: list[str], command: typing.Any, place: str) -> None:
+    """The command of a line, or of a group in it, and its options."""
+    known = getattr(command, "commands", None)
+    if known is not None:
+        assert line and line[0] in known, f"{place}: no command {' '.join(line)}"
+        exists(line[1:], known[line[0]], place)
+        return
+    options = {name for parameter in command.params for name in parameter.opts}
+    unknown = {word for word in line if word.startswith("--")} - options
+    assert not unknown, f"{place}: {command.name} has no {', '.join(unknown)}"
+
+
+def test_the_reference_can_be_made_and_names_everything_public(maker: types.ModuleType):
     import tailorbird
 
-    source = ROOT / "docs" / "make_reference.py"
-    spec = importlib.util.spec_from_file_location("make_reference", source)
-    assert spec is not None and spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
     text = maker.reference()
     assert text == maker.reference()
     assert " at 0x" not in text
