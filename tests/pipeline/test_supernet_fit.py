@@ -47,7 +47,7 @@ class Run(SupernetRun):
 
 def run_in(tmp_path):
     tmp_path.mkdir(exist_ok=True)
-    net = tiny_supernet(tmp_path, resolutions=(8, 10)).eval()
+    net = tiny_supernet(tmp_path, resolutions=(8,)).eval()
     path = tmp_path / "run"
     save_supernet(net, path / "supernet")
     write_json(path / "identity.json", {"name": "tiny"})
@@ -223,14 +223,26 @@ def test_what_only_a_table_tells_is_exported_but_never_met(tmp_path, monkeypatch
     cost = macs(run.supernet.architectures).sum
     monkeypatch.setattr(supernet_pricing, "read_costs", lambda *_: lambda g: cost(g) / 1e6)
     table = tmp_path / "phone.yaml"
+    table.write_text("1")
     limits = ["0.5x", {"macs": "0.7x"}, {"latency_ms": 1e-6}]
     report = fit(run, fleet(phone=(table, limits)), progress=said)
     share, counted, never = report.targets
+    [full] = report.teacher.values()
+    assert full.latency_ms is None and "teacher_latency_ms" not in share.measured
+    assert report.reference == "full network"
+    assert report.accuracy_kind == "top-1 (validation images, also used to choose)"
+    assert share.accuracy_before is None
     assert not share.met and "latency_ms" not in share.measured
     assert share.reason.startswith("predicted, not measured: 0.0")
     assert (run.path / share.onnx).exists()
     assert counted.met and counted.measured["macs"] <= counted.limits["macs"]
     assert not never.met and "lowest predicted: " in never.reason and never.onnx is None
+    # Another table under the same name is another question.
+    student = run.path / share.onnx
+    before = student.stat().st_mtime_ns
+    table.write_text("2")
+    fit(run, fleet(phone=(table, limits)))
+    assert student.stat().st_mtime_ns > before
 
 
 def test_tables_that_do_not_fit_are_told_before_anything_is_evaluated(tmp_path):
@@ -251,14 +263,16 @@ def test_tables_that_do_not_fit_are_told_before_anything_is_evaluated(tmp_path):
 
 def test_a_student_over_its_limit_is_replaced_or_reported(tmp_path):
     class Sly(FakeDevice):
-        """Slower by a fifth on what is shipped than on what is tried."""
+        """Slower on what is shipped than on what is tried."""
+
+        late = 1.2
 
         def measure(self, models):
             found = super().measure(models)
             shipped = [path.name == "model.onnx" and "students" in path.parts for path in models]
             return [
-                replace(one, median_ms=one.median_ms * (1.2 if late else 1.0))
-                for one, late in zip(found, shipped, strict=True)
+                replace(one, median_ms=one.median_ms * (self.late if own else 1.0))
+                for one, own in zip(found, shipped, strict=True)
             ]
 
     wanted = fleet(box=(Sly(base_ms=0.05), ["0.7x"]))
@@ -269,6 +283,14 @@ def test_a_student_over_its_limit_is_replaced_or_reported(tmp_path):
     (target,) = fit(run_in(tmp_path / "b"), wanted, replace(OPTIONS, rounds=1)).targets
     assert not target.met and target.reason == "measured over its limit after 1 rounds"
     assert target.lowest["latency_ms"] > target.limits["latency_ms"]
+
+    class Slier(Sly):
+        late = 9.0
+
+    run = run_in(tmp_path / "c")
+    (target,) = fit(run, fleet(box=(Slier(base_ms=0.05), ["0.7x"]))).targets
+    assert not target.met and target.onnx is None
+    assert not (run.path / "students" / "box-0.7x" / "model.onnx").exists()
 
 
 def test_fine_tuning_never_makes_a_student_worse_on_validation(tmp_path):

@@ -100,7 +100,7 @@ def load_measured_fleet(path: Path) -> MeasuredFleet:
     for number, raw in enumerate(listed if isinstance(listed, list) else []):
         place: Path_ = ("devices", number)
         name, device, limits = _measured_device(faults, place, raw, path.parent)
-        if name in devices:
+        if name and name in devices:
             faults.add((*place, "name"), f"{name!r} is given twice")
         devices[name] = device
         pairs += [(name, bounds) for bounds in limits]

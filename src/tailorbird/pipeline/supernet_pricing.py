@@ -117,9 +117,11 @@ class SupernetPricing:
 
     def correct(self) -> None:
         """Correct the table by all networks measured for this fit; the first ones check it."""
-        whole = np.array(sorted(self._seen), dtype=np.int64).reshape(len(self._seen), -1)
-        whole = whole[self._table.sums(whole) < UNCOVERED_MS] if len(whole) else whole
-        if not self.measured or len(whole) < LEAST_NETWORKS:
+        if not self._seen:
+            return
+        whole = np.array(sorted(self._seen), dtype=np.int64)
+        whole = whole[self._table.sums(whole) < UNCOVERED_MS]  # others say nothing of the table
+        if len(whole) < LEAST_NETWORKS:
             return
         corrected = self._table.corrected(whole, self.measure(whole))
         self._table = corrected.table
