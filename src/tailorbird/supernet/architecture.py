@@ -13,11 +13,12 @@ and expand ratios (``k1_1``, ``e1_1``, ``k1_2`` ...: stage, block).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,28 @@ import numpy.typing as npt
 from tailorbird.errors import SpaceError
 from tailorbird.space import Choice, Condition, Genomes, Space
 from tailorbird.supernet.official import Entry, OfficialForm
+from tailorbird.supernet.slot_table import SlotTable, SlotValue
+from tailorbird.supernet.space_file import (
+    LEAST_RESOLUTION,
+    MOST_RESOLUTION,
+    check_definition,
+    check_network,
+    is_resolution,
+    read_definition,
+)
 
-Floats = npt.NDArray[np.float64]
-LEAST_RESOLUTION, MOST_RESOLUTION = 32, 4096
+__all__ = [
+    "SPACES",
+    "ArchitectureSpace",
+    "LayerShape",
+    "Slot",
+    "SlotTable",
+    "SlotValue",
+    "define_space",
+    "load_space",
+    "make_divisible",
+]
+
 _FOLDER = resources.files("tailorbird.supernet") / "spaces"
 SPACES: tuple[str, ...] = tuple(
     sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json"))
@@ -114,13 +134,14 @@ class ArchitectureSpace:
     """A supernet's space: genomes, official form and layers.
 
     Attributes:
-        name: one of :data:`SPACES`.
+        name: one of :data:`SPACES`, or that of a user's own.
         space: the genes, and what can be done with genomes.
         slots: the layers in the order in which they run.
         official: how genomes are read from and written in the official form.
         norm_epsilon: what norms add to the variance.
         initial_std: standard deviation of fresh weights; ``None`` where it follows each layer's
             connections.
+        definition: of a user's own space, as its file has it; ``None`` for the package's.
 
     Example:
         >>> mbv3 = load_space("ofa-mbv3-w1.2")
@@ -137,6 +158,7 @@ class ArchitectureSpace:
     official: OfficialForm
     norm_epsilon: float = 1e-5
     initial_std: float | None = None
+    definition: Mapping[str, Any] | None = None
 
     def genomes(self, architectures: Sequence[Mapping[str, object]]) -> Genomes:
         """Genomes (n, genes) of architectures in the official form.
@@ -159,6 +181,12 @@ class ArchitectureSpace:
         """
         return self.official.write(self.space, genomes)
 
+    def with_resolutions(self, resolutions: Sequence[int] | None) -> ArchitectureSpace:
+        """The space with other image sizes, as `load_space` takes them; classes as in its data."""
+        if self.definition is None:
+            return load_space(self.name, resolutions=resolutions)
+        return define_space(self.name, self.definition, resolutions=resolutions)
+
     def layers(self, genome: npt.NDArray[np.int64]) -> list[tuple[str, LayerShape]]:
         """Names and shapes of the layers of one genome (genes,), in the order they run.
 
@@ -176,113 +204,58 @@ class ArchitectureSpace:
         return [(name, shape) for name, shape in found if shape is not None]
 
 
-SlotValue = Callable[[Slot, tuple[int, ...], LayerShape], float]
-
-
-class SlotTable:
-    """A figure that adds up over the layers, compiled to one array.
-
-    Slots that depend on the same genes are merged; a genome's entries are gathered at flat indices
-    ``genomes @ strides + offsets``, so time grows with rows times slots.
+def load_space(name: str | Path, *, resolutions: Sequence[int] | None = None) -> ArchitectureSpace:
+    """The space called ``name``, or the one that a file describes.
 
     Args:
-        space: whose genomes are to be summed.
-        value_of: the figure of a layer; absent layers count 0.
-
-    Raises:
-        SpaceError: where a figure isn't finite, naming the slots.
-
-    Example:
-        >>> space = load_space("compofa-mbv3-w1.0")
-        >>> blocks = SlotTable(space, lambda shape: shape.kind == "mbconv")
-        >>> blocks.sum(np.zeros((1, 6), dtype=np.int64))  # 5 stages of 2, and the first block
-        array([11.])
-    """
-
-    def __init__(self, space: ArchitectureSpace, value_of: Callable[[LayerShape], float]) -> None:
-        self._fill(space, lambda _slot, _index, shape: value_of(shape))
-
-    @classmethod
-    def per_slot(cls, space: ArchitectureSpace, value_of: SlotValue) -> SlotTable:
-        """The same with figures that depend on the place, and on the values that led to the shape.
-
-        Args:
-            space: whose genomes are to be summed.
-            value_of: the figure of (slot, index values of ``slot.genes``, layer).
-        """
-        table = cls.__new__(cls)
-        table._fill(space, value_of)
-        return table
-
-    def sum(self, genomes: Genomes) -> Floats:
-        """Sums (n,) of the canonical genomes (n, genes).
-
-        Raises:
-            SpaceError: when the genomes have another number of genes.
-        """
-        if genomes.ndim != 2 or genomes.shape[1] != len(self._strides):
-            raise SpaceError(
-                f"genomes: expected shape (n, {len(self._strides)}), got {genomes.shape}; "
-                "this table was compiled for another space"
-            )
-        sums = np.empty(len(genomes))
-        for start in range(0, len(genomes), _CHUNK):  # the gathered rows stay in the cache
-            part = genomes[start : start + _CHUNK].astype(self._strides.dtype)
-            flat = (part @ self._strides + self._offsets).astype(np.intp)
-            self._values.take(flat).sum(axis=1, out=sums[start : start + _CHUNK])
-        return sums
-
-    def _fill(self, space: ArchitectureSpace, value_of: SlotValue) -> None:
-        sizes = space.space.sizes
-        tables: dict[tuple[int, ...], Floats] = {}
-        problems = []
-        for slot in space.slots:
-            table = tables.setdefault(slot.genes, np.zeros(sizes[list(slot.genes)]))
-            filled = np.zeros_like(table)
-            for index, shape in slot.variants.items():
-                filled[index] = 0.0 if shape is None else value_of(slot, index, shape)
-            wrong = ~np.isfinite(filled)
-            if wrong.any():
-                problems.append(f"{slot.name} ({wrong.sum()} of {wrong.size} shapes)")
-            table += filled
-        if problems:
-            raise SpaceError(
-                "expected finite figures of all layers; not finite: " + ", ".join(problems)
-            )
-        ends = np.cumsum([table.size for table in tables.values()])
-        # Indices are whole numbers that a float holds exactly, and its products are much faster.
-        exact = np.float32 if ends[-1] < 1 << 24 else np.float64
-        strides = np.zeros((len(sizes), len(tables)), dtype=exact)
-        for column, (genes, table) in enumerate(tables.items()):
-            strides[list(genes), column] = np.array(table.strides) // table.itemsize
-        self._strides = strides
-        self._offsets = np.array([0, *ends[:-1]], dtype=exact)
-        self._values = np.concatenate([table.ravel() for table in tables.values()])
-
-
-_CHUNK = 4096
-
-
-def load_space(name: str, *, resolutions: Sequence[int] | None = None) -> ArchitectureSpace:
-    """The space called ``name``.
-
-    Args:
-        name: one of :data:`SPACES`.
+        name: one of :data:`SPACES`; or the path of a JSON file in the form of the package's own
+            (``supernet/spaces/``), which gives a user's space the file's name.
         resolutions: image sizes in pixels to choose from (in ascending order whatever the order
             given); the space's own when ``None``.
 
     Raises:
         SpaceError: unknown name, or resolutions that are no whole numbers of 32 to 4,096, or no
-            multiples of a transformer's patches.
+            multiples of a transformer's patches; for a file, see `define_space`.
 
     Example:
         >>> load_space("compofa-mbv3-w1.2", resolutions=[160]).space.size
         243
     """
+    if isinstance(name, Path) or (name not in SPACES and name.endswith(".json")):
+        path = Path(name)
+        return define_space(path.stem, read_definition(path), resolutions=resolutions)
     if name not in SPACES:
-        raise SpaceError(f"space: expected one of {', '.join(SPACES)}; got {name!r}")
+        raise SpaceError(
+            f"space: expected one of {', '.join(SPACES)}, or the path of a .json file; got {name!r}"
+        )
+    return _compiled(name, _sizes(resolutions))
+
+
+def define_space(
+    name: str, definition: Mapping[str, Any], *, resolutions: Sequence[int] | None = None
+) -> ArchitectureSpace:
+    """A user's own space.
+
+    Args:
+        name: none of :data:`SPACES`.
+        definition: as in a file of ``supernet/spaces/``, of bounded size.
+        resolutions: as `load_space` takes them.
+
+    Raises:
+        SpaceError: listing all faults of the definition; or saying why no network of it can run.
+    """
+    if name in SPACES:
+        raise SpaceError(f"space '{name}': the package has one of this name; choose another")
+    check_definition(name, definition)
+    space = _compile(name, definition, _sizes(resolutions))
+    check_network(space)
+    return replace(space, definition=definition)
+
+
+def _sizes(resolutions: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Checked, in ascending order."""
     if resolutions is None:
-        return _compiled(name, None)
+        return None
     wrong = [r for r in resolutions if not is_resolution(r)]
     if wrong or not len(resolutions):
         raise SpaceError(
@@ -290,13 +263,7 @@ def load_space(name: str, *, resolutions: Sequence[int] | None = None) -> Archit
             f"{MOST_RESOLUTION}, got "
             f"{wrong or 'none'}"
         )
-    return _compiled(name, tuple(sorted({int(r) for r in resolutions})))
-
-
-def is_resolution(value: object) -> bool:
-    """Whether ``value`` can be an image size: a whole number of pixels, 32 to 4,096."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and LEAST_RESOLUTION <= int(value) <= MOST_RESOLUTION  # type: ignore[call-overload]  # whole says so
+    return tuple(sorted({int(r) for r in resolutions}))
 
 
 @dataclass(frozen=True)
@@ -334,6 +301,13 @@ class _Genes:
 @lru_cache(maxsize=32)
 def _compiled(name: str, resolutions: tuple[int, ...] | None) -> ArchitectureSpace:
     data = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return _compile(name, data, resolutions)
+
+
+def _compile(
+    name: str, data: Mapping[str, Any], resolutions: tuple[int, ...] | None
+) -> ArchitectureSpace:
+    """The space that checked data describe."""
     genes = _Genes()
     chosen = tuple(data["resolutions"]) if resolutions is None else resolutions
     resolution = genes.add("r", chosen)

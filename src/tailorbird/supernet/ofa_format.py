@@ -21,10 +21,10 @@ from tailorbird.supernet.architecture import (
     SPACES,
     ArchitectureSpace,
     LayerShape,
-    is_resolution,
     load_space,
     make_divisible,
 )
+from tailorbird.supernet.space_file import is_resolution
 
 MOST_BYTES = 10_000_000
 MOST_LAYERS = 1_000

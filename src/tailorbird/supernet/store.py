@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tailorbird.errors import SpaceError, StoreError
 from tailorbird.files import read_json, write_bytes, write_json
-from tailorbird.supernet.architecture import ArchitectureSpace, load_space
+from tailorbird.supernet.architecture import ArchitectureSpace, define_space, load_space
 from tailorbird.supernet.network import Supernet, build_supernet
 
 SPACE, WEIGHTS = "space.json", "weights.safetensors"
@@ -29,6 +29,7 @@ def save_supernet(supernet: Supernet, folder: Path) -> None:
     """
     weights = {k: v.detach().cpu().contiguous() for k, v in supernet.state_dict().items()}
     write_bytes(folder / WEIGHTS, dump_tensors(weights))
+    own = supernet.architectures.definition
     write_json(
         folder / SPACE,
         {
@@ -36,7 +37,8 @@ def save_supernet(supernet: Supernet, folder: Path) -> None:
             "resolutions": list(supernet.architectures.space.choices[0].values),
             "classes": classes_of(supernet),
             "dropout": supernet.dropout,
-        },
+        }
+        | ({} if own is None else {"definition": own}),
     )
 
 
@@ -57,9 +59,13 @@ def load_supernet(folder: Path) -> Supernet:
         >>> bool((again.first_conv.conv.weight == net.first_conv.conv.weight).all())
         True
     """
-    name, resolutions, classes, dropout = _read_space(folder / SPACE)
+    name, resolutions, classes, dropout, own = _read_space(folder / SPACE)
     try:
-        space = load_space(name, resolutions=resolutions)
+        space = (
+            load_space(name, resolutions=resolutions)
+            if own is None
+            else define_space(name, own, resolutions=resolutions)
+        )
         supernet = build_supernet(
             space, classes=classes, dropout=dropout, generator=torch.Generator().manual_seed(0)
         )
@@ -118,22 +124,27 @@ def outputs_of(space: ArchitectureSpace, weights: Mapping[str, Tensor]) -> int |
     return len(matrices[0]) or None if len(matrices) == 1 else None
 
 
-def _read_space(path: Path) -> tuple[str, list[int], int, float]:
-    """Name, resolutions, classes, dropout; their ranges are checked by what builds from them."""
+def _read_space(path: Path) -> tuple[str, list[int], int, float, dict[str, object] | None]:
+    """Name, resolutions, classes, dropout, definition of a user's own space.
+
+    Their ranges are checked by what builds from them.
+    """
     content = read_json(path)
     record = cast("dict[str, object]", content) if isinstance(content, dict) else {}
     name, sizes = record.get("space"), record.get("resolutions")
     classes, dropout = record.get("classes"), record.get("dropout")
+    own = record.get("definition")
     if not (
-        record.keys() == {"space", "resolutions", "classes", "dropout"}
+        record.keys() - {"definition"} == {"space", "resolutions", "classes", "dropout"}
         and isinstance(name, str)
         and isinstance(sizes, list)
         and all(type(size) is int for size in sizes)
         and type(classes) is int
         and isinstance(dropout, int | float)
+        and isinstance(own, dict | None)
     ):
         raise StoreError(
             f"{path}: expected a space's name, its resolutions, classes and dropout; the file is "
             "damaged: train or import the supernet again"
         )
-    return name, sizes, classes, float(dropout)
+    return name, sizes, classes, float(dropout), own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -372,5 +373,7 @@ def identity(
         "initial weights": digest(supernet),
         "samplers": [sampler.name for sampler in plan.samplers],
     }
+    if (definition := supernet.architectures.definition) is not None:
+        known["space.definition"] = json.loads(json.dumps(definition, sort_keys=True))
     known |= {f"recipe.{name}": value for name, value in asdict(recipe).items()}
     return known | {f"scheme.{name}": value for name, value in scheme.record().items()}
