@@ -314,14 +314,14 @@ class _Fit:
             )
             chooser.miss(request, choice, now / whole)
             return None
-        over = {m: shipped.measured[m] for m, bound in shipped.limits.items()
-                if m in shipped.measured and shipped.measured[m] > bound}  # fmt: skip
-        reason = None
+        found = shipped.measured
+        over = {m: found[m] for m, most in shipped.limits.items() if found.get(m, 0.0) > most}
+        reason = (
+            None if shipped.met else f"measured over its limit after {self.options.rounds} rounds"
+        )
         if not pricing.measured and LATENCY in shipped.limits:
             expected = figure(LATENCY, choice.figures[LATENCY])
             reason = f"predicted, not measured: {expected} by {request.entry.table}"
-        elif not shipped.met:
-            reason = f"measured over its limit after {self.options.rounds} rounds"
         before, after = students.accuracies(request, choice)
         full = {} if shipped.full_ms is None else {"teacher_latency_ms": shipped.full_ms}
         result = TargetResult(
