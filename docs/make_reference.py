@@ -57,6 +57,7 @@ MODULES = (
     "tailorbird.family",
     "tailorbird.space",
     "tailorbird.supernet.architecture",
+    "tailorbird.supernet.slot_table",
     "tailorbird.supernet.counts",
     "tailorbird.supernet.ofa_format",
     "tailorbird.supernet.network",

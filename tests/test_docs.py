@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 import yaml
 from onnx import TensorProto, helper
 
@@ -26,6 +27,8 @@ from tailorbird.config.supernet_job import check_job
 from tailorbird.errors import MeasurementError
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.supernet.architecture import load_space
+from tailorbird.supernet.network import build_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
 from tailorbird.targets import METRICS, Target
 from tailorbird.train.recipe import Recipe
@@ -302,6 +305,15 @@ def test_the_supernet_of_the_howto_is_trained_and_exported(
     assert capsys.readouterr().out.count(" MACs: ") == 2
     (output,) = onnx.load(beside / "smallest.onnx").graph.output
     assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [1, 10]
+
+
+def test_the_space_of_the_howto_is_one(tmp_path: Path):
+    (body,) = blocks(ROOT / "docs" / "howto.md", "json")
+    (tmp_path / "small.json").write_text(body, encoding="utf-8")
+    space = load_space(str(tmp_path / "small.json"))
+    supernet = build_supernet(space, generator=torch.Generator().manual_seed(0))
+    assert (space.name, supernet.resolution(supernet.largest())) == ("small", 48)
+    assert space.space.size == 2 * (4 + 4**2 + 4**3)
 
 
 def test_the_sampler_and_the_scheme_of_the_howto_train(
