@@ -70,6 +70,29 @@ class TestTheWholeWay:
         tell("evaluate", run, "--subnets", 8)
         assert (run / "evaluated.jsonl").read_text() == lines
 
+    def test_a_space_of_ones_own(self, folder):  # noqa: F811
+        own = json.loads((folder / "spaces" / f"{SPACE}.json").read_text())
+        own["genes"]["d1"] = own["genes"]["d1"][:1]
+        own["layers"][1] |= {"blocks": 1, "depth": {"gene": "d1", "values": [1]}}
+        (folder / "mine.json").write_text(json.dumps(own))
+        path, run = job(folder, space={"name": "mine.json", "resolutions": [32]}), folder / "run"
+        tell("train", path)
+        stored = yaml.safe_load((run / "config.yaml").read_text())
+        assert stored["space"] == {"name": str(folder / "mine.json"), "resolutions": [32]}
+        weights = run / "supernet" / "weights.safetensors"
+        data = write(folder / "data.yaml", data={"kind": "tinyimages:images"})
+        given = ("--space", folder / "mine.json", "--resolutions", "32", "--data", data)
+        tell("import", weights, folder / "in", *given)
+        for there in (run, folder / "in"):
+            assert "mean Pareto accuracy" in tell("evaluate", there, "--subnets", 2)
+
+        own["layers"][1]["kind"] = "mbcon"
+        (folder / "mine.json").write_text(json.dumps(own))
+        said = tell("train", path, code=2)
+        assert "space.name (line 2): " in said and "mbcon" in said
+        assert "--space 'mine'" in tell("import", weights, folder / "on", *given, code=2)
+        assert "nothere.json" in tell("train", job(folder, space="nothere.json"), code=2)
+
     def test_latency_of_the_front(self, folder):  # noqa: F811
         tell("train", job(folder))
         said = tell("evaluate", folder / "run", "--subnets", 3, "--images", 8, "--latency")

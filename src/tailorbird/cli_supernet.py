@@ -119,7 +119,9 @@ def import_(
     ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder to make.")],
     *,
-    space: Annotated[str, typer.Option(help="Such as ofa-mbv3-w1.0; `spaces` lists them.")],
+    space: Annotated[
+        str, typer.Option(help="Such as ofa-mbv3-w1.0 (`spaces` lists them), or a JSON file.")
+    ],
     resolutions: Annotated[
         str | None, typer.Option(help="Image sizes, such as 160,192; the space's own by default.")
     ] = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tailorbird.config.parts import images, settings
-from tailorbird.config.reader import Document, read_file
+from tailorbird.config.reader import Document, Path_, read_file
 from tailorbird.config.sections import Faults, Field, near, short
 from tailorbird.config.supernet_data import classes_in, read_data
 from tailorbird.config.supernet_schemes import Named, scheme
@@ -48,6 +48,7 @@ class SupernetPlan:
 
     Args:
         architectures: the space, with the resolutions asked for.
+        space: its name, or the absolute path of its file.
         data: the section's values, its ``kind`` among them, paths absolute.
         scheme: with the sampler in it, and as plain data.
         start: a checkpoint that training begins with, instead of fresh weights.
@@ -56,6 +57,7 @@ class SupernetPlan:
     """
 
     architectures: ArchitectureSpace
+    space: str
     data: Mapping[str, object]
     scheme: Named
     recipe: SupernetRecipe
@@ -73,7 +75,7 @@ class SupernetPlan:
         """The whole job with every default written out: itself a valid job file."""
         return {
             "space": {
-                "name": self.architectures.name,
+                "name": self.space,
                 "resolutions": list(self.architectures.space.choices[0].values),
             },
             "data": {k: list(v) if isinstance(v, tuple) else v for k, v in self.data.items()},
@@ -119,7 +121,8 @@ def check_job(document: Document, *, folder: Path, stem: str = "supernet") -> Su
     assert isinstance(dropout, float)  # the field's type has been checked
     if not 0 <= dropout < 1:
         faults.add(("dropout",), f"expected a probability from 0 to below 1, got {dropout:g}")
-    space = _space(faults, job["space"]) if "space" in given else None
+    found = _space(faults, job["space"], folder) if "space" in given else None
+    space, source = (None, "") if found is None else found
     data = images(faults, job["data"], folder) if "data" in given else None
     named = scheme(faults, job["scheme"], job["sampler"], space)
     recipe = settings(faults, ("recipe",), job["recipe"], SupernetRecipe, "recipe.")
@@ -132,6 +135,7 @@ def check_job(document: Document, *, folder: Path, stem: str = "supernet") -> Su
         raise ConfigError(faults.found)
     return SupernetPlan(
         architectures=space,
+        space=source,
         data=data,
         scheme=named,
         recipe=recipe,
@@ -178,29 +182,33 @@ def build_job(plan: SupernetPlan) -> SupernetJob:
     )
 
 
-def space_called(
-    faults: Faults, path: tuple[str | int, ...], name: str, resolutions: object
-) -> ArchitectureSpace | None:
-    """The space of that name; faults are noted at ``path``."""
-    if name not in SPACES:
+def space_called(name: str, folder: Path) -> str | Path:
+    """What `load_space` takes for a name in a file of ``folder``: the name, or a file's path."""
+    own = name.endswith(".json") and name not in SPACES
+    return (folder / Path(name).expanduser()).resolve() if own else name
+
+
+def _space(faults: Faults, raw: object, folder: Path) -> tuple[ArchitectureSpace, str] | None:
+    """The space and its source, from a name or path, or from that and resolutions."""
+    path: Path_ = ("space",)
+    values: Mapping[str, object] | None = {"name": raw, "resolutions": None}
+    if not isinstance(raw, str):
+        path, values = ("space", "name"), faults.check(("space",), raw, _SPACE)
+    if values is None:
+        return None
+    name, sizes = str(values["name"]), values["resolutions"]
+    source = space_called(name, folder)
+    if source == name and name not in SPACES:
         faults.add(path, f"unknown space {short(name)}{near(name, SPACES)}")
         return None
     try:
-        sizes = list(resolutions) if isinstance(resolutions, tuple) else None
-        return load_space(name, resolutions=sizes)
+        resolutions = list(sizes) if isinstance(sizes, tuple) else None
+        return load_space(source, resolutions=resolutions), str(source)
     except SpaceError as error:
-        faults.add((*path[:1], "resolutions"), str(error).removeprefix("resolutions: "))
+        text = str(error)
+        about = text.startswith("resolutions: ")
+        faults.add(("space", "resolutions") if about else path, text.removeprefix("resolutions: "))
         return None
-
-
-def _space(faults: Faults, raw: object) -> ArchitectureSpace | None:
-    """A name, or a name and resolutions."""
-    if isinstance(raw, str):
-        return space_called(faults, ("space",), raw, None)
-    values = faults.check(("space",), raw, _SPACE)
-    if values is None:
-        return None
-    return space_called(faults, ("space", "name"), str(values["name"]), values["resolutions"])
 
 
 def _begin_with(supernet: Supernet, checkpoint: Path, *, fresh: bool) -> None:

@@ -144,7 +144,7 @@ def opened(
     try:
         return read(architectures)
     except ConfigError:
-        whole = load_space(architectures.name)
+        whole = architectures.with_resolutions(None)
         own, all_ = architectures.space.choices[0].values, whole.space.choices[0].values
         if own == all_ or not set(own) <= set(all_):
             raise

@@ -10,6 +10,7 @@ import torch
 
 from tailorbird.config.sections import near, short
 from tailorbird.config.supernet_data import check_classes, load_data_file, read_data
+from tailorbird.config.supernet_job import space_called
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.models import read_tensors
 from tailorbird.pipeline.supernet_run import SUPERNET
@@ -48,7 +49,7 @@ def import_supernet(
     Args:
         checkpoint: official once-for-all weights, or a supernet's of this project.
         run: the folder.
-        space: the checkpoint's space.
+        space: the checkpoint's space: a name, or the path of a JSON file.
         resolutions: image sizes with commas between; the space's own when ``None``.
         data: YAML file with a ``data`` section; needed to evaluate and fit, now or later.
         seed: of the division of the images.
@@ -76,13 +77,16 @@ def import_supernet(
     identity = {
         "kind": "supernet",
         "imported": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
-        "space": space,
+        "space": architectures.name,
         "resolutions": list(architectures.space.choices[0].values),
     }
     with RunFolder(run).open(identity) as folder:
         folder.event("imported", checkpoint=str(checkpoint))
         described = {
-            "space": {"name": space, "resolutions": identity["resolutions"]},
+            "space": {
+                "name": str(space_called(space, Path())),
+                "resolutions": identity["resolutions"],
+            },
             "data": values,
             "imported": str(checkpoint.resolve()),
             "seed": seed,
@@ -93,20 +97,22 @@ def import_supernet(
 
 
 def _space(name: str, resolutions: str | None) -> ArchitectureSpace:
+    """The space of that name, or in that file; faults of both options at once."""
     problems = []
-    if name not in SPACES:
+    known = name in SPACES or name.endswith(".json")
+    if not known:
         problems.append(f"--space: unknown space {short(name)}{near(name, SPACES)}")
     sizes: list[int] | None = None
-    if resolutions is not None:
-        try:
+    try:
+        if resolutions is not None:
             sizes = [int(part) for part in resolutions.split(",")]
-            load_space(name if name in SPACES else _ANY, resolutions=sizes)
-        except ValueError:
-            problems.append(
-                f"--resolutions: expected whole numbers with commas between, got {resolutions!r}"
-            )
-        except SpaceError as error:
-            problems.append(f"--{error}")
+        space = load_space(name if known else _ANY, resolutions=sizes)
+    except ValueError:
+        problems.append(
+            f"--resolutions: expected whole numbers with commas between, got {resolutions!r}"
+        )
+    except SpaceError as error:
+        problems.append(f"--{error}")
     if problems:
         raise ConfigError(problems)
-    return load_space(name, resolutions=sizes)
+    return space

@@ -18,7 +18,7 @@ from torch import nn
 
 from tailorbird.config.measured_fleet import FleetDevice
 from tailorbird.errors import ConfigError, SpaceError, StoreError
-from tailorbird.estimate.latency_table import compile_table, read_table
+from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
 from tailorbird.estimate.measured_table import (
     LEAST_NETWORKS,
     Latencies,
@@ -33,7 +33,7 @@ from tailorbird.family import Floats
 from tailorbird.pipeline.fleet_search import LEARNED, latency_for
 from tailorbird.progress import Progress
 from tailorbird.space import Genomes
-from tailorbird.supernet.architecture import ArchitectureSpace, load_space
+from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.extract import extract
 from tailorbird.supernet.layers import distinct_layers, single_layers
 from tailorbird.supernet.network import Supernet
@@ -200,7 +200,8 @@ def check_devices(
 def read_costs(path: Path, space: ArchitectureSpace) -> Callable[[Genomes], Floats]:
     """A latency table in any known form as a predictor for the space.
 
-    Where the table covers some of the space's resolutions only, the others cost `UNCOVERED_MS`.
+    Where the table covers some of the space's resolutions only, the others cost `UNCOVERED_MS`. A
+    table without a row for this number of classes is read with the classifier that it has.
 
     Raises:
         ConfigError, StoreError: when it can't be read, or covers none of the resolutions.
@@ -217,8 +218,8 @@ def read_costs(path: Path, space: ArchitectureSpace) -> Callable[[Genomes], Floa
             f"covers {', '.join(map(str, table.resolutions))}"
         )
     if shared == own:
-        return compile_table(table, space).sum
-    sums = compile_table(table, load_space(space.name, resolutions=shared)).sum
+        return _summed(table, space, shared)
+    sums = _summed(table, space.with_resolutions(shared), shared)
     place = np.array([shared.index(size) if size in shared else -1 for size in own])
 
     def predict(genomes: Genomes) -> Floats:
@@ -241,6 +242,19 @@ def contents(path: Path) -> str:
         if file.is_file():
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _summed(
+    table: LatencyTable, space: ArchitectureSpace, sizes: Sequence[int]
+) -> Callable[[Genomes], Floats]:
+    """Latencies by the table's rows; with the classifier of the space's own classes, if need be.
+
+    Published tables have no other one; it takes a hundredth of a network's time, if that.
+    """
+    try:
+        return compile_table(table, space).sum
+    except SpaceError:
+        return compile_table(table, space.with_resolutions(sizes)).sum
 
 
 def _key(genome: npt.NDArray[np.int64]) -> str:

@@ -137,6 +137,7 @@ def identity(job: SupernetJob) -> dict[str, object]:
     return {
         "kind": "supernet",
         "space": space.name,
+        "definition": space.definition,
         "resolutions": list(space.space.choices[0].values),
         "classes": classes_of(job.supernet),
         "dropout": job.description.get("dropout", 0.0),

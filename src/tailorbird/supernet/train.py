@@ -316,9 +316,12 @@ class _Loop:
     def _accuracies(self) -> tuple[float, float]:
         """Of the full and the smallest network on the validation images, each with its own norms.
 
+        Of the averaged weights where there are any: they are what is kept in the end.
         The supernet's own statistics stay as they are.
         """
-        module = self.state.module
+        state = self.state
+        kept = state.module if state.average is None else state.average.module
+        module = cast("Supernet", kept)
         genomes = np.stack([module.largest(), module.smallest()])
         statistics = recalibrate(module, genomes, self._statistics_images())
         found = accuracies(module, genomes, statistics, self._validation())
