@@ -186,7 +186,8 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "no average",
     },
     "space": {
-        "name": "one of [these](#spaces), or the path of [a JSON file](howto.md#your-own-sampler-scheme-or-space)",
+        "name": "one of [these](#spaces), or the path of "
+        "[a JSON file](howto.md#your-own-sampler-scheme-or-space)",
         "resolutions": "image sizes in pixels, 32 to 4,096; null for the space's own",
     },
     "scheme settings": {"fixed": "kinds of genes that stay at their largest value, such as `[ks]`"},
