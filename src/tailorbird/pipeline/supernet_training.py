@@ -95,13 +95,13 @@ def train_run(
     shown = progress or Silent()
     made_of = identity(job)
     if not is_main():
-        if not _finished(job.run, made_of):
+        if not _agreed(finished=False):
             _train(job, accept_changes=False, progress=Silent(), board=NoBoard())
             _together()
         return job.run
     board: Board = TensorBoard(job.run / "tensorboard") if job.tensorboard else NoBoard()
     with _opened(job.run, made_of, accept_changes=accept_changes, progress=shown) as folder:
-        if _finished(job.run, made_of):
+        if _agreed(finished=_finished(job.run, made_of)):
             shown.say(f"{job.run} holds this supernet, trained; nothing to do")
             return job.run
         folder.event("started")
@@ -178,6 +178,12 @@ def _train(
         observe=observe,
         observe_steps=board.steps,
     )
+
+
+def _agreed(*, finished: bool) -> bool:
+    """What the main process knows: the others may not see its disk."""
+    with joined() as world:
+        return world.from_main(bytes([finished])) == bytes([True])
 
 
 def _together() -> None:
