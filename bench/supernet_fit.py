@@ -36,14 +36,15 @@ SUBNETS, IMAGES = 100, 1000
 def weights(data: Path, work: Path, name: str, scale_name: str) -> tuple[Path, str]:
     """The trained supernet's weights as a file, and its space."""
     scale = SCALES[scale_name]
-    bench = Bench(scale, load(data), work, torch.device("cpu"))
     (case,) = [case for case in cases(scale, range(8)) if case.name == name]
-    scheme = case.make(bench.epochs(case), bench.space(case))
-    trained = bench.train(bench.fresh(case), scheme, case)  # at its end already
     path = work / f"{name}.safetensors"
-    state = trained.supernet.state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, str(path))
-    return path, bench.space(case).name
+    if not path.exists():
+        bench = Bench(scale, load(data), work, torch.device("cpu"))
+        scheme = case.make(bench.epochs(case), bench.space(case))
+        trained = bench.train(bench.fresh(case), scheme, case)  # at its end already
+        state = trained.supernet.state_dict()
+        save_file({key: value.contiguous() for key, value in state.items()}, str(path))
+    return path, scale.coupled if case.coupled else scale.space
 
 
 def described(data: Path, folder: Path) -> Path:
