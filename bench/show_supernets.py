@@ -116,7 +116,9 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> None:
     right.set_ylabel("top-1 on 1,000 held-out images, %")
     right.set_title("while training", fontsize=10)
     for axes in (left, right):
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(
+            fontsize=8, frameon=False, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+        )
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#eeeeee")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
