@@ -121,10 +121,12 @@ def load(root: Path, limit: int | None) -> ImageData:
         return data
     assert isinstance(data.train, TensorSplit)
     assert isinstance(data.validation, TensorSplit)
+    assert isinstance(data.test, TensorSplit)
     return replace(
         data,
         train=data.train.take(torch.arange(limit)),
         validation=data.validation.take(torch.arange(limit // 6)),
+        test=data.test.take(torch.arange(limit // 3)),
     )
 
 
