@@ -44,10 +44,9 @@ from tailorbird.train import norm_stats
 from tailorbird.train.checkpoint import Checkpoint, Json
 from tailorbird.train.mixing import Mixer
 from tailorbird.train.precision import (
-    memory_format,
+    lay_out,
     reproducible,
     resolve,
-    runs_channels_last,
     set_layout,
 )
 from tailorbird.train.seeds import derive
@@ -449,11 +448,7 @@ def _parts(recipe: SupernetRecipe, data: ImageData, world: World) -> int:
 def _layout(module: Supernet, example: Tensor, recipe: SupernetRecipe) -> torch.memory_format:
     """Bring the weights into channels-last layout where asked and possible."""
     if recipe.channels_last:
-        module.eval()
-        set_layout(module, torch.channels_last)
-        if runs_channels_last(module, example):
-            return memory_format(example.shape[1:])
-        set_layout(module, torch.contiguous_format)
+        return lay_out(module.eval(), example)
     return torch.contiguous_format
 
 

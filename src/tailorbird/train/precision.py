@@ -90,6 +90,22 @@ def set_layout(module: nn.Module, layout: torch.memory_format) -> None:
     module.to(memory_format=layout)  # type: ignore[call-overload]
 
 
+def lay_out(module: nn.Module, example: Tensor) -> torch.memory_format:
+    """Bring a module into channels-last layout, **in place**, if it runs so; says what images need.
+
+    Faster, and the same up to rounding.
+
+    Args:
+        module: in eval mode.
+        example: images (n, C, H, W), two are enough.
+    """
+    set_layout(module, torch.channels_last)
+    if runs_channels_last(module, example):
+        return torch.channels_last
+    set_layout(module, torch.contiguous_format)
+    return torch.contiguous_format
+
+
 def runs_channels_last(module: nn.Module, images: Tensor) -> bool:
     """Whether a network can run on channels-last images; some reshape with ``view``.
 
