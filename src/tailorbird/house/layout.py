@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from tailorbird.train.precision import memory_format, runs_channels_last, set_layout
+from tailorbird.train import precision
 
 
 def lay_out(module: nn.Module, shape: Sequence[int], device: torch.device) -> None:
@@ -18,7 +18,4 @@ def lay_out(module: nn.Module, shape: Sequence[int], device: torch.device) -> No
     Args:
         module: in eval mode, on ``device``.
     """
-    if memory_format(shape) == torch.channels_last:
-        set_layout(module, torch.channels_last)
-        if not runs_channels_last(module, torch.zeros(2, *shape, device=device)):
-            set_layout(module, torch.contiguous_format)
+    precision.lay_out(module, torch.zeros(2, *shape, device=device))

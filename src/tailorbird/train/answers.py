@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tailorbird.errors import ConfigError
-from tailorbird.train.precision import autocast, resolve, runs_channels_last, set_layout
+from tailorbird.train.precision import autocast, lay_out, resolve
 from tailorbird.train.recipe import Recipe
 
 Teacher: TypeAlias = Callable[[Tensor], "Mapping[str, Tensor] | Tensor"]
@@ -36,12 +36,8 @@ class Answers(nn.Module):
         self.ask: Teacher = teacher
         if network is not None:
             own = copy.deepcopy(network).to(device).eval().requires_grad_(False)
-            if recipe.channels_last and example.ndim == 4:
-                set_layout(own, torch.channels_last)
-                if runs_channels_last(own, example):
-                    self.layout = torch.channels_last
-                else:
-                    set_layout(own, torch.contiguous_format)
+            if recipe.channels_last:
+                self.layout = lay_out(own, example)
             self.ask = own
 
     def answer(self, images: Tensor) -> Mapping[str, Tensor]:

@@ -93,12 +93,14 @@ def set_layout(module: nn.Module, layout: torch.memory_format) -> None:
 def lay_out(module: nn.Module, example: Tensor) -> torch.memory_format:
     """Bring a module into channels-last layout, **in place**, if it runs so; says what images need.
 
-    Faster, and the same up to rounding.
+    Faster, and the same up to rounding. Inputs that are no images leave it as it is.
 
     Args:
         module: in eval mode.
-        example: images (n, C, H, W), two are enough.
+        example: images (n, C, H, W), two are enough, or tensors of another rank.
     """
+    if memory_format(example.shape[1:]) != torch.channels_last:
+        return torch.contiguous_format
     set_layout(module, torch.channels_last)
     if runs_channels_last(module, example):
         return torch.channels_last

@@ -25,7 +25,7 @@ from tailorbird.train.optimisers import (
     restore_optimizer,
     set_rate,
 )
-from tailorbird.train.precision import autocast, resolve, runs_channels_last, set_layout
+from tailorbird.train.precision import autocast, lay_out, resolve
 from tailorbird.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -317,13 +317,9 @@ class Trainee:
         restore_optimizer(self.optimizer, tensors, record["optimizer"])
 
     def _layout(self, example: Tensor) -> torch.memory_format:
-        if not self.recipe.channels_last or example.ndim != 4:
+        if not self.recipe.channels_last:
             return torch.contiguous_format
-        set_layout(self.module, torch.channels_last)
-        if runs_channels_last(self.module, example):
-            return torch.channels_last
-        set_layout(self.module, torch.contiguous_format)
-        return torch.contiguous_format
+        return lay_out(self.module, example)
 
     def _average(self) -> ModelEmaV3 | None:
         if self.recipe.ema is None:
