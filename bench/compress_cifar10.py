@@ -1,7 +1,7 @@
 """CIFAR-10: ResNet-56 to three latencies, the model house beside its peers in one run.
 
     python bench/compress_cifar10.py --data ../shared/data            # about 2 hours on one core
-    python bench/compress_cifar10.py --data ../shared/data --quick    # about 10 minutes on one core
+    python bench/compress_cifar10.py --data ../shared/data --quick    # about 5 minutes on two cores
 
 Every method gets the same images, loss, recipe and number of retraining epochs, and every network
 is measured exported, in ONNX Runtime, on one thread at batch 1, interleaved with the teacher. All
@@ -75,6 +75,10 @@ class Scale:
     images: int | None
     fastnas_images: int
     """Held-out images that FastNAS scores cuts on; twice as many training images calibrate them."""
+    bisections: int
+    """Steps in which the pruners look for a limit."""
+    compared: tuple[float, ...]
+    """Limits at which the baselines are tried."""
 
 
 def accuracy(module: nn.Module, split: Split) -> float:
@@ -85,9 +89,9 @@ def accuracy(module: nn.Module, split: Split) -> float:
 def scale(quick: bool, epochs: float, house_epochs: float, blocks: int) -> Scale:
     """The full and the quick form."""
     options = tb.HouseOptions(
-        teacher_blocks=12 if quick else blocks,
-        donor_blocks=8 if quick else blocks,
-        pruned=4 if quick else blocks // 3,
+        teacher_blocks=6 if quick else blocks,
+        donor_blocks=6 if quick else blocks,
+        pruned=0 if quick else blocks // 3,
         recall=0.7,
         donor_recall=0.7,
         epochs=0.15 if quick else house_epochs,
@@ -101,9 +105,10 @@ def scale(quick: bool, epochs: float, house_epochs: float, blocks: int) -> Scale
         mse_weight=0.5,
         label_smoothing=0.0,
         keep="last",
-        validation_limit=1000 if quick else None,
     )
-    return Scale(options, recipe, 6000 if quick else None, 48 if quick else 256)
+    if quick:
+        return Scale(options, recipe, 2000, 16, 2, SHARES[:1])
+    return Scale(options, recipe, None, 256, 8, SHARES)
 
 
 def load(root: Path, limit: int | None) -> ImageData:
@@ -125,7 +130,7 @@ def load(root: Path, limit: int | None) -> ImageData:
     return replace(
         data,
         train=data.train.take(torch.arange(limit)),
-        validation=data.validation.take(torch.arange(limit // 6)),
+        validation=data.validation.take(torch.arange(limit // 10)),
         test=data.test.take(torch.arange(limit // 3)),
     )
 
@@ -225,12 +230,12 @@ def peer_entries(
     data: ImageData,
     measure: Callable[[nn.Module], float],
     base_ms: float,
-    images: int,
+    spend: Scale,
     work: Path,
 ) -> list[Entry]:
-    """Off-the-shelf donors, torch-pruning and FastNAS at every share."""
-    held, labels = next(iter(data.validation.batches(images)))
-    calibration, _ = next(iter(data.train.batches(2 * images)))
+    """Off-the-shelf donors, torch-pruning and FastNAS at every compared limit."""
+    held, labels = next(iter(data.validation.batches(spend.fastnas_images)))
+    calibration, _ = next(iter(data.train.batches(2 * spend.fastnas_images)))
     nas = FastNas(
         teacher=copy.deepcopy(teacher).to(compute_device()),
         images=held.to(compute_device()),
@@ -240,16 +245,22 @@ def peer_entries(
     )
     example = torch.zeros(1, *SHAPE)
     entries = []
-    for share in SHARES:
+    for share in spend.compared:
         limit = share * base_ms * (1 - MARGIN)
         makers: dict[str, Callable[[], Peer]] = {
             "best donor, retrained": partial(
                 best_donor, donors, measure, limit, accuracy_of=partial(_test_accuracy, data)
             ),
             "torch-pruning": partial(
-                torch_pruning, teacher, example, measure, limit, ignore=residual_layers
+                torch_pruning,
+                teacher,
+                example,
+                measure,
+                limit,
+                ignore=residual_layers,
+                steps=spend.bisections,
             ),
-            "FastNAS": partial(nas.within, measure, limit),
+            "FastNAS": partial(nas.within, measure, limit, steps=spend.bisections),
         }
         for method, make in makers.items():
             start = time.perf_counter()
@@ -312,7 +323,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--name", default=None, help="of the result file")
+    parser.add_argument("--name", help="of the result file; with --quick, none is written without")
     arguments = parser.parse_args()
     start = time.perf_counter()
     spend = scale(arguments.quick, arguments.epochs, arguments.house_epochs, arguments.blocks)
@@ -345,15 +356,13 @@ def main() -> None:
             data,
             latency_of(teacher, device, base_ms),
             base_ms,
-            spend.fastnas_images,
+            spend,
             Path(work),
         )
-    for share, target in targets.items():
-        if arguments.quick and share != SHARES[1]:
-            continue
+    for share in spend.compared:
         entries += house_baselines(
             house.house,
-            target,
+            targets[share],
             share,
             data,
             device,
@@ -392,8 +401,9 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "alternatives": len(house.house.choices),
     }
-    name = arguments.name or ("compress_cifar10_quick" if arguments.quick else "compress_cifar10")
-    print("written:", write_result(name, figures, seed=arguments.seed))
+    if arguments.name or not arguments.quick:
+        name = arguments.name or "compress_cifar10"
+        print("written:", write_result(name, figures, seed=arguments.seed))
     show(figures)
 
 

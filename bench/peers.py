@@ -201,11 +201,14 @@ class FastNas:
 
     def least_share(self) -> float:
         """FLOPs of the smallest network of the space, as a share of the teacher's."""
-        import modelopt.torch.nas as mtn
+        from modelopt.torch.nas.utils import inference_flops, sample
 
+        space, flops = self._space(), []
         with _quiet():
-            _, figures = mtn.profile(self._space(), self.images[:1], verbose=False)
-        return float(figures["min"]["flops"] / figures["max"]["flops"]) + 1e-6
+            for extreme in (min, max):  # of the widths that each layer may have
+                sample(space, extreme)
+                flops.append(float(inference_flops(space, self.images[:1])))
+        return flops[0] / flops[1] + 1e-6
 
     def search(self, share: float) -> nn.Module:
         """FastNAS's network with at most ``share`` of the teacher's FLOPs."""
