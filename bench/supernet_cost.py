@@ -1,6 +1,6 @@
 """What elasticity costs: a supernet's training step beside a plain network's, and evaluation.
 
-    OMP_NUM_THREADS=1 python bench/supernet_cost.py            # about 6 minutes on an idle core
+    OMP_NUM_THREADS=1 python bench/supernet_cost.py            # about 15 minutes on an idle core
 
 Two comparisons, each in turns within one process, medians taken:
 
@@ -219,7 +219,7 @@ def main() -> None:
     for name in STEP_SPACES:
         steps.append(step_times(name, rounds, device))
         print(steps[-1], flush=True)
-    amount = (128, 250) if arguments.quick else (1024, 2000)
+    amount = (128, 250) if arguments.quick else (512, 1000)
     passes = []
     for name in EVALUATION_SPACES:
         passes.append(evaluation(name, *amount))

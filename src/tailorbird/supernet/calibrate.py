@@ -19,6 +19,7 @@ from tailorbird.errors import DataError, StoreError
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import LayerShape
 from tailorbird.supernet.elastic import ElasticNorm
+from tailorbird.supernet.fused import fused
 from tailorbird.supernet.network import Supernet, resize
 
 Floats = npt.NDArray[np.float64]
@@ -167,7 +168,7 @@ class _Tree:
         supernet.architectures.space.validate(genomes)
         self.supernet = supernet
         self.count = len(genomes)
-        self.modules = [module for _, module in supernet.slots()]
+        self.modules = [fused(module) for _, module in supernet.slots()]
         self.norms = [_norms(slot.name, module) for slot, module in supernet.slots()]
         self.given = statistics
         self.paths = [

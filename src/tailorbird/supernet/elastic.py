@@ -79,12 +79,18 @@ class ElasticConv(Elastic):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, active inputs, h, w) to (n, active outputs, h / stride, w / stride)."""
-        inside, outside, kernel = self._active
-        weight = self._weight(inside, outside, kernel)
-        groups = inside if self.conv.groups > 1 else 1
-        return F.conv2d(
-            images, weight, None, self.conv.stride, (kernel // 2, kernel // 2), groups=groups
-        )
+        return self.convolve(images, self.active_weight, None)
+
+    def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As forward, with these weights (as :attr:`active_weight`) and bias (outputs,)."""
+        groups = len(weight) if self.conv.groups > 1 else 1
+        half = weight.shape[-1] // 2
+        return F.conv2d(images, weight, bias, self.conv.stride, (half, half), groups=groups)
+
+    @property
+    def active_weight(self) -> Tensor:
+        """Weights (active outputs, active inputs per group, kernel, kernel)."""
+        return self._weight(*self._active)
 
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain convolution of ``shape``."""
