@@ -55,6 +55,22 @@ class Fleet:
         ]
 
 
+def read_devices(path: Path) -> tuple[Faults, list[object]]:
+    """The entries of a fleet file's list ``devices``, and what is wrong with it so far.
+
+    Raises:
+        ConfigError: when the file can't be read at all.
+    """
+    document = read_file(path, hint="it begins with 'devices:', see the how-to")
+    faults = Faults(document.lines)
+    root = faults.values((), document.data, {"devices": Field(object, hint="a list")})
+    listed = root["devices"]
+    given = document.data if isinstance(document.data, dict) else {}
+    if "devices" in given and (not isinstance(listed, list) or not listed):
+        faults.add(("devices",), f"expected a list of devices, got {short(listed)}")
+    return faults, listed if isinstance(listed, list) else []
+
+
 def load_fleet(path: Path) -> Fleet:
     """Read a fleet file.
 
@@ -73,16 +89,10 @@ def load_fleet(path: Path) -> Fleet:
     Raises:
         ConfigError: listing every fault with its place and line.
     """
-    document = read_file(path, hint="it begins with 'devices:', see the how-to")
-    faults = Faults(document.lines)
-    root = faults.values((), document.data, {"devices": Field(object, hint="a list")})
-    listed = root["devices"]
+    faults, listed = read_devices(path)
     tables: dict[str, Path | None] = {}
     targets: list[FleetTarget] = []
-    given = document.data if isinstance(document.data, dict) else {}
-    if "devices" in given and (not isinstance(listed, list) or not listed):
-        faults.add(("devices",), f"expected a list of devices, got {short(listed)}")
-    for number, raw in enumerate(listed if isinstance(listed, list) else []):
+    for number, raw in enumerate(listed):
         place: Path_ = ("devices", number)
         values = faults.values(place, raw, _DEVICE)
         name = values["name"]

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailorbird.config.fleet import COUNTED, LATENCY
+from tailorbird.config.fleet import COUNTED, LATENCY, read_devices
 from tailorbird.config.parts import DEVICES
-from tailorbird.config.reader import Path_, read_file
+from tailorbird.config.reader import Path_
 from tailorbird.config.sections import Faults, Field, fields_of, near, short
 from tailorbird.errors import ConfigError
 from tailorbird.targets import Device, Limit
@@ -88,16 +88,10 @@ def load_measured_fleet(path: Path) -> MeasuredFleet:
     Raises:
         ConfigError: listing every fault with its place and line.
     """
-    document = read_file(path, hint="it begins with 'devices:', see the how-to")
-    faults = Faults(document.lines)
-    root = faults.values((), document.data, {"devices": Field(object, hint="a list")})
-    listed = root["devices"]
-    given = document.data if isinstance(document.data, dict) else {}
-    if "devices" in given and (not isinstance(listed, list) or not listed):
-        faults.add(("devices",), f"expected a list of devices, got {short(listed)}")
+    faults, listed = read_devices(path)
     devices: dict[str, FleetDevice] = {}
     pairs: list[tuple[str, tuple[Limit, ...]]] = []
-    for number, raw in enumerate(listed if isinstance(listed, list) else []):
+    for number, raw in enumerate(listed):
         place: Path_ = ("devices", number)
         name, device, limits = _measured_device(faults, place, raw, path.parent)
         if name and name in devices:
