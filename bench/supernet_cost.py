@@ -1,8 +1,8 @@
 """What elasticity costs: a supernet's training step beside a plain network's, and evaluation.
 
-    OMP_NUM_THREADS=1 python bench/supernet_cost.py            # about 15 minutes on an idle core
+    OMP_NUM_THREADS=1 python bench/supernet_cost.py            # about 25 minutes on an idle core
 
-Two comparisons, each in turns within one process, medians taken:
+Two comparisons, each in turns within one process, medians of the turns taken:
 
 - a training step of the full network, as the active part of the supernet and as a plain network of
   the same layers (extracted); bar: 1.15x. Also the training loop's images per second, with data
@@ -155,8 +155,8 @@ def memory(step: Stepper) -> float:
     return (activations + 3 * sum(v.nbytes for v in step.module.parameters())) / 1e6
 
 
-def evaluation(name: str, calibrated_on: int, judged_on: int) -> dict[str, object]:
-    """Seconds for many subnets together, and one after the other."""
+def evaluation(name: str, calibrated_on: int, judged_on: int, rounds: int) -> dict[str, object]:
+    """Seconds for many subnets together, and one after the other, in turns."""
     net = supernet(name).eval()
     set_layout(net, torch.channels_last)  # for both ways: the faster one on this processor
     space = net.architectures
@@ -192,15 +192,16 @@ def evaluation(name: str, calibrated_on: int, judged_on: int) -> dict[str, objec
             rights.append(int(torch.stack(right).sum()) / judged_on)
         found["apart"] = np.array(rights)
 
-    seconds = {"together": synchronised(together), "apart": synchronised(apart)}
+    turns = [(synchronised(together), synchronised(apart)) for _ in range(rounds)]
     return {
         "space": name,
         "subnets": SUBNETS,
         "calibration_images": calibrated_on,
         "judged_images": judged_on,
-        "together_s": round(seconds["together"], 2),
-        "apart_s": round(seconds["apart"], 2),
-        "ratio": round(seconds["together"] / seconds["apart"], 3),
+        "together_s": round(median(turn[0] for turn in turns), 2),
+        "apart_s": round(median(turn[1] for turn in turns), 2),
+        "ratio": round(median(turn[0] / turn[1] for turn in turns), 3),
+        "ratios": [round(turn[0] / turn[1], 3) for turn in turns],
         "largest_difference": float(np.abs(found["together"] - found["apart"]).max()),
     }
 
@@ -211,7 +212,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the images; not written")
+    parser.add_argument(
+        "--quick", action="store_true", help="half the images, one turn; not written"
+    )
     arguments = parser.parse_args()
     device = compute_device()
     rounds = 3 if arguments.quick else arguments.rounds
@@ -219,7 +222,7 @@ def main() -> None:
     for name in STEP_SPACES:
         steps.append(step_times(name, rounds, device))
         print(steps[-1], flush=True)
-    amount = (128, 250) if arguments.quick else (512, 1000)
+    amount = (128, 250, 1) if arguments.quick else (256, 512, 3)
     passes = []
     for name in EVALUATION_SPACES:
         passes.append(evaluation(name, *amount))

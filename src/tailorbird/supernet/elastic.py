@@ -207,10 +207,15 @@ class ElasticSqueezeExcite(Elastic):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, active channels, h, w) to the same shape."""
-        (reduce, reduce_bias), (expand, expand_bias) = self._weights(self._active)
+        (reduce, reduce_bias), (expand, expand_bias) = self.active_weights
         means = F.adaptive_avg_pool2d(images, 1)
         inner = F.relu(F.conv2d(means, reduce, reduce_bias))
         return images * F.hardsigmoid(F.conv2d(inner, expand, expand_bias))
+
+    @property
+    def active_weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights (outputs, inputs, 1, 1) and biases of the reducing and the expanding layer."""
+        return self._weights(self._active)
 
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain squeeze-and-excitation of ``shape``."""
