@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailorbird.cli_exit import BAD_INPUT, INTERRUPTED, NOT_MET, plainly
+from tailorbird.cli_supernet import Quiet
 from tailorbird.cli_supernet import app as supernet
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def init() -> None:
 def run(
     job: Annotated[Path, typer.Argument(help="The job file (YAML).")],
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.EXPORT,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a job; the same command again continues it."""
     _run(job, until, quiet)
@@ -157,7 +158,7 @@ def demo(
         Path, typer.Argument(help="Folder for the job file and its run; made when missing.")
     ] = Path("tailorbird-demo"),
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.EXPORT,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run the embedded job on handwritten digits."""
     from tailorbird.config.template import TEMPLATE
@@ -197,7 +198,7 @@ def search(
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="The same as a table.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the front here (PNG).")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the best architectures of a supernet for many limits.
 

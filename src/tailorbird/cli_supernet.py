@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tailorbird.cli_exit import NOT_MET, plainly
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(
     name="supernet",
@@ -87,6 +84,8 @@ def evaluate(
     Accuracies are on validation images, each subnet with norm statistics of its own. Subnets that
     were evaluated before are not computed again.
     """
+    from rich.console import Console
+
     from tailorbird.files import write_json
     from tailorbird.measure.onnxruntime import OnnxRuntime
     from tailorbird.pipeline.fleet_search import check_outputs
@@ -107,7 +106,7 @@ def evaluate(
     )
     if json is not None:
         write_json(json, found.plain())
-    show(found, _out())
+    show(found, Console())
     typer.echo(f"all of them: {run / 'evaluation.json'}; picture: {run / 'evaluation.png'}")
 
 
@@ -173,6 +172,8 @@ def fit(
     """
     from functools import partial
 
+    from rich.console import Console
+
     from tailorbird.config.measured_fleet import load_measured_fleet
     from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
     from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
@@ -197,13 +198,7 @@ def fit(
         evaluate=partial(evaluate_subnets, opened, images=images, progress=progress),
         progress=progress,
     )
-    show(report, _out())
+    show(report, Console())
     typer.echo(f"report: {run / 'report.html'}")
     if not report.met:
         raise typer.Exit(NOT_MET)
-
-
-def _out() -> Console:
-    from rich.console import Console
-
-    return Console()

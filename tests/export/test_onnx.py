@@ -12,7 +12,7 @@ from torch import nn
 
 from tailorbird.errors import ExportError, StoreError
 from tailorbird.export import onnx as exporting
-from tailorbird.export.onnx import export_many, export_onnx
+from tailorbird.export.onnx import export_many, export_onnx, relabel
 
 
 class Residual(nn.Module):
@@ -254,3 +254,29 @@ def test_weights_too_large_for_one_file_go_beside_it(tmp_path, monkeypatch):
     image = torch.ones(1, 40)
     with torch.no_grad():
         np.testing.assert_allclose(run(path, image), net(image), atol=1e-5)
+
+
+def test_a_copy_with_other_metadata_also_of_weights_beside_the_file(tmp_path, monkeypatch):
+    net = nn.Linear(400, 8)
+    one = export_onnx(net, (400,), tmp_path / "one.onnx", metadata={"target": "a", "more": "b"})
+    two = relabel(one, tmp_path / "there" / "two.onnx", {"target": "c"})
+    monkeypatch.setattr(exporting, "SINGLE_FILE_BYTES", 5_000)
+    beside = export_onnx(net, (400,), tmp_path / "beside.onnx")
+    three = relabel(beside, tmp_path / "there" / "three.onnx", {"target": "d"})
+    assert three.with_name("three.onnx.data").exists()
+    images = torch.randn(1, 400)
+    for path, target in ((two, "c"), (three, "d")):
+        model = onnx.load(path)
+        assert [(p.key, p.value) for p in model.metadata_props] == [("target", target)]
+        [output] = onnxruntime.InferenceSession(str(path)).run(None, {"image": images.numpy()})
+        np.testing.assert_allclose(output, net(images).detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [None, b"no protobuf at all"])
+def test_what_can_not_be_copied_is_named(tmp_path, content):
+    source = tmp_path / "source.onnx"
+    if content is not None:
+        source.write_bytes(content)
+    with pytest.raises(StoreError, match=r"source\.onnx can't be read"):
+        relabel(source, tmp_path / "copy.onnx", {})
+    assert not (tmp_path / "copy.onnx").exists()

@@ -9,7 +9,7 @@ from tailorbird.demo import DigitsNet
 from tailorbird.errors import ConfigError, MeasurementError, StoreError
 from tailorbird.house import build, distil
 from tailorbird.house.build import sample_house
-from tailorbird.pipeline import ModelHouse, execute, fitting
+from tailorbird.pipeline import ModelHouse, execute, finish, fitting
 from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder
 from tailorbird.targets import Target
@@ -100,7 +100,7 @@ def test_stage_by_stage_ends_the_same(finished, tmp_path):
     found = execute(job(run), until="search")
     assert "asked to stop after 'search'" in by_name(found)["edge"].reason
     assert by_name(found)["edge"].measured["latency_ms"] > 0
-    assert not (run / "students/edge/retrain").exists()
+    assert not (run / "retrain").exists()
     execute(job(run), until="retrain")
     assert not (run / "students/edge/model.onnx").exists()
     assert figures(execute(job(run))) == figures(finished[1])
@@ -129,6 +129,32 @@ def test_changed_targets_use_the_same_house(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(fitting, "retrain_all", refuse)
     execute(job(run, limits={"edge": {"latency": "0.9x"}}))
+
+
+def test_targets_that_choose_one_network_share_its_training_and_its_export(tmp_path, monkeypatch):
+    trained, exported = [], []
+    train, export = fitting.retrain_all, finish.export_onnx
+
+    def training(assignments, *given, **options):
+        trained.append([one.name for one in assignments])
+        return train(assignments, *given, **options)
+
+    def exporting(module, shape, path, **options):
+        exported.append(path.parent.name)
+        return export(module, shape, path, **options)
+
+    monkeypatch.setattr(fitting, "retrain_all", training)
+    monkeypatch.setattr(finish, "export_onnx", exporting)
+    alike = {"edge": LIMITS["edge"], "twin": {**LIMITS["edge"], "params": "1x"}}
+    found = by_name(execute(job(tmp_path / "run", limits=alike)))
+    assert trained == [["edge, twin"]]
+    assert [name for name in exported if name != "teacher"] == ["edge"]
+    assert found["edge"].met and found["twin"].met
+    assert found["edge"].accuracy == found["twin"].accuracy
+    assert (tmp_path / "run" / found["twin"].onnx).exists()
+    # A target that comes later and chooses it too finds it trained.
+    execute(job(tmp_path / "run", limits={**alike, "late": {**LIMITS["edge"], "macs": "1x"}}))
+    assert trained[1] == ["late"] and len(list((tmp_path / "run" / "retrain").iterdir())) == 1
 
 
 def test_another_house_in_the_same_folder_is_refused(finished):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tailorbird.export.bundle import load_student
 from tailorbird.export.onnx import export_many
 from tailorbird.files import read_json, write_json
 from tailorbird.measure.onnxruntime import OnnxRuntime
-from tailorbird.pipeline import supernet_fit, supernet_pricing
+from tailorbird.pipeline import finish, supernet_fit, supernet_pricing, supernet_students
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Silent
@@ -298,7 +299,36 @@ def test_fine_tuning_never_makes_a_student_worse_on_validation(tmp_path):
     (target,) = fit(run, fleet(box=(DEVICE, ["0.8x"])), replace(OPTIONS, fine_tune=1.0)).targets
     assert target.met
     assert target.accuracy >= target.accuracy_before  # the validation split stands for the test
-    assert list((run.path / "students" / target.name / "fine-tune").iterdir())
+    assert len(list((run.path / "fit" / "fine-tune").iterdir())) == 1
+
+
+def test_targets_that_choose_one_subnet_share_its_training_and_its_export(tmp_path, monkeypatch):
+    trained, exported = [], []
+    train, export = supernet_students.retrain_all, finish.export_onnx
+
+    def training(assignments, *given, **options):
+        trained.extend(one.name for one in assignments)
+        return train(assignments, *given, **options)
+
+    def exporting(module, shape, path, **options):
+        exported.append(path)
+        return export(module, shape, path, **options)
+
+    monkeypatch.setattr(supernet_students, "retrain_all", training)
+    monkeypatch.setattr(finish, "export_onnx", exporting)
+    run = run_in(tmp_path)
+    wanted = fleet(box=(DEVICE, ["0.8x", {"latency_ms": "0.8x", "params": "1x"}]))
+    found = fit(run, wanted, replace(OPTIONS, fine_tune=1.0)).targets
+    assert trained == [", ".join(one.name for one in found)]
+    assert [path.parent.name for path in exported if "students" in path.parts] == [found[0].name]
+    assert all(one.met for one in found)
+    assert found[0].accuracy == found[1].accuracy
+    weights = {(run.path / one.onnx).with_name("student.safetensors").read_bytes() for one in found}
+    assert len(weights) == 1
+    labels = [
+        {p.key: p.value for p in onnx.load(run.path / one.onnx).metadata_props} for one in found
+    ]
+    assert [label["tailorbird.target"] for label in labels[1:]] == [found[1].name]
 
 
 def test_end_to_end_with_onnx_runtime(tmp_path):

@@ -24,6 +24,22 @@ def test_decay_can_be_kept_to_named_weights():
     assert len(plain["params"]) == 3
 
 
+def test_what_a_module_names_is_not_decayed():
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions = nn.Parameter(torch.zeros(1, 2, 3))
+            self.scale = nn.Linear(3, 3, bias=False)
+
+        def no_weight_decay(self):
+            return {"positions"}
+
+    for net, decays in ((Placed(), [(3, 3)]), (nn.Sequential(Placed()), [(3, 3)])):
+        decayed, plain = parameter_groups(net, 0.1)
+        assert [tuple(p.shape) for p in decayed["params"]] == decays
+        assert [tuple(p.shape) for p in plain["params"]] == [(1, 2, 3)]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adabelief", "adamw"])
 def test_a_gradient_may_come_later_than_others(name):
     nets = [nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]) for _ in range(2)]

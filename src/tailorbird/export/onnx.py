@@ -26,7 +26,7 @@ import onnx.utils
 import torch
 from torch import nn
 
-from tailorbird.errors import ExportError
+from tailorbird.errors import ExportError, StoreError
 from tailorbird.files import cannot_write, write_bytes
 
 INPUT, OUTPUT = "image", "logits"
@@ -92,6 +92,36 @@ def export_onnx(
     onnx.helper.set_model_props(single, dict(metadata or {}))
     _check(single, path.name, full=True)
     return _write(single, path, sync=True)
+
+
+def relabel(source: Path, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write a copy of an exported network that carries other metadata.
+
+    Args:
+        source: what :func:`export_onnx` has written.
+        path: the copy, which appears whole or not at all; missing folders are made.
+        metadata: in place of the source's own.
+
+    Raises:
+        StoreError: when a file can't be read or written.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = export_onnx(nn.Linear(4, 2), (4,), pathlib.Path(folder) / "model.onnx")
+        ...     second = relabel(first, first.with_name("second.onnx"), {"target": "phone"})
+        ...     [(p.key, p.value) for p in onnx.load(second).metadata_props]
+        [('target', 'phone')]
+    """
+    try:
+        model = onnx.load(source)
+    except Exception as error:  # the file system's errors, or protobuf's own
+        raise StoreError(
+            f"{source} can't be read: {error}; remove it to have it made anew"
+        ) from error
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    return _write(model, path, sync=True)
 
 
 def export_many(

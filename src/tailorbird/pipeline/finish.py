@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ExportError
 from tailorbird.export.bundle import save_student
-from tailorbird.export.onnx import export_onnx
+from tailorbird.export.onnx import export_onnx, relabel
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 from tailorbird.files import write_json
@@ -104,102 +104,123 @@ def parity_images(data: ImageData, input_shape: Sequence[int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def deliver(
-    module: fx.GraphModule,
-    name: str,
-    *,
-    input_shape: Sequence[int],
-    data: ImageData,
-    folder: Path,
-    options: ExportOptions,
-) -> tuple[Path, Parity]:
-    """Export ``module`` to ``folder/students/NAME`` and compare the file to PyTorch.
-
-    Raises:
-        ExportError: when the file can't be written or disagrees with the network.
-    """
-    home = folder / "students" / name
-    path = export_onnx(
-        module,
-        input_shape,
-        home / "model.onnx",
-        opset=options.opset,
-        dynamic_batch=options.dynamic_batch,
-        metadata=metadata(data, name, input_shape),
-    )
-    parity = verify(module, path, parity_images(data, input_shape))
-    write_json(home / "verify.json", asdict(parity))
-    if not parity.passed:
-        raise ExportError(
-            f"target '{name}': the ONNX file disagrees with PyTorch by "
-            f"{parity.max_difference:.3g}, expected at most {parity.tolerance:.3g}"
-        )
-    return path, parity
-
-
-def keep(
-    module: fx.GraphModule,
-    name: str,
-    *,
-    input_shape: Sequence[int],
-    data: ImageData,
-    folder: Path,
-    metrics: Mapping[str, float],
-) -> None:
-    """Write the files in ``folder/students/NAME`` that rebuild ``module``."""
-    save_student(
-        module,
-        folder / "students" / name,
-        classes=data.classes,
-        normalisation=data.normalisation,
-        input_shape=input_shape,
-        metrics=metrics,
-    )
-
-
-def prove(
-    module: fx.GraphModule,
-    target: Target,
-    *,
-    teacher: LayerGraph,
-    base: Mapping[str, float],
-    data: ImageData,
-    folder: Path,
-    options: ExportOptions,
-    input_shape: Sequence[int] | None = None,
-    beside: Path | None = None,
-) -> Proof:
-    """Export ``module``, compare it to PyTorch, measure it beside the teacher, write its bundle.
+class Shipping:
+    """Writes students' files into a run's folder; equal networks are converted and compared once.
 
     Args:
-        module: the retrained student, masks already cut.
-        base: the teacher's figures on the target.
-        folder: the run folder; files go to ``students/<target>/``.
+        data: whose validation images exported files are compared on.
+        folder: the run folder; files go to ``students/NAME/``.
         options: of the export.
-        input_shape: what the student takes; as the teacher by default.
-        beside: the teacher's exported file; by default that of the run folder, made if missing.
-
-    Raises:
-        ExportError: when the file can't be written or disagrees with the network.
-        MeasurementError: when the device can't run it.
     """
-    shape = input_shape or teacher.input_shape
-    path, parity = deliver(
-        module, target.name, input_shape=shape, data=data, folder=folder, options=options
-    )
-    reference, own = target.device.measure([beside or export_teacher(teacher, data, folder), path])
-    measured = {"latency_ms": own.median_ms, **figures(module, shape)}
-    limits = {limit.metric: _bound(limit, base, reference) for limit in target.parsed}
-    proof = Proof(
-        limits=limits,
-        measured=measured,
-        spread_ms=own.spread_ms,
-        teacher_ms=reference.median_ms,
-        met=within(measured, limits),
-        parity=parity,
-    )
-    keep(module, target.name, input_shape=shape, data=data, folder=folder, metrics=measured)
-    return proof
+
+    def __init__(self, data: ImageData, folder: Path, options: ExportOptions) -> None:
+        self.data, self.folder, self.options = data, folder, options
+        self._proven: dict[Path, tuple[Hashable, Parity]] = {}
+
+    def deliver(
+        self, module: fx.GraphModule, name: str, *, network: Hashable, input_shape: Sequence[int]
+    ) -> tuple[Path, Parity]:
+        """Export ``module`` to ``students/NAME`` and compare the file to PyTorch.
+
+        Args:
+            module: the trained student, masks already cut.
+            name: of the target.
+            network: equal for equal modules, and for no others that go through this object.
+            input_shape: without the batch dimension.
+
+        Raises:
+            ExportError: when the file can't be written or disagrees with the network.
+        """
+        home = self.folder / "students" / name
+        path, about = home / "model.onnx", metadata(self.data, name, input_shape)
+        self._proven.pop(path, None)
+        twin = self._twin(network)
+        if twin is None:
+            export_onnx(
+                module,
+                input_shape,
+                path,
+                opset=self.options.opset,
+                dynamic_batch=self.options.dynamic_batch,
+                metadata=about,
+            )
+            parity = verify(module, path, parity_images(self.data, input_shape))
+        else:
+            source, parity = twin
+            relabel(source, path, about)
+        write_json(home / "verify.json", asdict(parity))
+        if not parity.passed:
+            raise ExportError(
+                f"target '{name}': the ONNX file disagrees with PyTorch by "
+                f"{parity.max_difference:.3g}, expected at most {parity.tolerance:.3g}"
+            )
+        self._proven[path] = network, parity
+        return path, parity
+
+    def keep(
+        self,
+        module: fx.GraphModule,
+        name: str,
+        *,
+        input_shape: Sequence[int],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Write the files in ``students/NAME`` that rebuild ``module``."""
+        save_student(
+            module,
+            self.folder / "students" / name,
+            classes=self.data.classes,
+            normalisation=self.data.normalisation,
+            input_shape=input_shape,
+            metrics=metrics,
+        )
+
+    def prove(
+        self,
+        module: fx.GraphModule,
+        target: Target,
+        *,
+        network: Hashable,
+        teacher: LayerGraph,
+        base: Mapping[str, float],
+        input_shape: Sequence[int] | None = None,
+        beside: Path | None = None,
+    ) -> Proof:
+        """Deliver ``module``, measure it beside the teacher on the target, write its bundle.
+
+        Args:
+            network: as for :meth:`deliver`.
+            base: the teacher's figures on the target.
+            input_shape: what the student takes; as the teacher by default.
+            beside: the teacher's exported file; by default that of the run folder, made if
+                missing.
+
+        Raises:
+            ExportError: when the file can't be written or disagrees with the network.
+            MeasurementError: when the device can't run it.
+        """
+        shape = input_shape or teacher.input_shape
+        path, parity = self.deliver(module, target.name, network=network, input_shape=shape)
+        beside = beside or export_teacher(teacher, self.data, self.folder)
+        reference, own = target.device.measure([beside, path])
+        measured = {"latency_ms": own.median_ms, **figures(module, shape)}
+        limits = {limit.metric: _bound(limit, base, reference) for limit in target.parsed}
+        self.keep(module, target.name, input_shape=shape, metrics=measured)
+        return Proof(
+            limits=limits,
+            measured=measured,
+            spread_ms=own.spread_ms,
+            teacher_ms=reference.median_ms,
+            met=within(measured, limits),
+            parity=parity,
+        )
+
+    def _twin(self, network: Hashable) -> tuple[Path, Parity] | None:
+        """The file of the same network, if another target has been given it and it is there."""
+        for path, (known, parity) in self._proven.items():
+            if known == network and path.exists():
+                return path, parity
+        return None
 
 
 def _bound(limit: Limit, base: Mapping[str, float], reference: Latency) -> float:

@@ -1,12 +1,14 @@
 """Targets in, students out: choose, retrain together, prove, and try again where a limit is missed.
 
-On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``retrain/`` beside it while
-the student trains, ``result.json`` when it is proven. All carry the request that they answer
-(limits, device, recipe, seed), so that a changed target is done anew, an unchanged one is not.
+On disk: ``students/TARGET/choice.json`` when a candidate is chosen, ``result.json`` when it is
+proven. Both carry the request that they answer (limits, device, recipe, seed), so that a changed
+target is done anew, an unchanged one is not. ``retrain/`` holds the networks in training: targets
+for which the same candidate was chosen share one.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -33,7 +35,7 @@ from tailorbird.files import read_json, write_json
 from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
 from tailorbird.pipeline.choose import Choice, choose, judge_module
-from tailorbird.pipeline.finish import Proof, prove
+from tailorbird.pipeline.finish import Proof, Shipping
 from tailorbird.pipeline.job import Until, check_targets
 from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.progress import Progress
@@ -131,6 +133,8 @@ class Fitting:
         self.export = export
         self.seed = seed
         self.progress = progress
+        self._shipping = Shipping(data, folder.path, export)
+        self._judged: dict[Names, tuple[float, float]] = {}
         self._silent: dict[str, MeasurementError] = {}
 
     def run(self, targets: Sequence[Target], until: Until) -> list[Student]:
@@ -244,20 +248,24 @@ class Fitting:
         return [tuple(names) for names in stored["known"]]
 
     def _retrain(self, attempts: Sequence[_Attempt]) -> None:
-        """Retrain all students in one pass of the teacher per batch."""
-        assignments = []
+        """Retrain all students in one pass of the teacher per batch; equal ones are one."""
+        owners: dict[Names, list[_Attempt]] = {}
         for attempt in attempts:
-            module, hints = self._assemble(attempt)
+            assert attempt.choice is not None
+            owners.setdefault(attempt.choice.names, []).append(attempt)
+        if not owners:
+            return
+        assignments = []
+        for names, alike in owners.items():
+            module, hints = self._assemble(alike[0])
             assignments.append(
                 Assignment(
-                    name=attempt.target.name,
+                    name=", ".join(attempt.target.name for attempt in alike),
                     student=module,
                     hints=hints,
-                    checkpoint=attempt.home / "retrain" / f"{attempt.request}-{attempt.number}",
+                    checkpoint=self.folder.path / "retrain" / self._training(names),
                 )
             )
-        if not assignments:
-            return
         nodes = sorted({node for assignment in assignments for _, node in assignment.hints})
         outcomes = retrain_all(
             assignments,
@@ -267,15 +275,22 @@ class Fitting:
             seed=self.seed,
             progress=self.progress,
         )
-        for attempt, outcome in zip(attempts, outcomes, strict=True):
+        for alike, outcome in zip(owners.values(), outcomes, strict=True):
             if outcome.stopped is not None:
                 self.progress.say(
-                    f"{attempt.target.name}: retraining stopped: {outcome.stopped}; going on with "
+                    f"{outcome.name}: retraining stopped: {outcome.stopped}; going on with "
                     f"the best weights, of epoch {outcome.best_epoch:g}"
                 )
-            assert isinstance(outcome.module, fx.GraphModule)
-            attempt.module = self.house.cut(outcome.module)
-            attempt.seconds += outcome.seconds
+            for attempt in alike:
+                own = copy.deepcopy(outcome.module)
+                assert isinstance(own, fx.GraphModule)
+                attempt.module = self.house.cut(own)
+                attempt.seconds += outcome.seconds / len(alike)
+
+    def _training(self, names: Names) -> str:
+        """A short hash of what a retrained network comes from, whatever its targets."""
+        made_from = {"names": names, "recipe": asdict(self.recipe), "seed": self.seed}
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
     def _assemble(self, attempt: _Attempt) -> tuple[fx.GraphModule, tuple[tuple[str, str], ...]]:
         """The induced network, and (its submodule, teacher's node) pairs to compare."""
@@ -295,14 +310,12 @@ class Fitting:
         start = time.perf_counter()
         pricing = self.pricing(attempt.target)
         try:
-            proof = prove(
+            proof = self._shipping.prove(
                 attempt.module,
                 attempt.target,
+                network=attempt.choice.names,
                 teacher=self.house.teacher,
                 base=pricing.base,
-                data=self.data,
-                folder=self.folder.path,
-                options=self.export,
             )
         except TailorbirdError as error:
             if isinstance(error, StoreError):
@@ -336,12 +349,25 @@ class Fitting:
     def _teacher_accuracy(self) -> float:
         return judge_module(self.house.teacher.module, self.house.teacher, self._last_split)
 
-    def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
+    def _accuracies(self, attempt: _Attempt) -> tuple[float, float]:
+        """The student's accuracy before it was retrained, and as it is.
+
+        The test split is read here and nowhere else: nothing is chosen from now on.
+        """
         assert attempt.choice is not None
         assert attempt.module is not None
-        # The test split is read here and nowhere else: nothing is chosen from now on.
-        split, teacher = self._last_split, self.house.teacher
-        before, _ = self._assemble(attempt)
+        names, split, teacher = attempt.choice.names, self._last_split, self.house.teacher
+        if names not in self._judged:
+            before, _ = self._assemble(attempt)
+            self._judged[names] = (
+                judge_module(before, teacher, split),
+                judge_module(attempt.module, teacher, split),
+            )
+        return self._judged[names]
+
+    def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
+        assert attempt.choice is not None
+        before, after = self._accuracies(attempt)
         known = {a.name: a for a in self.house.choices}
         over = [m for m, bound in proof.limits.items() if proof.measured[m] > bound]
         return TargetResult(
@@ -350,8 +376,8 @@ class Fitting:
             limits=proof.limits,
             measured={**proof.measured, "teacher_latency_ms": proof.teacher_ms},
             met=proof.met,
-            accuracy=judge_module(attempt.module, teacher, split),
-            accuracy_before=judge_module(before, teacher, split),
+            accuracy=after,
+            accuracy_before=before,
             teacher_accuracy=self._teacher_accuracy,
             onnx=f"students/{attempt.target.name}/model.onnx",
             lowest={metric: proof.measured[metric] for metric in over},

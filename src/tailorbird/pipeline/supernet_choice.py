@@ -176,9 +176,15 @@ class Chooser:
         asked = ", ".join(f"{m} <= {bound:.4g}" for m, bound in limits.items())
         reached = ", ".join(figure(m, value) for m, value in lowest.items())
         how = "measured" if self.pricings[request.device].measured else "predicted"
+        slower = (
+            f" (a student came out slower than it had been measured, so {tight[LATENCY]:.4g} ms "
+            "were asked for)"
+            if state.scale < 1.0 and LATENCY in tight
+            else ""
+        )
         raise InfeasibleError(
-            f"target '{request.name}': no subnet found meets {asked}; lowest {how}: {reached}; "
-            "relax the limit, or train a supernet with smaller subnets",
+            f"target '{request.name}': no subnet found meets {asked}{slower}; lowest {how}: "
+            f"{reached}; relax the limit, or train a supernet with smaller subnets",
             target=request.name,
             limits=limits,
             lowest=lowest,

@@ -322,7 +322,7 @@ class _Fit:
         if not pricing.measured and LATENCY in shipped.limits:
             expected = figure(LATENCY, choice.figures[LATENCY])
             reason = f"predicted, not measured: {expected} by {request.entry.table}"
-        before, after = students.accuracies(request, choice)
+        before, after = students.accuracies(choice)
         full = {} if shipped.full_ms is None else {"teacher_latency_ms": shipped.full_ms}
         result = TargetResult(
             name=request.name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +18,8 @@ from tailorbird.data.images import Split
 from tailorbird.export.options import ExportOptions
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.measure.counts import count
-from tailorbird.pipeline.finish import deliver, export_teacher, figures, keep, prove
-from tailorbird.pipeline.supernet_choice import Choice, Request
+from tailorbird.pipeline.finish import Shipping, export_teacher, figures
+from tailorbird.pipeline.supernet_choice import Choice, Genome, Request
 from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, TargetResult
@@ -70,8 +72,24 @@ class Shipped:
     met: bool
 
 
+@dataclass
+class _Student:
+    """A subnet on its own, made once for all targets that it is chosen for."""
+
+    genome: Genome
+    before: nn.Module
+    module: nn.Module
+    input_shape: tuple[int, int, int]
+    judged: tuple[float | None, float] | None = None
+
+    @cached_property
+    def traced(self) -> fx.GraphModule:
+        """As it is exported."""
+        return trace(self.module, self.input_shape).module
+
+
 class Students:
-    """Makes and ships the students of one supernet.
+    """Makes and ships the students of one supernet; equal subnets are one.
 
     Args:
         run: the supernet, left as it is, and its images: training ones calibrate and fine-tune, the
@@ -93,10 +111,9 @@ class Students:
     ) -> None:
         self.run = run
         self.supernet, self.data, self.folder = run.supernet, run.data, run.path
-        self.epochs, self.export, self.seed = epochs, export, seed
-        self.progress = progress
-        self._made: dict[str, nn.Module] = {}
-        self._before: dict[str, nn.Module] = {}
+        self.epochs, self.seed, self.progress = epochs, seed, progress
+        self._shipping = Shipping(run.data, run.path, export)
+        self._made: dict[Genome, _Student] = {}
 
     @cached_property
     def full(self) -> LayerGraph:
@@ -112,38 +129,20 @@ class Students:
 
     def make(self, chosen: Sequence[tuple[Request, Choice]]) -> None:
         """Build the chosen subnets in one walk over the images; fine-tune them together."""
-        if not chosen:
+        owners: dict[Genome, list[str]] = {}
+        for request, choice in chosen:
+            if choice.genome not in self._made:
+                owners.setdefault(choice.genome, []).append(request.name)
+        if not owners:
             return
-        genomes = np.array([choice.genome for _, choice in chosen], dtype=np.int64)
-        modules = self._built(list(genomes))
-        for (request, _), module in zip(chosen, modules, strict=True):
-            self._made[request.name] = self._before[request.name] = module
-        if self.epochs <= 0:
-            return
-        assignments = [
-            Assignment(
-                name=request.name,
-                student=AtResolution(module, self.supernet.resolution(genome)),
-                checkpoint=request.home / "fine-tune" / f"{request.key}-{_code(choice)}",
-            )
-            for (request, choice), module, genome in zip(chosen, modules, genomes, strict=True)
-        ]
-        outcomes = retrain_all(
-            assignments,
-            AtResolution(self.full.module, self.full.input_shape[-1]),
-            self.data,
-            recipe=Recipe(epochs=self.epochs, learning_rate=LEARNING_RATE, mse_weight=0.0),
-            seed=self.seed,
-            progress=self.progress,
-        )
-        for outcome in outcomes:
-            if outcome.stopped is not None:
-                self.progress.say(
-                    f"{outcome.name}: fine-tuning stopped: {outcome.stopped}; going on with the "
-                    f"best weights, of epoch {outcome.best_epoch:g}"
-                )
-            assert isinstance(outcome.module, AtResolution)
-            self._made[outcome.name] = outcome.module.network
+        genomes = np.array(list(owners), dtype=np.int64)
+        fresh: list[_Student] = []
+        for genome, row, module in zip(owners, genomes, self._built(list(genomes)), strict=True):
+            size = self.supernet.resolution(row)
+            fresh.append(_Student(genome, module, module, (3, size, size)))
+        if self.epochs > 0:
+            self._fine_tune(fresh, [", ".join(names) for names in owners.values()])
+        self._made |= {student.genome: student for student in fresh}
 
     def ship(self, request: Request, choice: Choice, *, base: Mapping[str, float]) -> Shipped:
         """Export a made student, compare it to PyTorch, measure it where its device is at hand.
@@ -152,22 +151,17 @@ class Students:
             ExportError: when the file can't be written or disagrees with the network.
             MeasurementError: when the device can't run it.
         """
-        size = self.supernet.resolution(np.array(choice.genome))
-        shape = (3, size, size)
-        module = trace(self._made[request.name], shape).module
-        device = request.entry.device
+        student, device = self._made[choice.genome], request.entry.device
         if device is None:
-            return self._predicted(request, module, shape, base)
+            return self._predicted(request, student, base)
         limits = {one.metric: _text(one.value, share=one.share) for one in request.wanted.limits}
-        proof = prove(
-            module,
+        proof = self._shipping.prove(
+            student.traced,
             Target(request.name, device, limits),
+            network=student.genome,
             teacher=self.full,
             base=base,
-            data=self.data,
-            folder=self.folder,
-            options=self.export,
-            input_shape=shape,
+            input_shape=student.input_shape,
             beside=self._full_file,
         )
         return Shipped(
@@ -185,16 +179,18 @@ class Students:
         )
         return f"top-1 ({which})"
 
-    def accuracies(self, request: Request, choice: Choice) -> tuple[float | None, float]:
+    def accuracies(self, choice: Choice) -> tuple[float | None, float]:
         """Accuracy of a made student on the last split, before any fine-tuning and as it is.
 
         The test split is read here and for the full network alone: no choice depends on it.
         """
-        size = self.supernet.resolution(np.array(choice.genome))
-        after = self._judge(self._made[request.name], size)
-        before = self._before[request.name]
-        same = before is self._made[request.name]
-        return None if same else self._judge(before, size), after
+        student = self._made[choice.genome]
+        if student.judged is None:
+            size = student.input_shape[-1]
+            same = student.before is student.module
+            before = None if same else self._judge(student.before, size)
+            student.judged = before, self._judge(student.module, size)
+        return student.judged
 
     def points(self, results: Sequence[TargetResult]) -> dict[str, Point]:
         """The full network's figures for each device that has a student."""
@@ -214,18 +210,44 @@ class Students:
             )
         return found
 
-    def _predicted(
-        self,
-        request: Request,
-        module: fx.GraphModule,
-        shape: tuple[int, int, int],
-        base: Mapping[str, float],
-    ) -> Shipped:
+    def _fine_tune(self, students: Sequence[_Student], names: Sequence[str]) -> None:
+        """Train them on after the full network, in one pass of it per batch."""
+        assignments = [
+            Assignment(
+                name=name,
+                student=AtResolution(student.module, student.input_shape[-1]),
+                checkpoint=self.folder / "fit" / "fine-tune" / self._training(student.genome),
+            )
+            for name, student in zip(names, students, strict=True)
+        ]
+        outcomes = retrain_all(
+            assignments,
+            AtResolution(self.full.module, self.full.input_shape[-1]),
+            self.data,
+            recipe=Recipe(epochs=self.epochs, learning_rate=LEARNING_RATE, mse_weight=0.0),
+            seed=self.seed,
+            progress=self.progress,
+        )
+        for student, outcome in zip(students, outcomes, strict=True):
+            if outcome.stopped is not None:
+                self.progress.say(
+                    f"{outcome.name}: fine-tuning stopped: {outcome.stopped}; going on with the "
+                    f"best weights, of epoch {outcome.best_epoch:g}"
+                )
+            assert isinstance(outcome.module, AtResolution)
+            student.module = outcome.module.network
+
+    def _training(self, genome: Genome) -> str:
+        """A short hash of what a fine-tuned subnet comes from, whatever its targets."""
+        made_from = [genome, self.epochs, self.seed, self.run.weights, self.data.fingerprint]
+        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+    def _predicted(self, request: Request, student: _Student, base: Mapping[str, float]) -> Shipped:
         """Export without measuring: what a table says of the latency is no measurement."""
-        name, data = request.name, self.data
-        deliver(module, name, input_shape=shape, data=data, folder=self.folder, options=self.export)
+        name, module, shape = request.name, student.traced, student.input_shape
+        self._shipping.deliver(module, name, network=student.genome, input_shape=shape)
         counted = figures(module, shape)
-        keep(module, name, input_shape=shape, data=data, folder=self.folder, metrics=counted)
+        self._shipping.keep(module, name, input_shape=shape, metrics=counted)
         limits = {limit.metric: limit.absolute(base) for limit in request.wanted.limits}
         return Shipped(
             limits=limits,
@@ -249,10 +271,6 @@ class Students:
     def _judge(self, network: nn.Module, size: int) -> float:
         split: Split = self.data.test or self.data.validation
         return accuracy(AtResolution(network, size), split, device=compute_device())
-
-
-def _code(choice: Choice) -> str:
-    return "".join(map(str, choice.genome))
 
 
 def _text(value: float, *, share: bool) -> float | str:

@@ -6,6 +6,7 @@ node is a layer at a shape after a given path from the root, and each node runs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from tailorbird.supernet.architecture import LayerShape
 from tailorbird.supernet.elastic import ElasticNorm
 from tailorbird.supernet.fused import fused
 from tailorbird.supernet.network import Supernet, resize
+
+LARGE = 2**22
+"""Numbers in a tensor, 16 MB of float32, above which images are evaluated in parts."""
 
 Floats = npt.NDArray[np.float64]
 Statistics = Mapping[str, Tensor]
@@ -225,11 +229,26 @@ class _Tree:
         self.supernet.activate_slot(node.slot, node.shape)
         for norm, buffers in zip(self.norms[node.slot], node.buffers, strict=True):
             norm.layer._buffers.update(buffers)
-        outputs: Tensor = self.modules[node.slot](images)
+        made = [self.modules[node.slot](part) for part in self._parts(node, images)]
+        outputs = made[0] if len(made) == 1 else torch.cat(made)
+        del made
         if not node.below:
             yield node.rows, outputs
         for below in node.below:
             yield from self._walk(below, outputs)
+
+    def _parts(self, node: _Node, images: Tensor) -> Sequence[Tensor]:
+        """All at once, or on a CPU in parts, where a layer's widest tensor would be a large one.
+
+        A large tensor's memory goes back to the system at once, and fetching it anew takes as long
+        as the layer. While norms look at the whole batch there are no parts.
+        """
+        if self.given is None or images.device.type != "cpu":
+            return [images]
+        shape = node.shape
+        widest = max(shape.in_channels, shape.mid_channels, shape.out_channels)
+        numbers = images.numel() // shape.in_channels * widest
+        return images.chunk(math.ceil(numbers / LARGE))
 
     def _identity(self, row: int, slot: int) -> tuple[int, ...]:
         """Tells statistics apart: only networks that share them can share the layer's work."""

@@ -28,6 +28,10 @@ class Patches(nn.Module):
         self.conv = conv
         self.positions = nn.Parameter(positions)
 
+    def no_weight_decay(self) -> set[str]:
+        """The positions: they say where a patch is, not how much it counts."""
+        return {"positions"}
+
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) to (n, h * w / patch^2, channels)."""
         patches: Tensor = self.conv(images)
@@ -51,6 +55,10 @@ class ElasticPatches(Elastic):
     def activate(self, shape: LayerShape) -> None:
         """Run at ``shape`` from now on."""
         self._active = shape.out_channels
+
+    def no_weight_decay(self) -> set[str]:
+        """The positions, as of `Patches`."""
+        return {"positions"}
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) to (n, h * w / patch^2, active channels)."""

@@ -23,7 +23,9 @@ def parameter_groups(
     """Trainable parameters in two groups: with decay, and without (biases, norms, scales).
 
     Parameters of one dimension are the biases and the gains of normalisation layers: decaying
-    them costs accuracy and regularises nothing. Shared parameters appear once.
+    them costs accuracy and regularises nothing. So do those that a module with a method
+    ``no_weight_decay`` names, as timm's networks name their positions. Shared parameters appear
+    once.
 
     Args:
         decayed: names of the parameters that may decay; None for all.
@@ -33,11 +35,18 @@ def parameter_groups(
         >>> [len(group["params"]) for group in parameter_groups(net, 1e-4)]
         [1, 3]
     """
+    spared = {
+        f"{path}.{name}".lstrip(".")
+        for path, part in module.named_modules()
+        if callable(names := getattr(part, "no_weight_decay", None))
+        for name in names()
+    }
     may: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, value in module.named_parameters():
         if value.requires_grad:
-            decays = value.ndim > 1 and (decayed is None or name in decayed)
+            decays = value.ndim > 1 and name not in spared
+            decays &= decayed is None or name in decayed
             (may if decays else plain).append(value)
     groups: list[dict[str, object]] = [
         {"params": may, "weight_decay": weight_decay},
