@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tailorbird.errors import DataError, StoreError
+from tailorbird.supernet import calibrate
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.calibrate import accuracies, logits, recalibrate
 from tailorbird.supernet.extract import extract
@@ -58,6 +59,27 @@ def test_the_same_as_each_subnet_alone(name, batches):
         with torch.no_grad():
             torch.testing.assert_close(mine, calibrated(images), rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(mine, expected(images), rtol=1e-3, atol=1e-3)
+
+
+def test_large_tensors_are_worked_on_in_parts(batches, monkeypatch):
+    net = supernet("ofa-mbv3-w1.0")
+    genomes = net.architectures.space.sample(2, np.random.default_rng(0))
+    found = recalibrate(net, genomes, batches)
+    (expected,) = logits(net, genomes, found, batches[:1])
+    sizes = []
+    module = net.slots()[0][1]
+    module.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    (answers,) = logits(net, genomes, found, batches[:1])
+    whole = sizes.copy()
+    monkeypatch.setattr(calibrate, "LARGE", 40_000)
+    (answers,) = logits(net, genomes, found, batches[:1])
+    assert set(whole) == {4} and set(sizes[len(whole) :]) == {2}
+    torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
+    del sizes[:]
+    monkeypatch.setattr(calibrate, "LARGE", 1)  # no fewer than an image
+    next(logits(net, genomes, found, batches[:1]))
+    recalibrate(net, genomes, batches[:1])  # norms look at the whole batch
+    assert set(sizes) == {1, 4}
 
 
 def test_layers_after_the_same_path_run_once(batches):

@@ -231,7 +231,6 @@ class _Tree:
             norm.layer._buffers.update(buffers)
         made = [self.modules[node.slot](part) for part in self._parts(node, images)]
         outputs = made[0] if len(made) == 1 else torch.cat(made)
-        del made
         if not node.below:
             yield node.rows, outputs
         for below in node.below:
