@@ -7,6 +7,7 @@ Layout: ``identity.json`` (what the house was made from), ``config.yaml`` (the r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -132,6 +133,16 @@ class RunFolder:
             yield
         finally:
             self.event("spent", stage=name, seconds=round(time.perf_counter() - start, 3))
+
+
+def short_hash(plain: object) -> str:
+    """Sixteen hex digits that tell plain data (as for JSON) apart, whatever the order of its keys.
+
+    Example:
+        >>> short_hash({"a": 1, "b": [2]}) == short_hash({"b": (2,), "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(old: object, new: object, path: str = "") -> list[str]:

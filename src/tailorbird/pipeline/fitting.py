@@ -9,8 +9,6 @@ for which the same candidate was chosen share one.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,7 +38,7 @@ from tailorbird.pipeline.job import Until, check_targets
 from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.progress import Progress
 from tailorbird.report.record import TargetResult
-from tailorbird.runfolder import RunFolder
+from tailorbird.runfolder import RunFolder, short_hash
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
@@ -88,7 +86,7 @@ def request_of(
         "export": asdict(export),
         "seed": seed,
     }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(asked)
 
 
 @dataclass
@@ -290,7 +288,7 @@ class Fitting:
     def _training(self, names: Names) -> str:
         """A short hash of what a retrained network comes from, whatever its targets."""
         made_from = {"names": names, "recipe": asdict(self.recipe), "seed": self.seed}
-        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+        return short_hash(made_from)
 
     def _assemble(self, attempt: _Attempt) -> tuple[fx.GraphModule, tuple[tuple[str, str], ...]]:
         """The induced network, and (its submodule, teacher's node) pairs to compare."""

@@ -17,8 +17,6 @@ In the run folder: ``evaluated.jsonl``, ``fit/`` (predictor, latencies), ``stude
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -49,7 +47,7 @@ from tailorbird.pipeline.supernet_students import Students
 from tailorbird.progress import Progress
 from tailorbird.report.record import RunReport, StageCost, TargetResult
 from tailorbird.report.words import figure
-from tailorbird.runfolder import RunFolder
+from tailorbird.runfolder import RunFolder, short_hash
 from tailorbird.space import Genomes
 
 T = TypeVar("T")
@@ -386,7 +384,7 @@ class _Fit:
             "weights": self.source.weights,
             "data": self.source.data.fingerprint,
         }
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        return short_hash(asked)
 
     def _finished(self) -> RunReport | None:
         """The report of a run that has answered just this."""

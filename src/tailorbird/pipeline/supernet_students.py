@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +21,7 @@ from tailorbird.pipeline.supernet_choice import Choice, Genome, Request
 from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, TargetResult
+from tailorbird.runfolder import short_hash
 from tailorbird.search.selection import within
 from tailorbird.supernet.family import build_all
 from tailorbird.supernet.network import resize
@@ -240,7 +239,7 @@ class Students:
     def _training(self, genome: Genome) -> str:
         """A short hash of what a fine-tuned subnet comes from, whatever its targets."""
         made_from = [genome, self.epochs, self.seed, self.run.weights, self.data.fingerprint]
-        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+        return short_hash(made_from)
 
     def _predicted(self, request: Request, student: _Student, base: Mapping[str, float]) -> Shipped:
         """Export without measuring: what a table says of the latency is no measurement."""

@@ -141,12 +141,8 @@ class FusedSqueezeExcite(nn.Module):
         return images.mul_(gates[:, :, None, None])
 
 
-class FusedResidual(nn.Module):
+class FusedResidual(Residual):
     """Adds its input to what ``conv`` makes of it, in place there: a tensor of its own."""
-
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, ...) to the same shape."""
