@@ -1,20 +1,26 @@
-"""Targets: a device and the limits that a network has to keep there."""
+"""The language of targets: a limit, a place that figures come from, a target."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tailorbird.errors import ConfigError
 
-METRICS = ("latency_ms", "macs", "params", "size_mb", "peak_memory_mb")
+LATENCY = "latency_ms"
+METRICS = (LATENCY, "macs", "params", "size_mb", "peak_memory_mb")
 """Metrics that can be limited. Units live in the names; MB is 10^6 bytes."""
 
-_ALIASES = {"latency": "latency_ms", "size": "size_mb", "peak_memory": "peak_memory_mb"}
+ALIASES = {"latency": LATENCY, "size": "size_mb", "peak_memory": "peak_memory_mb"}
+"""Names without a unit, for shares; ``latency: 0.5x`` needs none."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What names a folder."""
+
 _SHARE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*x\s*$")
 
 
@@ -45,7 +51,9 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Limit:
-    """One bound, ``metric <= value``; a ``share`` is relative to the teacher's figure.
+    """One bound, ``metric <= value``; a ``share`` is relative to the reference's figure.
+
+    The reference is what a flow starts from: the teacher, or a supernet's full network.
 
     Example:
         >>> Limit.parse("latency", "0.5x")
@@ -59,84 +67,190 @@ class Limit:
     share: bool = False
 
     @staticmethod
-    def parse(metric: str, value: float | str) -> Limit:
+    def parse(metric: str, value: object, *, reference: str = "teacher") -> Limit:
         """Read a limit as written by the user: a number, or a share such as ``"0.5x"``.
+
+        Args:
+            metric: one of `METRICS` or `ALIASES`.
+            value: as it was written.
+            reference: what shares are of, for messages.
 
         Raises:
             ConfigError: for an unknown metric or a value that is not a positive number.
         """
-        name = _ALIASES.get(metric, metric)
-        if name not in METRICS:
-            known = ", ".join(METRICS)
-            raise ConfigError(f"limit: unknown metric '{metric}'; give one of {known}")
-        share = isinstance(value, str) and _SHARE.match(value) is not None
-        try:
-            number = float(str(value).strip().removesuffix("x") if share else value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if isinstance(value, bool) or not (math.isfinite(number) and number > 0):
-            raise ConfigError(
-                f"limit {metric}: expected a positive number or a share of the teacher "
-                f"such as '0.5x', got {value!r}"
-            )
-        if metric in _ALIASES and not share:
-            raise ConfigError(
-                f"limit {metric}: an absolute limit needs its unit, write '{name}: {value}'"
-            )
-        return Limit(name, number, share)
+        limits, faults = read_limits({metric: value}, reference=reference)
+        if metric in faults:
+            prefix = f"limit {metric}: " if ALIASES.get(metric, metric) in METRICS else "limit: "
+            raise ConfigError(prefix + faults[metric])
+        return limits[0]
 
-    def absolute(self, teacher: Mapping[str, float]) -> float:
-        """The bound in the metric's unit, given the teacher's own figures."""
-        return self.value * teacher[self.metric] if self.share else self.value
+    def absolute(self, reference: Mapping[str, float]) -> float:
+        """The bound in the metric's unit, given the reference's own figures."""
+        return self.value * reference[self.metric] if self.share else self.value
 
     def __str__(self) -> str:
         return f"{self.metric} <= {self.value:g}{'x teacher' if self.share else ''}"
 
 
-@dataclass(frozen=True)
-class Target:
-    """A device and the limits that one student has to keep on it.
+def read_limits(
+    written: Mapping[str, object], *, reference: str = "teacher"
+) -> tuple[tuple[Limit, ...], dict[str, str]]:
+    """The one reader of limits: what was written for one target, and what is wrong with it.
 
     Args:
-        name: names the student's folder; letters, digits, ``.``, ``_`` and ``-``.
-        device: what measures the exported network.
-        limits: metric -> number in the metric's unit, or a share of the teacher like ``"0.5x"``.
+        written: metric -> number in the metric's unit, or a share like ``"0.5x"``.
+        reference: what shares are of, for messages.
 
-    Raises:
-        ConfigError: listing every fault of the name and the limits at once.
+    Returns:
+        The limits, and metric as written -> its fault.
+
+    Example:
+        >>> read_limits({"latency": "0.5x", "macs": -1})[0]
+        (Limit(metric='latency_ms', value=0.5, share=True),)
+        >>> read_limits({"latency": "0.5x", "macs": -1})[1]
+        {'macs': "expected a positive number or a share of the teacher such as '0.5x', got -1"}
+    """
+    limits: list[Limit] = []
+    faults: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for key, value in written.items():
+        name = ALIASES.get(key, key)
+        if name not in METRICS:
+            faults[key] = f"unknown metric '{key}'; give one of {', '.join(METRICS)}"
+            continue
+        share = isinstance(value, str) and _SHARE.match(value) is not None
+        number = _number(str(value).strip().removesuffix("x") if share else value)
+        if not (math.isfinite(number) and number > 0):
+            faults[key] = (
+                f"expected a positive number or a share of the {reference} such as '0.5x', "
+                f"got {value!r}"
+            )
+        elif key in ALIASES and not share:
+            faults[key] = f"an absolute limit needs its unit, write '{name}: {value}'"
+        elif name in names:
+            faults[key] = f"'{names[name]}' already limits the same figure"
+        else:
+            limits.append(Limit(name, number, share))
+        names.setdefault(name, key)
+    return tuple(limits), faults
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where figures come from: a device that measures, a latency table that predicts, or both.
+
+    Args:
+        name: for messages, and in a search's metrics; a device's key where none is given.
+        device: what measures; ``None`` where there is only a table, so that what is made for this
+            place is predicted, not measured.
+        table: a latency table, instead of one that is measured on the device.
+
+    Without either, only what is counted of a network can be limited.
     """
 
     name: str
-    device: Device
-    limits: Mapping[str, float | str]
-    parsed: tuple[Limit, ...] = field(init=False)
+    device: Device | None = None
+    table: Path | None = None
 
-    def __post_init__(self) -> None:
+    @property
+    def key(self) -> str:
+        """Identity for reports and stores: the device's, or the table's path."""
+        return self.device.key if self.device is not None else f"table {self.table}"
+
+
+@dataclass(frozen=True, init=False)
+class Target:
+    """A place and the limits that one network has to keep there.
+
+    Args:
+        name: names the student's folder; letters, digits, ``.``, ``_`` and ``-``.
+        place: a device, or a `Place`, which may have a latency table.
+        limits: metric -> number in the metric's unit, or a share of the reference like ``"0.5x"``;
+            or limits that have been read.
+        device: the same as ``place``, for a device.
+
+    Raises:
+        ConfigError: listing every fault of the name and the limits at once.
+
+    Example:
+        >>> target = Target("phone", Place(name="phone", table=Path("phone.yaml")), {"macs": 3e8})
+        >>> target.limits
+        (Limit(metric='macs', value=300000000.0, share=False),)
+        >>> target.absolute({"macs": 6e8})
+        {'macs': 300000000.0}
+    """
+
+    name: str
+    place: Place
+    limits: tuple[Limit, ...]
+
+    def __init__(
+        self,
+        name: str,
+        place: Device | Place | None = None,
+        limits: Mapping[str, float | str] | Sequence[Limit] = (),
+        *,
+        device: Device | None = None,
+    ) -> None:
         problems: list[str] = []
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+        if not NAME.fullmatch(name):
             problems.append(
-                f"target {self.name!r}: the name becomes a folder; use letters, digits, '.', '_', "
+                f"target {name!r}: the name becomes a folder; use letters, digits, '.', '_', "
                 "'-', at most 100, starting with a letter or digit"
             )
-        if not self.limits:
-            problems.append(
-                f"target {self.name!r}: no limits; give at least one, such as latency: 0.5x"
-            )
-        parsed = []
-        for metric, value in self.limits.items():
-            try:
-                parsed.append(Limit.parse(metric, value))
-            except ConfigError as error:
-                problems.extend(f"target {self.name!r}: {line}" for line in error.problems)
-        names = [limit.metric for limit in parsed]
-        problems.extend(
-            f"target {self.name!r}: {metric} is limited twice"
-            for metric in sorted({name for name in names if names.count(name) > 1})
-        )
+        if (place is None) == (device is None):
+            problems.append(f"target {name!r}: expected a place or a device, one of them")
+        if not limits:
+            problems.append(f"target {name!r}: no limits; give at least one, such as latency: 0.5x")
+        given = place if place is not None else device
+        where = given if isinstance(given, Place) or given is None else _at(given)
+        if isinstance(limits, Mapping):
+            read, faults = read_limits(limits)
+            problems += [f"target {name!r}: limit {key}: {fault}" for key, fault in faults.items()]
+        else:
+            read = tuple(limits)
+            problems += _twice(name, read)
         if problems:
             raise ConfigError(problems)
-        object.__setattr__(self, "parsed", tuple(parsed))
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "place", where)
+        object.__setattr__(self, "limits", read)
 
-    def absolute(self, teacher: Mapping[str, float]) -> dict[str, float]:
-        """All bounds in their units, given the teacher's figures on this device."""
-        return {limit.metric: limit.absolute(teacher) for limit in self.parsed}
+    @property
+    def device(self) -> Device:
+        """What measures.
+
+        Raises:
+            ConfigError: for a place that has only a latency table, or nothing.
+        """
+        if self.place.device is None:
+            raise ConfigError(
+                f"target '{self.name}': expected a device that measures, and '{self.place.name}' "
+                "has none"
+            )
+        return self.place.device
+
+    def absolute(self, reference: Mapping[str, float]) -> dict[str, float]:
+        """All bounds in their units, given the reference's figures at this place."""
+        return {limit.metric: limit.absolute(reference) for limit in self.limits}
+
+
+def _at(device: Device) -> Place:
+    return Place(name=device.key, device=device)
+
+
+def _twice(name: str, limits: Sequence[Limit]) -> list[str]:
+    metrics = [limit.metric for limit in limits]
+    return [
+        f"target {name!r}: {metric} is limited twice"
+        for metric in sorted({one for one in metrics if metrics.count(one) > 1})
+    ]

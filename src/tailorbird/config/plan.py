@@ -61,7 +61,14 @@ class Plan:
             "donors": {name: donor.plain() for name, donor in self.donors.items()},
             "data": _listed(self.data),
             "targets": [
-                {"name": t.name, "device": dict(device), "limits": dict(t.limits)}
+                {
+                    "name": t.name,
+                    "device": dict(device),
+                    "limits": {
+                        one.metric: f"{one.value:g}x" if one.share else one.value
+                        for one in t.limits
+                    },
+                }
                 for t, device in zip(self.targets, self.devices, strict=True)
             ],
             "house": _listed(asdict(self.options)),

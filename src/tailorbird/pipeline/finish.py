@@ -204,7 +204,7 @@ class Shipping:
         beside = beside or export_teacher(teacher, self.data, self.folder)
         reference, own = target.device.measure([beside, path])
         measured = {"latency_ms": own.median_ms, **figures(module, shape)}
-        limits = {limit.metric: _bound(limit, base, reference) for limit in target.parsed}
+        limits = {limit.metric: _bound(limit, base, reference) for limit in target.limits}
         self.keep(module, target.name, input_shape=shape, metrics=measured)
         return Proof(
             limits=limits,

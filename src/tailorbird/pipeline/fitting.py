@@ -78,7 +78,7 @@ def request_of(
 ) -> str:
     """A short hash of all that a target's result answers to."""
     asked = {
-        "limits": {limit.metric: [limit.value, limit.share] for limit in target.parsed},
+        "limits": {limit.metric: [limit.value, limit.share] for limit in target.limits},
         "device": target.device.key,
         "recipe": asdict(recipe),
         "rounds": rounds,
@@ -419,7 +419,7 @@ class Fitting:
             base["latency_ms"] = known["teacher"].median_ms
         return {
             limit.metric: limit.absolute(base)
-            for limit in target.parsed
+            for limit in target.limits
             if not limit.share or limit.metric in base
         }
 

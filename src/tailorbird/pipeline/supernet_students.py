@@ -153,10 +153,9 @@ class Students:
         student, device = self._made[choice.genome], request.entry.device
         if device is None:
             return self._predicted(request, student, base)
-        limits = {one.metric: _text(one.value, share=one.share) for one in request.wanted.limits}
         proof = self._shipping.prove(
             student.traced,
-            Target(request.name, device, limits),
+            Target(request.name, device, request.wanted.limits),
             network=student.genome,
             teacher=self.full,
             base=base,
@@ -270,7 +269,3 @@ class Students:
     def _judge(self, network: nn.Module, size: int) -> float:
         split: Split = self.data.test or self.data.validation
         return accuracy(AtResolution(network, size), split, device=compute_device())
-
-
-def _text(value: float, *, share: bool) -> float | str:
-    return f"{value:.12f}x" if share else value
