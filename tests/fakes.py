@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tailorbird.errors import MeasurementError
+from tailorbird.export.exporters import OnnxExporter
+from tailorbird.export.verify import Parity
+from tailorbird.files import write_bytes
+from tailorbird.measure.counts import count
 from tailorbird.targets import Latency
 
 
@@ -42,6 +46,48 @@ class FakeDevice:
         draw = np.random.default_rng(zlib.crc32(content)).standard_normal()
         median = exact * max(0.1, 1 + self.noise * draw)
         return Latency(median_ms=median, spread_ms=self.noise * exact, runs=1, warmup=0)
+
+
+def stand_in(module, shape) -> bytes:
+    """An ONNX file of one product with as many multiply-accumulates as ``module``."""
+    macs = count(module, shape).macs
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "stand-in",
+        [value("x", TensorProto.FLOAT, (1, macs)), value("w", TensorProto.FLOAT, (macs, 1))],
+        [value("y", TensorProto.FLOAT, (1, 1))],
+    )
+    model: onnx.ModelProto = helper.make_model(graph)
+    return model.SerializeToString(deterministic=True)
+
+
+class FakeExporter(OnnxExporter):
+    """Exports that take no time: files whose cost is the network's own. Counts what it made."""
+
+    def __init__(self, *, passes: bool = True) -> None:
+        super().__init__()
+        self.passes = passes
+        self.exported: list[Path] = []
+
+    def final(self, module, input_shape, path, **_):
+        self.exported.append(path)
+        write_bytes(path, stand_in(module, input_shape))
+
+    def quick(self, networks, folder, names):
+        paths = [folder / f"{name}.onnx" for name in names]
+        for (module, shape), path in zip(networks, paths, strict=True):
+            path.write_bytes(stand_in(module, shape))
+        return paths
+
+    def verify(self, module, path, images):
+        assert path.exists()
+        return Parity(0.0, 1.0, 1e-4, len(images), self.passes)
+
+
+def write_nothing(report, folder) -> None:
+    """Writes a report without its picture and page."""
+    report.save(folder / "report.json")
 
 
 def onnx_macs(model: onnx.ModelProto) -> int:

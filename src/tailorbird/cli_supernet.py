@@ -175,10 +175,12 @@ def fit(
     from rich.console import Console
 
     from tailorbird.config.measured_fleet import load_measured_fleet
-    from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
+    from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
     from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
+    from tailorbird.report.record import RunReport
     from tailorbird.report.table import show
     from tailorbird.report.terminal import terminal
+    from tailorbird.targets import Place, Target
 
     options = FitOptions(
         subnets=subnets,
@@ -191,13 +193,18 @@ def fit(
     )
     wanted = load_measured_fleet(fleet)
     opened, progress = open_run(run, data=data), terminal(quiet=quiet)
-    report = fit_fleet(
+    places = {
+        name: Place(name=name, device=one.device, table=one.table)
+        for name, one in wanted.devices.items()
+    }
+    fit_run(
         opened,
-        wanted,
+        [Target(one.name, places[one.device], one.limits) for one in wanted.wanted],
         options=options,
         evaluate=partial(evaluate_subnets, opened, images=images, progress=progress),
         progress=progress,
     )
+    report = RunReport.load(run / "report.json")
     show(report, Console())
     typer.echo(f"report: {run / 'report.html'}")
     if not report.met:

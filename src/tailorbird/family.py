@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import SpaceError
 from tailorbird.space import Genomes, Space
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,13 +27,6 @@ class Estimated(Protocol):
 
     def quality(self, genomes: Genomes) -> Floats:
         """Predicted quality of ``genomes`` (n x genes), higher is better: array of n."""
-
-
-class Family(Estimated, Protocol):
-    """A space of networks that can also be built."""
-
-    def build(self, genome: npt.NDArray[np.int64]) -> nn.Module:
-        """The network that one genome (genes,) names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +77,19 @@ class AdditiveProblem:
     def total_loss(self, chosen: npt.ArrayLike) -> float:
         """Summed accuracy loss of the alternatives ``chosen`` (eq. 4)."""
         return float(self.loss[np.asarray(chosen, dtype=np.int64)].sum())
+
+
+class AdditiveFamily(Estimated, Protocol):
+    """A family whose costs and losses add up, so that the best member can be proven."""
+
+    @property
+    def problem(self) -> AdditiveProblem:
+        """The choice of a member as a choice of alternatives."""
+
+    def genome(self, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The member (genes,) that holds the alternatives ``chosen`` (indices of the problem)."""
+
+
+def is_additive(family: Estimated) -> TypeGuard[AdditiveFamily]:
+    """Whether a family's costs add up, see `AdditiveFamily`."""
+    return isinstance(getattr(family, "problem", None), AdditiveProblem)

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from tailorbird.pipeline import execute
 from tests.fakes import FakeDevice
-from tests.pipeline.makers import job, stub_exports
+from tests.pipeline.makers import job, run_job
 
 LIMITS = {"edge": {"latency": "0.6x"}, "both": {"latency": "0.75x", "params": "0.97x"}}
 
@@ -34,7 +33,7 @@ def die_at_write(number):
 
 
 def work(run):
-    execute(job(run, limits=LIMITS, device=FakeDevice(base_ms=0.001, noise=0.04)))
+    run_job(job(run, limits=LIMITS, device=FakeDevice(base_ms=0.001, noise=0.04)))
 
 
 def run_once(run, *, seconds=None, write=0):
@@ -68,7 +67,6 @@ def run_once(run, *, seconds=None, write=0):
 def main():
     folder, plans = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
-    stub_exports()
     work(folder / "reference")  # in this process, so that what is imported late is there for all
     done, whole = run_once(folder / "second")
     assert done

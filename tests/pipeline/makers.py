@@ -1,21 +1,14 @@
-"""A tiny job, and exports that take no time: files whose cost is the network's own."""
+"""A tiny job, run with exports that take no time."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-from onnx import TensorProto, helper
-
-from tailorbird.export.verify import Parity
-from tailorbird.files import write_bytes
-from tailorbird.measure.counts import count
-from tailorbird.pipeline import Job
+from tailorbird.pipeline import Job, execute
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
-from tests.fakes import FakeDevice
+from tests.fakes import FakeDevice, FakeExporter, write_nothing
 from tests.house.makers import OPTIONS, donor, images, net
 
 DEVICE = FakeDevice(base_ms=0.001)
@@ -42,54 +35,11 @@ def job(run, *, limits=None, device=DEVICE, data=None, **changes):
     return Job(**{**arguments, **changes})
 
 
-def stand_in(module, shape):
-    """An ONNX file of one product with as many multiply-accumulates as ``module``."""
-    macs = count(module, shape).macs
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "stand-in",
-        [value("x", TensorProto.FLOAT, (1, macs)), value("w", TensorProto.FLOAT, (macs, 1))],
-        [value("y", TensorProto.FLOAT, (1, 1))],
+def run_job(asked, *, until="export", exporter=None, write=write_nothing, progress=None):
+    """`execute` with exports that take no time, and no pictures."""
+    return execute(
+        asked, until=until, exporter=exporter or FakeExporter(), write=write, progress=progress
     )
-    model: onnx.ModelProto = helper.make_model(graph)
-    return model.SerializeToString(deterministic=True)
-
-
-def export_onnx(module, shape, path, **_):
-    write_bytes(path, stand_in(module, shape))
-    return path
-
-
-def export_many(modules, folder, names):
-    paths = [folder / f"{name}.onnx" for name in names]
-    for (module, shape), path in zip(modules, paths, strict=True):
-        path.write_bytes(stand_in(module, shape))
-    return paths
-
-
-def verify(module, path, batch):
-    assert path.exists()
-    return Parity(0.0, 1.0, 1e-4, len(batch), True)
-
-
-def draw_nothing(report, path):
-    write_bytes(path, b"")
-
-
-def stub_exports(put=setattr):
-    """Put the stand-ins in the place of exporters, the comparison and pictures."""
-    for name, stub in {
-        "export_onnx": export_onnx,
-        "export_many": export_many,
-        "verify": verify,
-        "front": draw_nothing,
-        "html": draw_nothing,
-    }.items():
-        for home in ("house.score", "pipeline.pricing", "pipeline.finish", "pipeline.execute"):
-            module = importlib.import_module(f"tailorbird.{home}")
-            if hasattr(module, name):
-                put(module, name, stub)
 
 
 def figures(report):

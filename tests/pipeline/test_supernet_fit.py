@@ -10,25 +10,25 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from tailorbird.cli import app
-from tailorbird.config.measured_fleet import FleetDevice, MeasuredFleet, name_wishes
+from tailorbird.config.measured_fleet import name_wishes
 from tailorbird.errors import ConfigError, MeasurementError
+from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
 from tailorbird.export.bundle import load_student
+from tailorbird.export.exporters import OnnxExporter
 from tailorbird.export.onnx import export_many
 from tailorbird.files import read_json, write_json
 from tailorbird.measure.onnxruntime import OnnxRuntime
-from tailorbird.pipeline import finish, supernet_fit, supernet_pricing, supernet_students
-from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
+from tailorbird.pipeline.reporting import write_report
+from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Silent
-from tailorbird.report.record import RunReport, TargetResult
+from tailorbird.report.record import RunReport
+from tailorbird.search.baselines import RandomSearch
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.store import save_supernet
-from tailorbird.targets import Limit
-from tests.fakes import FakeDevice
-from tests.pipeline import makers
+from tailorbird.targets import Place, Target, read_limits
+from tests.fakes import FakeDevice, FakeExporter, write_nothing
 from tests.supernet.tiny import stripes, tiny_supernet
 
 OPTIONS = FitOptions(subnets=14, candidates=3, rounds=2, checks=6)
@@ -56,15 +56,16 @@ def run_in(tmp_path):
 
 
 def fleet(**devices):
-    """Devices by name: (device or table, limits)."""
-    entries, pairs = {}, []
+    """Targets at places by name: (device or table, limits)."""
+    pairs = []
     for name, (device, limits) in devices.items():
         own = isinstance(device, Path)
-        entries[name] = FleetDevice(table=device if own else None, device=None if own else device)
+        place = Place(name=name, table=device if own else None, device=None if own else device)
         for bounds in limits:
             given = bounds if isinstance(bounds, dict) else {"latency_ms": bounds}
-            pairs.append((name, tuple(Limit.parse(m, v) for m, v in given.items())))
-    return MeasuredFleet(devices=entries, wanted=name_wishes(pairs))
+            pairs.append((place, read_limits(given)[0]))
+    names = [wish.name for wish in name_wishes([(place.name, limits) for place, limits in pairs])]
+    return [Target(name, place, limits) for name, (place, limits) in zip(names, pairs, strict=True)]
 
 
 class Said(Silent):
@@ -77,29 +78,33 @@ class Said(Silent):
         self.lines.append(line)
 
 
-def fit(run, wanted, options=OPTIONS, progress=None):
-    return fit_fleet(
-        run, wanted, options=options, evaluate=run.evaluate, progress=progress or Silent()
+def fit(run, wanted, options=OPTIONS, progress=None, exporter=None, write=write_nothing):
+    students = fit_run(
+        run,
+        wanted,
+        options=options,
+        evaluate=run.evaluate,
+        exporter=exporter or Quick(),
+        write=write,
+        progress=progress or Silent(),
     )
+    report = RunReport.load(run.path / "report.json")
+    assert report.targets == tuple(student.result for student in students)
+    return report
 
 
 DEVICE = FakeDevice(base_ms=0.05, noise=0.002)
 
 
-@pytest.fixture(autouse=True)
-def _quick(request, monkeypatch):
-    """The tracing exporter for students, stand-ins for what is only measured, no pictures."""
-    if "end_to_end" in request.node.name:
-        return
+class Quick(FakeExporter):
+    """The tracing exporter for students, stand-ins for what is only measured."""
 
-    def quick(module, shape, path, **_):
-        return export_many([(module, tuple(shape))], path.parent, [path.stem])[0]
+    def final(self, module, input_shape, path, **_):
+        self.exported.append(path)
+        export_many([(module, tuple(input_shape))], path.parent, [path.stem])
 
-    monkeypatch.setattr("tailorbird.pipeline.finish.export_onnx", quick)
-    for home in ("estimate.measured_table", "pipeline.supernet_pricing"):
-        monkeypatch.setattr(f"tailorbird.{home}.export_many", makers.export_many)
-    for name in ("front", "html"):
-        monkeypatch.setattr(f"tailorbird.pipeline.reporting.{name}", lambda *_: None)
+    def verify(self, *given):
+        return OnnxExporter.verify(self, *given)
 
 
 def results(report):
@@ -114,7 +119,7 @@ def test_a_fleet_gets_measured_students_or_the_lowest_reachable(tmp_path):
     )
     report = fit(run, wanted)
     found = results(report)
-    assert [found[w.name].met for w in wanted.wanted] == [True, True, False, True, True, True]
+    assert [found[w.name].met for w in wanted] == [True, True, False, True, True, True]
     for target in report.targets:
         if target.met:
             assert all(target.measured[m] <= bound for m, bound in target.limits.items())
@@ -173,22 +178,37 @@ def test_a_finished_run_says_so_and_another_target_costs_only_itself(tmp_path):
     assert student.exists()
 
 
-def test_a_run_that_is_killed_in_every_stage_goes_on(tmp_path, monkeypatch):
-    wanted = fleet(box=(FakeDevice(base_ms=0.05), ["0.6x"]))
-    whole, killed = run_in(tmp_path / "a"), run_in(tmp_path / "b")
-    expected = fit(whole, wanted)
+class Killed(BaseException):
+    """Stands for the process's end."""
 
-    def kill(*_, **__):
-        raise KeyboardInterrupt
 
-    for place in ("_learn", "_price", "_choose", "_prove", "_report"):
-        with monkeypatch.context() as patch:
-            patch.setattr(supernet_fit._Fit, place, kill)
-            with pytest.raises(KeyboardInterrupt):
-                fit(killed, wanted)
-    again = fit(killed, wanted)
-    assert [t.measured for t in again.targets] == [t.measured for t in expected.targets]
-    assert [t.accuracy for t in again.targets] == [t.accuracy for t in expected.targets]
+@dataclass(frozen=True, kw_only=True)
+class Dying(FakeDevice):
+    """Ends the process in its session number ``last``; tells what it was asked."""
+
+    last: int | None = None
+    asked: list = field(default_factory=list, compare=False)
+
+    def measure(self, models):
+        if len(self.asked) == self.last:
+            raise Killed
+        self.asked.append(len(models))
+        return super().measure(models)
+
+
+def test_a_run_that_is_killed_between_measurements_goes_on(tmp_path):
+    def wanted(device):
+        return fleet(box=(device, ["0.6x", "0.8x"]))
+
+    whole = Dying(base_ms=0.05)
+    expected = fit(run_in(tmp_path / "a"), wanted(whole))
+    for last in range(0, len(whole.asked), 2):
+        killed = run_in(tmp_path / str(last))
+        with pytest.raises(Killed):
+            fit(killed, wanted(Dying(base_ms=0.05, last=last)))
+        again = fit(killed, wanted(Dying(base_ms=0.05)))
+        assert [t.measured for t in again.targets] == [t.measured for t in expected.targets]
+        assert [t.accuracy for t in again.targets] == [t.accuracy for t in expected.targets]
 
 
 class Broken:
@@ -219,12 +239,17 @@ def test_a_device_that_fails_costs_only_its_own_targets(tmp_path):
     assert [target.met for target in fit(run, wanted).targets] == [True, True, True]
 
 
-def test_what_only_a_table_tells_is_exported_but_never_met(tmp_path, monkeypatch):
+def write_table(path, space, *, ms_per_mmac):
+    """A learned latency model whose figures follow the MACs."""
+    genomes = space.space.sample(200, np.random.default_rng(0))
+    ms = ms_per_mmac * macs(space).sum(genomes) / 1e6
+    LatencyModel.fit(genomes, ms, features=LayerFeatures(space)).save(path)
+    return path
+
+
+def test_what_only_a_table_tells_is_exported_but_never_met(tmp_path):
     run, said = run_in(tmp_path), Said()
-    cost = macs(run.supernet.architectures).sum
-    monkeypatch.setattr(supernet_pricing, "read_costs", lambda *_: lambda g: cost(g) / 1e6)
-    table = tmp_path / "phone.yaml"
-    table.write_text("1")
+    table = write_table(tmp_path / "phone.safetensors", run.architectures, ms_per_mmac=1.0)
     limits = ["0.5x", {"macs": "0.7x"}, {"latency_ms": 1e-6}]
     report = fit(run, fleet(phone=(table, limits)), progress=said)
     share, counted, never = report.targets
@@ -241,7 +266,7 @@ def test_what_only_a_table_tells_is_exported_but_never_met(tmp_path, monkeypatch
     # Another table under the same name is another question.
     student = run.path / share.onnx
     before = student.stat().st_mtime_ns
-    table.write_text("2")
+    write_table(table, run.architectures, ms_per_mmac=2.0)
     fit(run, fleet(phone=(table, limits)))
     assert student.stat().st_mtime_ns > before
 
@@ -256,9 +281,7 @@ def test_tables_that_do_not_fit_are_told_before_anything_is_evaluated(tmp_path):
             replace(OPTIONS, layers_at_most=5),
         )
     assert f"phone: {missing}" in str(caught.value)
-    assert "distinct layers to time, expected at most 5; raise --layers-at-most" in str(
-        caught.value
-    )
+    assert "distinct layers to time, expected at most 5; raise layers_at_most" in str(caught.value)
     assert not run.evaluated
 
 
@@ -282,7 +305,9 @@ def test_a_student_over_its_limit_is_replaced_or_reported(tmp_path):
     assert target.met and target.measured["latency_ms"] <= target.limits["latency_ms"]
     assert any("over its limit; searching again" in line for line in said.lines)
     (target,) = fit(run_in(tmp_path / "b"), wanted, replace(OPTIONS, rounds=1)).targets
-    assert not target.met and target.reason == "measured over its limit after 1 rounds"
+    assert not target.met and target.reason.startswith(
+        "measured over its limit after 1 rounds: latency_ms 0."
+    )
     assert target.lowest["latency_ms"] > target.limits["latency_ms"]
 
     class Slier(Sly):
@@ -302,25 +327,13 @@ def test_fine_tuning_never_makes_a_student_worse_on_validation(tmp_path):
     assert len(list((run.path / "fit" / "fine-tune").iterdir())) == 1
 
 
-def test_targets_that_choose_one_subnet_share_its_training_and_its_export(tmp_path, monkeypatch):
-    trained, exported = [], []
-    train, export = supernet_students.retrain_all, finish.export_onnx
-
-    def training(assignments, *given, **options):
-        trained.extend(one.name for one in assignments)
-        return train(assignments, *given, **options)
-
-    def exporting(module, shape, path, **options):
-        exported.append(path)
-        return export(module, shape, path, **options)
-
-    monkeypatch.setattr(supernet_students, "retrain_all", training)
-    monkeypatch.setattr(finish, "export_onnx", exporting)
-    run = run_in(tmp_path)
+def test_targets_that_choose_one_subnet_share_its_training_and_its_export(tmp_path):
+    run, exporter = run_in(tmp_path), Quick()
     wanted = fleet(box=(DEVICE, ["0.8x", {"latency_ms": "0.8x", "params": "1x"}]))
-    found = fit(run, wanted, replace(OPTIONS, fine_tune=1.0)).targets
-    assert trained == [", ".join(one.name for one in found)]
-    assert [path.parent.name for path in exported if "students" in path.parts] == [found[0].name]
+    found = fit(run, wanted, replace(OPTIONS, fine_tune=1.0), exporter=exporter).targets
+    assert len(list((run.path / "fit" / "fine-tune").iterdir())) == 1
+    exported = [path.parent.name for path in exporter.exported if "students" in path.parts]
+    assert exported == [found[0].name]
     assert all(one.met for one in found)
     assert found[0].accuracy == found[1].accuracy
     weights = {(run.path / one.onnx).with_name("student.safetensors").read_bytes() for one in found}
@@ -334,7 +347,13 @@ def test_targets_that_choose_one_subnet_share_its_training_and_its_export(tmp_pa
 def test_end_to_end_with_onnx_runtime(tmp_path):
     run = run_in(tmp_path)
     device = OnnxRuntime(runs=15, warmup=2)
-    report = fit(run, fleet(here=(device, ["1.5x"])), replace(OPTIONS, candidates=1, rounds=1))
+    report = fit(
+        run,
+        fleet(here=(device, ["1.5x"])),
+        replace(OPTIONS, candidates=1, rounds=1),
+        exporter=OnnxExporter(),
+        write=write_report,
+    )
     (target,) = report.targets
     assert target.met and (run.path / target.onnx).exists()
     assert "students/here-1.5x/model.onnx" in (run.path / "report.html").read_text()
@@ -353,25 +372,31 @@ def test_settings_out_of_range_are_told_at_once():
     ]
 
 
-@pytest.mark.parametrize("met", [True, False])
-def test_the_command_ends_as_the_main_job_does(tmp_path, monkeypatch, met):
+def test_size_and_memory_can_be_limited(tmp_path):
     run = run_in(tmp_path)
-    path = tmp_path / "fleet.yaml"
-    path.write_text("devices: [{name: here, limits: [0.5x]}]\n")
-    asked = {}
+    wanted = fleet(box=(DEVICE, [{"size_mb": "0.8x"}, {"peak_memory_mb": "0.8x", "macs": "1x"}]))
+    for target in fit(run, wanted).targets:
+        assert target.met, target
+        assert all(target.measured[m] <= bound for m, bound in target.limits.items())
 
-    def fitted(opened, wanted, *, options, **_):
-        asked.update(wanted=wanted.wanted[0].name, options=options)
-        target = TargetResult(name="here-0.5x", device="d", limits={"latency_ms": 1.0}, met=met)
-        return RunReport(run="r", seed=0, targets=(target,))
 
-    monkeypatch.setattr("tailorbird.pipeline.supernet_run.open_run", lambda *_, **__: run)
-    monkeypatch.setattr("tailorbird.pipeline.supernet_fit.fit_fleet", fitted)
-    command = ["supernet", "fit", str(run.path), str(path), "--subnets", "50", "--fine-tune", "2"]
-    outcome = CliRunner().invoke(app, command)
-    assert outcome.exit_code == (0 if met else 3)
-    assert asked["wanted"] == "here-0.5x"
-    assert asked["options"] == FitOptions(subnets=50, fine_tune=2.0)
-    assert "report.html" in outcome.output
-    outcome = CliRunner().invoke(app, [*command[:3], str(tmp_path / "no.yaml")])
-    assert outcome.exit_code == 2 and "no.yaml" in outcome.output
+def test_a_strategy_can_be_handed_in(tmp_path):
+    run, asked = run_in(tmp_path), []
+
+    class Mine(RandomSearch):
+        def search(self, family, limits, **given):
+            asked.append(len(limits))
+            return super().search(family, limits, **given)
+
+    students = fit_run(
+        run,
+        fleet(box=(DEVICE, ["0.7x"])),
+        options=OPTIONS,
+        evaluate=run.evaluate,
+        strategy=Mine(evaluations=50),
+        exporter=Quick(),
+        write=write_nothing,
+        progress=Silent(),
+    )
+    assert students[0].met and students[0].module is not None
+    assert asked and asked[0] == OPTIONS.candidates

@@ -13,11 +13,10 @@ fit, each in turn.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -25,15 +24,13 @@ import numpy.typing as npt
 from scipy.stats import kendalltau
 from torch import nn
 
-from tailorbird.errors import SpaceError, StoreError
-from tailorbird.export.onnx import export_many
+from tailorbird.errors import SpaceError
 from tailorbird.family import Floats
-from tailorbird.files import read_json, write_json
+from tailorbird.fit.candidates import Network, Timing
 from tailorbird.progress import Progress, Silent
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, SlotTable
 from tailorbird.supernet.layers import distinct_layers, layer_key
-from tailorbird.targets import Device
 
 BATCH = 32
 """Layers exported and timed together; what a kill can lose."""
@@ -67,46 +64,14 @@ class Layer(Protocol):
         """What it takes, without the batch dimension."""
 
 
-class Latencies:
-    """Medians in ms under short names, in one JSON file that is written as they become known.
-
-    Args:
-        path: the file; what it holds of another device, or damaged, is measured anew.
-        device: key of the device.
-    """
-
-    def __init__(self, path: Path, device: str) -> None:
-        self.path, self.device = path, device
-        self.known: dict[str, float] = {}
-        if path.exists():
-            try:
-                content = read_json(path)
-            except StoreError:
-                return
-            if isinstance(content, dict) and content.get("device") == device:
-                stored = content.get("median_ms")
-                entries = stored.items() if isinstance(stored, dict) else ()
-                self.known = {k: float(v) for k, v in entries if isinstance(v, (int, float))}
-
-    def add(self, found: Mapping[str, float]) -> None:
-        """Take in new figures and write the file.
-
-        Raises:
-            StoreError: when it can't be written.
-        """
-        self.known |= found
-        write_json(self.path, {"device": self.device, "median_ms": self.known})
-
-
 def measure_layers(
     space: ArchitectureSpace,
     take: Callable[[Sequence[LayerShape]], Iterable[Layer]],
-    device: Device,
+    timing: Timing,
     *,
-    store: Latencies,
     progress: Progress = _SILENT,
 ) -> dict[LayerShape, float]:
-    """Median latency in ms of each distinct layer of the space, alone; continues what is stored.
+    """Median latency in ms of each distinct layer of the space, alone; continues what is known.
 
     Layers of a batch take turns. Time grows with the distinct layers, not with targets or networks:
     some 30 ms each for the export, and the device's runs.
@@ -114,40 +79,27 @@ def measure_layers(
     Args:
         space: whose layers.
         take: shapes to layers, such as `tailorbird.supernet.layers.single_layers` of a supernet.
-        device: what times them.
-        store: where figures are kept.
-        progress: told the count, and the time that the first batch promises.
+        timing: what times them, and knows what it has timed before.
+        progress: told the time that the first batch promises.
 
     Raises:
         MeasurementError: when the device can't run or time a layer.
     """
     shapes = distinct_layers(space)
-    todo = [shape for shape in shapes if layer_key(shape) not in store.known]
-    if todo:
-        begun = time.perf_counter()
-        with progress.task("time layers", len(todo)) as task:
-            for number, batch in enumerate(_batches(take(todo))):
-                with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-                    paths = export_many(
-                        [(layer.module, layer.input_shape) for layer in batch],
-                        Path(folder),
-                        [f"l{row:04d}" for row in range(len(batch))],
-                    )
-                    timed = device.measure(paths)
-                store.add(
-                    {
-                        layer_key(layer.shape): latency.median_ms
-                        for layer, latency in zip(batch, timed, strict=True)
-                    }
-                )
-                if number == 0 and len(todo) > len(batch):
-                    each = (time.perf_counter() - begun) / len(batch)
-                    progress.say(
-                        f"latency table: {len(todo)} layers to time, about "
-                        f"{each * len(todo) / 60:.1f} minutes"
-                    )
-                task.advance(len(batch))
-    return {shape: store.known[layer_key(shape)] for shape in shapes}
+    todo = [shape for shape in shapes if layer_key(shape) not in timing.known]
+    begun = time.perf_counter()
+    for number, batch in enumerate(_batches(take(todo) if todo else ())):
+        networks = {
+            layer_key(one.shape): partial(Network, one.module, one.input_shape) for one in batch
+        }
+        timing.measure(networks, title="time layers", together=BATCH)
+        if number == 0 and len(todo) > len(batch):
+            each = (time.perf_counter() - begun) / len(batch)
+            progress.say(
+                f"latency table: {len(todo)} layers to time, about "
+                f"{each * len(todo) / 60:.1f} minutes"
+            )
+    return {shape: timing.known[layer_key(shape)].median_ms for shape in shapes}
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

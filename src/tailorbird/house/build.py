@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.masks import ChannelMask, cut_masks
-from tailorbird.graph.serial import structure_key
-from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
 from tailorbird.house.alternative import Alternative, Sample
@@ -28,7 +26,6 @@ from tailorbird.house.donors import (
     largest_block,
 )
 from tailorbird.house.expand import add_pruned, add_pruned_wholes
-from tailorbird.house.family import HouseFamily
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import (
     Collector,
@@ -36,11 +33,10 @@ from tailorbird.house.sample import (
     add_own_blocks,
     teacher_blocks,
 )
-from tailorbird.house.score import Reference, measure_structures, score_accuracy
+from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.counts import count
 from tailorbird.progress import Progress
-from tailorbird.targets import Device
 
 CALIBRATION_IMAGES = 64
 """Training images that fit linear maps and feed the discrepancy scores of pruning."""
@@ -84,52 +80,8 @@ class House:
         lost = len(self.sample.alternatives) - len(self.choices)
         return self.sample.rejections + Counter({"stopped in distillation": lost})
 
-    def family(self, device: Device, *, latency_ms: float, progress: Progress) -> HouseFamily:
-        """The house priced for one device; blocks that were not timed there yet are timed.
-
-        Args:
-            latency_ms: the teacher's own latency on ``device``.
-        """
-        blocks = self.sample.blocks
-        whole = {key: extract(self.teacher, block) for key, block in blocks.items()}
-        keys = {key: structure_key(whole[key], blocks[key].in_shape) for key in whole}
-        structures = {keys[k]: (whole[k], blocks[k].in_shape) for k in whole} | {
-            a.structure: (self.modules[a.name], blocks[a.block].in_shape) for a in self.choices
-        }
-        timed = measure_structures(
-            structures,
-            device,
-            store=self.store,
-            reference=Reference(self.teacher, latency_ms),
-            progress=progress,
-        )
-        counted = {key: self.figures(module, shape) for key, (module, shape) in structures.items()}
-        base = self.figures(self.teacher.module, self.teacher.input_shape)
-        savings: dict[str, dict[str, float]] = {
-            metric: {
-                a.name: counted[keys[a.block]][metric] - counted[a.structure][metric]
-                for a in self.choices
-            }
-            for metric in COUNTED
-        }
-        savings["latency_ms"] = {
-            a.name: timed[keys[a.block]].median_ms - timed[a.structure].median_ms
-            for a in self.choices
-        }
-        # Activations of a block need not be alive at the network's peak: only weights surely go.
-        savings["peak_memory_mb"] = dict(savings["size_mb"])
-        return HouseFamily(
-            teacher=self.teacher,
-            blocks=blocks,
-            alternatives=self.choices,
-            modules=self.modules,
-            losses={a.name: self.scores[a.name][self.rank_by] for a in self.choices},
-            base={**base, "latency_ms": latency_ms},
-            savings=savings,
-        )
-
     @staticmethod
-    def figures(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, float]:
+    def figures(module: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
         """What is counted of a network, latency left out: metric -> figure."""
         figures = count(module, shape).as_metrics()
         return {metric: float(figures[metric]) for metric in COUNTED}

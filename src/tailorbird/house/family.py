@@ -99,13 +99,7 @@ class HouseFamily:
             SpaceError: when the genome lies outside the space or overlaps itself.
         """
         self.space.validate(genome[None])
-        return self.induce(
-            [
-                alternatives[gene - 1].name
-                for (_, alternatives), gene in zip(self.slots, genome, strict=True)
-                if gene
-            ]
-        )
+        return self.induce(self.names(genome.tolist()))
 
     def induce(self, names: Sequence[str]) -> fx.GraphModule:
         """The teacher with the alternatives ``names`` in place.
@@ -113,16 +107,32 @@ class HouseFamily:
         Raises:
             SpaceError: for a name that the house does not hold.
         """
-        known = {a.name: a for a in self.alternatives}
-        missing = [name for name in names if name not in known]
-        if missing:
-            raise SpaceError(f"the house holds no alternative named {', '.join(missing)}")
+        known = self._known(names)
         return induce(
             self.teacher, {self.blocks[known[name].block]: self.modules[name] for name in names}
         )
 
-    def genome(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The genome (genes,) that chooses the alternatives ``names``."""
+    def names(self, genome: Sequence[int]) -> tuple[str, ...]:
+        """The alternatives that one genome (genes,) chooses, sorted."""
+        return tuple(
+            sorted(
+                alternatives[gene - 1].name
+                for (_, alternatives), gene in zip(self.slots, genome, strict=True)
+                if gene
+            )
+        )
+
+    def genome(self, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The genome (genes,) that chooses alternatives by their indices."""
+        return self.of_names([self.alternatives[index].name for index in chosen])
+
+    def of_names(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The genome (genes,) that chooses the alternatives ``names``.
+
+        Raises:
+            SpaceError: for a name that the house does not hold.
+        """
+        self._known(names)
         chosen = set(names)
         return np.array(
             [
@@ -131,6 +141,13 @@ class HouseFamily:
             ],
             dtype=np.int64,
         )
+
+    def _known(self, names: Sequence[str]) -> Mapping[str, Alternative]:
+        known = {a.name: a for a in self.alternatives}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise SpaceError(f"the house holds no alternative named {', '.join(missing)}")
+        return known
 
     def _covers(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
         order = self.teacher.index

@@ -1,30 +1,24 @@
-"""What each alternative costs in accuracy and in milliseconds.
+"""What each alternative costs in accuracy.
 
 Accuracy: the teacher's top-1 minus that of the teacher with this one block replaced, on the
 validation split; agreement with the teacher instead where there are no labels. Images pass the
 teacher once per group of alternatives; what each block's input and the paths around it carry is
 kept, so only the alternative and what follows it run again. Cost per image: one teacher pass per
 group, plus the alternative and the suffix behind it for each alternative.
-
-Latency: every distinct structure once per device, isolated, beside the teacher: the machine's speed
-may differ between two sessions, and a teacher timed in each tells by how much.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from tailorbird.data.images import Split
-from tailorbird.export.onnx import export_many
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture, split
 from tailorbird.graph.trace import LayerGraph
@@ -32,16 +26,12 @@ from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.layout import lay_out
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent
-from tailorbird.targets import Device, Latency
 from tailorbird.train.precision import autocast, compute_device, resolve
 
 T = TypeVar("T")
 
 GROUP = 16
 """Alternatives scored per teacher pass; what a kill can lose of the scoring."""
-
-MEASURE_CHUNK = 48
-"""Structures exported and timed together."""
 
 
 @dataclass(frozen=True)
@@ -168,64 +158,6 @@ def suffix(teacher: LayerGraph, block: Block, device: torch.device) -> Suffix:
     module = split(teacher, block).suffix
     _, *others = (str(node.target) for node in module.graph.nodes if node.op == "placeholder")
     return Suffix(module.to(device).eval(), (block.input, *others))
-
-
-Network = tuple[nn.Module, tuple[int, ...]]
-"""A module and its input's shape without the batch."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The teacher and its latency on a device, to which every later session is scaled."""
-
-    teacher: LayerGraph
-    latency_ms: float
-
-    def measure(self, networks: Sequence[Network], device: Device) -> list[Latency]:
-        """Latencies of ``networks``, as if ``device`` ran the teacher in ``latency_ms`` now, too.
-
-        Raises:
-            ExportError: when one can't be exported.
-            MeasurementError: when one can't be run.
-        """
-        first, *others = _time([(self.teacher.module, self.teacher.input_shape), *networks], device)
-        scale = self.latency_ms / first.median_ms
-        return [
-            replace(one, median_ms=one.median_ms * scale, spread_ms=one.spread_ms * scale)
-            for one in others
-        ]
-
-
-def measure_structures(
-    structures: Mapping[str, Network],
-    device: Device,
-    *,
-    store: HouseStore,
-    reference: Reference | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Latency]:
-    """Latency of each structure on ``device``, isolated, continuing from what is stored.
-
-    Args:
-        structures: structure key -> a module of that structure and its input shape.
-        reference: what sessions are scaled to; without it figures are as measured.
-    """
-    known = store.load_latencies(device.key)
-    todo = [key for key in structures if key not in known]
-    with (progress or Silent()).task("measure blocks", len(todo)) as task:
-        for keys in _chunks(todo, MEASURE_CHUNK):
-            networks = [structures[key] for key in keys]
-            measured = reference.measure(networks, device) if reference else _time(networks, device)
-            known |= dict(zip(keys, measured, strict=True))
-            store.save_latencies(device.key, known)
-            task.advance(len(keys))
-    return {key: known[key] for key in structures}
-
-
-def _time(networks: Sequence[Network], device: Device) -> list[Latency]:
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        names = [f"n{number:04d}" for number in range(len(networks))]
-        return device.measure(export_many(networks, Path(folder), names))
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from tailorbird.files import read_json, write_json
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.serial import load_module, save_module
 from tailorbird.house.alternative import Alternative, Sample
-from tailorbird.targets import Latency
+from tailorbird.measure.latencies import Latencies
 
 
 class HouseStore:
@@ -94,34 +93,15 @@ class HouseStore:
         """Write all scores so far."""
         write_json(self.folder / "scores.json", {k: dict(v) for k, v in scores.items()})
 
-    def load_latencies(self, device: str) -> dict[str, Latency]:
-        """Structure key -> latency on ``device``, as far as measured."""
-        table = self._table(self._latency_path(device))
-        return {
-            key: Latency(
-                median_ms=row["median_ms"],
-                spread_ms=row["spread_ms"],
-                runs=int(row["runs"]),
-                warmup=int(row["warmup"]),
-            )
-            for key, row in table.items()
-        }
-
-    def save_latencies(self, device: str, latencies: Mapping[str, Latency]) -> None:
-        """Write all latencies so far."""
-        table = {key: dict(vars(latency)) for key, latency in latencies.items()}
-        write_json(self._latency_path(device), {"device": device, "latencies": table})
-
-    def _latency_path(self, device: str) -> Path:
-        digest = hashlib.sha256(device.encode()).hexdigest()[:12]
-        return self.folder / "latency" / f"{digest}.json"
+    def latencies(self, device: str) -> Latencies:
+        """What has been measured on ``device``: structures, and whole networks."""
+        return Latencies(self.folder / "latency", device)
 
     def _table(self, path: Path) -> dict[str, dict[str, float]]:
         if not path.exists():
             return {}
         try:
-            content = json.loads(path.read_text())
-            table = content.get("latencies", content)
+            table = json.loads(path.read_text())
             return {str(key): dict(value) for key, value in table.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}  # damaged: measured anew

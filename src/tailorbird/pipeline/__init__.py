@@ -11,16 +11,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tailorbird.fit.answers import Student as Student
     from tailorbird.pipeline.execute import execute as execute
-    from tailorbird.pipeline.fitting import Student as Student
+    from tailorbird.pipeline.house import ModelHouse as ModelHouse
     from tailorbird.pipeline.job import Job as Job
     from tailorbird.pipeline.job import Until as Until
-    from tailorbird.pipeline.model_house import ModelHouse as ModelHouse
 
 _HOMES = {
     "Job": "tailorbird.pipeline.job",
-    "ModelHouse": "tailorbird.pipeline.model_house",
-    "Student": "tailorbird.pipeline.fitting",
+    "ModelHouse": "tailorbird.pipeline.house",
+    "Student": "tailorbird.fit.answers",
     "Until": "tailorbird.pipeline.job",
     "execute": "tailorbird.pipeline.execute",
 }

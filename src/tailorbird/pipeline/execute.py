@@ -13,19 +13,35 @@ from safetensors.torch import save as dump_tensors
 from torch import nn
 
 from tailorbird.errors import StoreError
+from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.files import read_json, write_bytes, write_json
-from tailorbird.pipeline.fitting import delivered, request_of
+from tailorbird.fit.fit import Settings
+from tailorbird.fit.ship import delivered
+from tailorbird.pipeline.house import Write, assemble, check_structures, request_of, trace_all
 from tailorbird.pipeline.job import Job, Until, identity
-from tailorbird.pipeline.model_house import assemble, check_structures, trace_all
-from tailorbird.pipeline.reporting import environment
+from tailorbird.pipeline.reporting import environment, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
 from tailorbird.train.fit import fit
 
 
-def execute(job: Job, *, until: Until = "export", progress: Progress | None = None) -> RunReport:
+def execute(
+    job: Job,
+    *,
+    until: Until = "export",
+    exporter: Exporter | None = None,
+    write: Write = write_report,
+    progress: Progress | None = None,
+) -> RunReport:
     """Run or continue ``job``; returns what is also written to ``report.json``.
+
+    Args:
+        job: what to do.
+        until: where to stop.
+        exporter: makes files of networks; ONNX by default.
+        write: writes the report into the run folder.
+        progress: shown nothing by default.
 
     Raises:
         TailorbirdError: for bad input, an untraceable teacher, or a folder that can't be used;
@@ -71,6 +87,8 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
             folder=folder,
             made_from=made_from,
             seed=job.seed,
+            exporter=exporter or OnnxExporter(),
+            write=write,
             progress=shown,
         )
         if until == "house":
@@ -92,15 +110,11 @@ def execute(job: Job, *, until: Until = "export", progress: Progress | None = No
 
 def _asked(job: Job, until: Until) -> dict[str, object]:
     """What a finished run has answered, as plain data."""
+    settings = Settings(
+        rounds=job.rounds, candidates=job.candidates, export=job.export, seed=job.seed
+    )
     requests = {
-        target.name: request_of(
-            target,
-            recipe=job.recipe,
-            rounds=job.rounds,
-            candidates=job.candidates,
-            export=job.export,
-            seed=job.seed,
-        )
+        target.name: request_of(target, recipe=job.recipe, settings=settings)
         for target in job.targets
     }
     return {"until": until, "targets": requests}

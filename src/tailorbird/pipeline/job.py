@@ -14,6 +14,7 @@ from torch import nn
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
+from tailorbird.fit.fit import check_targets
 from tailorbird.house.options import HouseOptions
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
@@ -96,17 +97,6 @@ def identity(
         "house": asdict(options),
         "seed": seed,
     }
-
-
-def check_targets(targets: tuple[Target, ...]) -> list[str]:
-    """Faults of a list of targets: none at all, or names that occur twice."""
-    if not targets:
-        return ["targets: the list is empty; give at least one device with a limit"]
-    names = [target.name for target in targets]
-    return [
-        f"targets: the name '{name}' occurs twice"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
 
 
 def digest(model: nn.Module) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 from tailorbird.errors import ConfigError
 from tailorbird.export.onnx import export_many
 from tailorbird.files import read_json, write_json
-from tailorbird.pipeline.supernet_predictor import sampled
 from tailorbird.pipeline.supernet_run import IDENTITY, Floats, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.supernet_evaluation import EvaluatedSubnet, SupernetEvaluation
@@ -23,6 +22,7 @@ from tailorbird.supernet.calibrate import recalibrate
 from tailorbird.supernet.counts import macs, params
 from tailorbird.supernet.extract import extract
 from tailorbird.supernet.pareto import bucket_front, mean_pareto_accuracy
+from tailorbird.supernet.predictor import sampled
 from tailorbird.targets import Device
 
 RANGES = 6

@@ -9,7 +9,9 @@ from itertools import combinations
 import numpy as np
 
 from tailorbird.errors import InfeasibleError
-from tailorbird.family import Estimated, Floats
+from tailorbird.family import AdditiveProblem, Estimated, Floats, is_additive
+from tailorbird.search import exact
+from tailorbird.search.selection import within
 from tailorbird.search.strategy import Archive, Evaluator, Limits
 from tailorbird.search.surrogate import LinearModel, trades
 from tailorbird.space import Genomes
@@ -118,6 +120,44 @@ class _Finder:
                 return
             genomes, ratio = near[closer], reached[closer]
             best = float(ratio.min())
+
+
+def unreachable(
+    family: Estimated, limits: Sequence[Limits], *, seed: int
+) -> dict[int, Mapping[str, float]]:
+    """Row -> lowest figures per metric, of the ``limits`` that nothing keeps.
+
+    Exact for an additive family; else by `reachable`, in halves.
+    """
+    if is_additive(family):
+        return _beyond(family.problem, limits)
+    found: dict[int, Mapping[str, float]] = {}
+    waiting = [range(len(limits))]
+    while waiting:
+        rows = waiting.pop()
+        try:
+            reachable(family, [limits[row] for row in rows], np.random.default_rng(seed))
+        except InfeasibleError as error:
+            if len(rows) == 1:
+                found[rows[0]] = error.lowest
+            else:
+                middle = len(rows) // 2
+                waiting += [rows[:middle], rows[middle:]]
+    return found
+
+
+def _beyond(problem: AdditiveProblem, limits: Sequence[Limits]) -> dict[int, Mapping[str, float]]:
+    """`unreachable` for sums: one solution per metric, and one per set that combines several."""
+    metrics = dict.fromkeys(metric for bounds in limits for metric in bounds)
+    least = {metric: exact.lowest(problem, metric) for metric in metrics}
+    found: dict[int, Mapping[str, float]] = {}
+    for row, bounds in enumerate(limits):
+        lowest = {metric: least[metric] for metric in bounds}
+        if not within(lowest, bounds) or (
+            len(bounds) > 1 and not exact.minimise(problem, problem.loss, bounds)
+        ):
+            found[row] = lowest
+    return found
 
 
 def started(judge: Evaluator, limits: Sequence[Limits], rng: np.random.Generator) -> Archive:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tailorbird.data.resizing import resized
 from tailorbird.errors import DataError, SpaceError
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, Slot
 from tailorbird.supernet.elastic import (
@@ -291,11 +291,7 @@ def resize(images: Tensor, size: int) -> Tensor:
         >>> resize(torch.zeros(1, 3, 32, 32), 24).shape
         torch.Size([1, 3, 24, 24])
     """
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(
-        images, size=(size, size), mode="bilinear", align_corners=False, antialias=True
-    )
+    return resized(images, (size, size))
 
 
 _FIXED = ("kind", "stride", "se", "activation", "residual", "norm", "head_channels")

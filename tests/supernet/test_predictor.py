@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tailorbird.errors import ConfigError
-from tailorbird.pipeline.supernet_predictor import learn, sampled
+from tailorbird.supernet.predictor import learn, sampled
 from tests.supernet.tiny import tiny_space
 
 

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
 from tailorbird.data.images import ImageData, check_head
-from tailorbird.errors import GraphError, StoreError
+from tailorbird.errors import ExportError, GraphError, MeasurementError, StoreError
+from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.files import read_json, write_json
+from tailorbird.fit.answers import Student
+from tailorbird.fit.bench import time_networks
+from tailorbird.fit.candidates import Network
+from tailorbird.fit.fit import Settings, fit
+from tailorbird.fit.judge import Judge
+from tailorbird.fit.ship import export_reference
 from tailorbird.graph.serial import structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
+from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
-from tailorbird.pipeline.finish import export_teacher
-from tailorbird.pipeline.fitting import Fitting, Student
+from tailorbird.measure.counts import count
 from tailorbird.pipeline.job import Until, identity
-from tailorbird.pipeline.pricing import Pricing
-from tailorbird.pipeline.reporting import make_report, write_report
+from tailorbird.pipeline.reporting import environment, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
-from tailorbird.report.record import RunReport, TargetResult
-from tailorbird.runfolder import RunFolder, differences
-from tailorbird.targets import Target
+from tailorbird.report.record import Point, RunReport, TargetResult
+from tailorbird.runfolder import RunFolder, differences, short_hash
+from tailorbird.search.strategy import Strategy
+from tailorbird.targets import Device, Target
 from tailorbird.train.recipe import Recipe
+
+Write = Callable[[RunReport, Path], None]
+"""Writes a report into a run folder."""
 
 
 class ModelHouse:
@@ -46,6 +58,8 @@ class ModelHouse:
         donors: Mapping[str, LayerGraph],
         made_from: Mapping[str, object],
         seed: int,
+        exporter: Exporter,
+        write: Write,
         progress: Progress,
     ) -> None:
         self.house = house
@@ -54,8 +68,9 @@ class ModelHouse:
         self.donors = donors
         self.made_from = made_from
         self.seed = seed
+        self.exporter = exporter
+        self.write = write
         self.progress = progress
-        self._pricings: dict[str, Pricing] = {}
 
     @staticmethod
     def build(
@@ -66,6 +81,7 @@ class ModelHouse:
         donors: Sequence[nn.Module] | Mapping[str, nn.Module] = (),
         options: HouseOptions | None = None,
         seed: int = 0,
+        exporter: Exporter | None = None,
         progress: Progress | None = None,
     ) -> ModelHouse:
         """Sample, expand, distil and score; continues what ``run`` already holds.
@@ -77,6 +93,7 @@ class ModelHouse:
             donors: pretrained networks that blocks are taken from.
             options: sizes and budgets of the house.
             seed: of every random choice.
+            exporter: makes files of networks; ONNX by default.
             progress: shown nothing by default.
 
         Raises:
@@ -100,6 +117,7 @@ class ModelHouse:
                 folder=folder,
                 made_from=made_from,
                 seed=seed,
+                exporter=exporter or OnnxExporter(),
                 progress=progress or Silent(),
             )
 
@@ -111,6 +129,7 @@ class ModelHouse:
         rounds: int = 3,
         candidates: int = 4,
         export: ExportOptions | None = None,
+        strategy: Strategy | None = None,
         until: Until = "export",
     ) -> list[Student]:
         """One student per target, in order; students are retrained together.
@@ -121,8 +140,17 @@ class ModelHouse:
         a device that fails: its targets are reported as not met, and tried again the next time.
         The report in the run folder is of these targets.
 
+        Args:
+            targets: each with a device that measures.
+            recipe: how students are retrained.
+            rounds: most searches in a row, and most attempts at a target's limits.
+            candidates: selections measured whole per target and search.
+            export: of the files.
+            strategy: how selections are searched; proven by integer programming by default.
+            until: where to stop.
+
         Raises:
-            ConfigError: for no targets or names that occur twice.
+            ConfigError: for no targets, names that occur twice, or a target without a device.
         """
         with self.folder.open(self.made_from):
             return self.fit_open(
@@ -131,6 +159,7 @@ class ModelHouse:
                 rounds=rounds,
                 candidates=candidates,
                 export=export or ExportOptions(),
+                strategy=strategy,
                 until=until,
             )
 
@@ -142,22 +171,32 @@ class ModelHouse:
         rounds: int,
         candidates: int,
         export: ExportOptions,
+        strategy: Strategy | None = None,
         until: Until,
     ) -> list[Student]:
         """`fit` inside an open run folder."""
-        fitting = Fitting(
-            house=self.house,
+        settings = Settings(rounds=rounds, candidates=candidates, export=export, seed=self.seed)
+        students = fit(
+            HouseCandidates(
+                self.house,
+                self.data,
+                folder=self.folder.path / "retrain",
+                recipe=recipe,
+                seed=self.seed,
+                progress=self.progress,
+            ),
+            targets,
             data=self.data,
             folder=self.folder,
-            pricing=self.pricing,
-            recipe=recipe,
-            rounds=rounds,
-            candidates=candidates,
-            export=export,
-            seed=self.seed,
+            request=lambda target: request_of(target, recipe=recipe, settings=settings),
+            settings=settings,
+            reference=lambda: self._teacher,
+            beside=self.folder.path / "teacher",
+            strategy=strategy,
+            exporter=self.exporter,
+            until="search" if until == "house" else until,
             progress=self.progress,
         )
-        students = fitting.run(targets, until)
         self.report(targets, [student.result for student in students])
         return students
 
@@ -169,27 +208,90 @@ class ModelHouse:
         Args:
             keep: leave files of an earlier report as they are.
         """
-        report = make_report(
-            self.house,
-            self.data,
-            self.donors,
-            targets,
-            results,
-            folder=self.folder,
+        teacher: dict[str, Point] = {}
+        others: list[Point] = []
+        if results:
+            with self.folder.stage("report"):
+                for key, device in {t.device.key: t.device for t in targets}.items():
+                    points = self._points(device)
+                    teacher[key] = points.pop("teacher")
+                    others += points.values()
+        report = RunReport(
+            run=str(self.folder.path),
             seed=self.seed,
-            progress=self.progress,
+            teacher=teacher,
+            donors=tuple(others),
+            targets=tuple(results),
+            stages=stage_costs(self.folder),
+            rejections=dict(self.house.rejections),
+            environment=environment(),
+            accuracy_kind="top-1" if self.data.labelled else "agreement with the teacher",
         )
         if not (keep and (self.folder.path / "report.json").exists()):
-            write_report(report, self.folder.path)
+            self.write(report, self.folder.path)
         return report
 
-    def pricing(self, target: Target) -> Pricing:
-        """The house priced for the target's device, once per device."""
-        key = target.device.key
-        if key not in self._pricings:
-            with self.folder.stage("measure"):
-                self._pricings[key] = Pricing(self.house, target.device, progress=self.progress)
-        return self._pricings[key]
+    @property
+    def _teacher(self) -> Network:
+        return _network(self.house.teacher)
+
+    def _points(self, device: Device) -> dict[str, Point]:
+        """The teacher and those donors that answer to the same classes, as they are."""
+        networks = {"teacher": self._teacher, **self._answering_donors}
+        latencies: list[float | None]
+        try:
+            timed = time_networks(list(networks.values()), device, self.exporter)
+            latencies = [one.median_ms for one in timed]
+        except (ExportError, MeasurementError) as error:
+            self.progress.say(f"donors are not drawn in the report: {error}")
+            networks = {"teacher": self._teacher}
+            known = self.house.store.latencies(device.key).known.get("teacher")
+            latencies = [None if known is None else known.median_ms]
+        points = {}
+        for (name, network), latency in zip(networks.items(), latencies, strict=True):
+            counts = count(network.module, network.input_shape)
+            points[name] = Point(
+                name=name,
+                latency_ms=latency,
+                accuracy=self._accuracy(name),
+                params=counts.params,
+                macs=counts.macs,
+                size_mb=counts.size_mb,
+                device=device.key,
+            )
+        return points
+
+    @cached_property
+    def _answering_donors(self) -> dict[str, Network]:
+        graph = self.house.teacher
+        outputs = graph.layer(graph.output).shape
+        return {
+            name: _network(donor)
+            for name, donor in self.donors.items()
+            if donor.layer(donor.output).shape == outputs
+        }
+
+    def _accuracy(self, name: str) -> float:
+        """Of the teacher or a donor, on the last split; each is judged once."""
+        if name not in self._accuracies:
+            network = self._teacher if name == "teacher" else self._answering_donors[name]
+            self._accuracies[name] = Judge(self.data, self._teacher).accuracy(network)
+        return self._accuracies[name]
+
+    @cached_property
+    def _accuracies(self) -> dict[str, float]:
+        return {}
+
+
+def request_of(target: Target, *, recipe: Recipe, settings: Settings) -> str:
+    """A short hash of all that a target's result answers to."""
+    asked = {
+        "limits": {limit.metric: [limit.value, limit.share] for limit in target.limits},
+        "device": target.device.key,
+        "recipe": asdict(recipe),
+        **asdict(settings),
+    }
+    return short_hash(asked)
 
 
 def assemble(
@@ -201,12 +303,14 @@ def assemble(
     folder: RunFolder,
     made_from: Mapping[str, object],
     seed: int,
+    exporter: Exporter,
+    write: Write = write_report,
     progress: Progress,
 ) -> ModelHouse:
     """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
     with folder.stage("trace"):
         graph, traced = trace_all(teacher, donors, data, options)
-        export_teacher(graph, data, folder.path)
+        export_reference(_network(graph), data, folder.path / "teacher", exporter, name="teacher")
         check_structures(folder.path, graph, traced)
     house = build_house(
         graph,
@@ -220,7 +324,15 @@ def assemble(
         progress=progress,
     )
     return ModelHouse(
-        house, data, folder, donors=traced, made_from=made_from, seed=seed, progress=progress
+        house,
+        data,
+        folder,
+        donors=traced,
+        made_from=made_from,
+        seed=seed,
+        exporter=exporter,
+        write=write,
+        progress=progress,
     )
 
 
@@ -294,3 +406,7 @@ def _held(network: nn.Module, leaves: Sequence[str]) -> list[str]:
 
 def _named(donors: Sequence[nn.Module]) -> dict[str, nn.Module]:
     return {f"donor{number}": donor for number, donor in enumerate(donors)}
+
+
+def _network(graph: LayerGraph) -> Network:
+    return Network(graph.module, graph.input_shape)

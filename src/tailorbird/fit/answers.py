@@ -1,0 +1,136 @@
+"""What a fit leaves on disk: choices, results, and what a round of searches began with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from torch import fx
+
+from tailorbird.errors import StoreError
+from tailorbird.export.bundle import load_student
+from tailorbird.files import read_json, write_json
+from tailorbird.fit.choose import Aim, Choice, Past
+from tailorbird.fit.ship import delivered
+from tailorbird.report.record import TargetResult
+from tailorbird.runfolder import short_hash
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """What one target got: the record, and the trained network where there is one."""
+
+    result: TargetResult
+    module: fx.GraphModule | None
+
+    @property
+    def met(self) -> bool:
+        """Every limit is kept, as measured."""
+        return self.result.met
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a round of searches began with.
+
+    Args:
+        begun: hash of all requests of the fit.
+        number: of the round, from 0.
+        open: names of the targets that were not answered yet.
+        aims: target's name -> how it is chosen for.
+        pools: place's name -> the networks known there.
+    """
+
+    begun: str
+    number: int
+    open: tuple[str, ...]
+    aims: Mapping[str, Aim]
+    pools: Mapping[str, Past]
+
+
+class Answers:
+    """The answers in a run folder.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._round = folder / "fit" / "search.json"
+
+    def result(self, name: str, request: str) -> TargetResult | None:
+        """A target's result, with its files if there are to be any; ``None`` where it is no answer
+        to ``request``, or damaged, so that it is made anew.
+        """
+        home = self.folder / "students" / name
+        stored = _read(home / "result.json")
+        if stored is None or stored.get("request") != request:
+            return None
+        result = _as(TargetResult, stored.get("result"))
+        if result is not None and result.onnx is not None:
+            try:
+                load_student(home)
+            except StoreError:
+                return None
+            if not delivered(home):
+                return None
+        return result
+
+    def student(self, result: TargetResult) -> Student:
+        """A result with the network that it is of, read from its files."""
+        if result.onnx is None:
+            return Student(result=result, module=None)
+        home = self.folder / "students" / result.name
+        return Student(result=result, module=load_student(home).module)
+
+    def record(self, request: str, result: TargetResult) -> None:
+        """Write a target's result."""
+        plain = TypeAdapter(TargetResult).dump_python(result, mode="json")
+        home = self.folder / "students" / result.name
+        write_json(home / "result.json", {"request": request, "result": plain})
+
+    def chosen(self, name: str, request: str, choice: Choice) -> None:
+        """Write a target's choice."""
+        home = self.folder / "students" / name
+        write_json(home / "choice.json", {"request": request, "choice": asdict(choice)})
+
+    @staticmethod
+    def begun(requests: Sequence[str]) -> str:
+        """A short hash of all requests of a fit."""
+        return short_hash(list(requests))
+
+    def round(self, begun: str) -> Round | None:
+        """The round that was under way in this fit, if one was."""
+        found = _as(Round, _read(self._round))
+        return found if found is not None and found.begun == begun else None
+
+    def note(self, found: Round) -> None:
+        """Write down what a round begins with."""
+        write_json(self._round, asdict(found))
+
+    def forget(self) -> None:
+        """A fit has come to its end: what is asked next begins anew."""
+        self._round.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; ``None`` where there is none, or it is damaged."""
+    try:
+        content = read_json(path) if path.exists() else None
+    except StoreError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _as(kind: type[T], raw: object) -> T | None:
+    """Plain data as a record again; ``None`` when it does not fit."""
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError:
+        return None

@@ -1,0 +1,199 @@
+"""The seam between what can be built and what is fitted: a flow's candidates.
+
+A model house and a supernet are both a discrete set of networks that can be estimated, built,
+judged and trained further. Whatever implements `Candidates` goes through one path (`fit/`): search,
+measure whole, correct the estimate, judge, train further, export, prove, measure the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tailorbird.family import Estimated, Floats
+from tailorbird.space import Genomes
+from tailorbird.targets import LATENCY, Latency, Place
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+    from tailorbird.measure.latencies import Latencies
+
+Key = tuple[int, ...]
+"""Names a candidate: its genome. The same in every process that works on one run."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the shape (C, H, W) of what it takes, without the batch."""
+
+    module: nn.Module
+    input_shape: tuple[int, ...]
+
+
+Make = Callable[[], Network]
+"""Builds a network when it is needed: most of those asked for have been timed before."""
+
+
+class Timing(Protocol):
+    """Times networks at one place, beside the reference, and remembers."""
+
+    @property
+    def reference_ms(self) -> float:
+        """The reference's own latency there."""
+
+    @property
+    def known(self) -> Mapping[str, Latency]:
+        """What has been measured there before."""
+
+    def measure(
+        self, networks: Mapping[str, Make], *, title: str = ..., together: int = ...
+    ) -> Mapping[str, Latency]:
+        """Latencies by name, as if the reference took `reference_ms` now, too.
+
+        Args:
+            networks: name -> builds it; the name says whether it is known.
+            title: of the task that is shown.
+            together: networks timed in one session.
+
+        Raises:
+            ExportError: when one can't be exported.
+            MeasurementError: when one can't be run.
+        """
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a candidate answers the validation images, before it is trained further.
+
+    Args:
+        quality: what candidates are ranked by; higher is better.
+        accuracy: share of right answers; of those that agree with the reference's without labels.
+    """
+
+    quality: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A candidate trained further, as it is shipped.
+
+    Args:
+        module: on the CPU in eval mode, cut and traced.
+        input_shape: (C, H, W).
+        before: as it was before that training; ``None`` where there was none.
+        seconds: that its training took, shared by those trained with it.
+    """
+
+    module: fx.GraphModule
+    input_shape: tuple[int, ...]
+    before: nn.Module | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What a flow calls its things in messages.
+
+    Args:
+        reference: such as ``"teacher"``.
+        candidate: such as ``"candidate of this house"``.
+        way_out: what to do where no candidate keeps a limit.
+        training: the stage in which students are trained further.
+        opening: the stage in which a place is opened, with ``{place}`` for its name.
+    """
+
+    reference: str
+    candidate: str
+    way_out: str
+    training: str
+    opening: str
+
+
+class Candidates(Estimated, Protocol):
+    """A flow's networks: estimated (space, cost, quality), built, judged, trained further.
+
+    ``cost`` gives what is counted of a network and, for each place that was opened, the latency
+    there under `latency_at`. Estimates get better as `learn` is told what was measured.
+    """
+
+    @property
+    def words(self) -> Words:
+        """What things are called."""
+
+    @property
+    def reference(self) -> Key:
+        """What shares of limits are of: the teacher, or the full network."""
+
+    def prepare(self) -> None:
+        """What is needed before the first place is opened; only called where something is open."""
+
+    def latencies(self, place: Place) -> Latencies:
+        """Where measurements at a place are kept."""
+
+    def open(self, place: Place, timing: Timing | None) -> float:
+        """Begin the estimate of latencies at a place; returns the reference's, in ms.
+
+        Args:
+            place: where.
+            timing: times parts and networks there; ``None`` where the place only has a table.
+
+        Raises:
+            ExportError, MeasurementError: when the device fails.
+        """
+
+    def label(self, key: Key) -> str:
+        """A short name for stores, equal for equal networks of one run."""
+
+    def named(self, label: str) -> Key | None:
+        """The candidate that `label` named; ``None`` for the name of anything else."""
+
+    def checks(self, place: Place, proposed: Sequence[Key]) -> Sequence[Key]:
+        """Further networks to measure whole, which tell most about the estimate at a place.
+
+        Args:
+            place: where.
+            proposed: what a first search proposed; empty before it.
+        """
+
+    def learn(self, place: Place, measured_ms: Mapping[Key, float]) -> None:
+        """Correct the estimate of latencies at a place by all whole networks measured there."""
+
+    def note(self, place: Place) -> str:
+        """How good the estimate at a place is, in a few words; may be empty."""
+
+    def network(self, key: Key) -> Network:
+        """The candidate as it would be exported, but for its training."""
+
+    def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
+        """How candidates answer the validation images; what is known is not computed again."""
+
+    def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
+        """Train candidates further, together; ``names`` are for messages."""
+
+    def parts(self, key: Key) -> tuple[str, ...]:
+        """What a candidate is made of, for the report."""
+
+
+def latency_at(place: Place) -> str:
+    """The metric of a search that is the latency at a place.
+
+    Example:
+        >>> latency_at(Place(name="phone"))
+        'latency_ms@phone'
+    """
+    return f"{LATENCY}@{place.name}"
+
+
+def rows(keys: Sequence[Key]) -> Genomes:
+    """Keys as genomes (n, genes)."""
+    import numpy as np
+
+    return np.array(keys, dtype=np.int64)
+
+
+def estimates(candidates: Candidates, place: Place, keys: Sequence[Key]) -> Floats:
+    """Estimated latencies (n,) of candidates at a place that was opened."""
+    return candidates.cost(rows(keys))[latency_at(place)]

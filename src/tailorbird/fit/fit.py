@@ -1,0 +1,480 @@
+"""The one path from candidates to students.
+
+Search, measure whole, correct the estimate, judge, train further, export, prove, measure the file;
+again where a limit is missed, a bounded number of times; then say so. A target that can't be met,
+or whose device fails, costs the others nothing. Equal students are trained and exported once.
+
+In the run folder: ``students/TARGET/choice.json`` when a candidate is chosen, ``result.json`` when
+it is proven. Both carry the request that they answer, so that a changed target is done anew, an
+unchanged one is not. ``fit/search.json`` holds what a round of searches began with, so that one
+that was killed takes the same turns again: what it measured and judged is in stores.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+from torch import fx
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import (
+    ConfigError,
+    InfeasibleError,
+    StoreError,
+    TailorbirdError,
+)
+from tailorbird.export.exporters import Exporter, OnnxExporter
+from tailorbird.export.options import ExportOptions
+from tailorbird.fit.answers import Answers, Round, Student
+from tailorbird.fit.bench import Bench
+from tailorbird.fit.candidates import Candidates, Made, Network
+from tailorbird.fit.choose import Choice, Chooser, Past
+from tailorbird.fit.judge import Judge
+from tailorbird.fit.ship import MODEL, Proof, Shipping, clear, export_reference
+from tailorbird.progress import Progress, Silent
+from tailorbird.report.record import TargetResult
+from tailorbird.report.words import figure
+from tailorbird.runfolder import RunFolder
+from tailorbird.search.additive import strategy_for
+from tailorbird.search.strategy import Strategy
+from tailorbird.targets import LATENCY, Place, Target
+
+Until = Literal["search", "retrain", "export"]
+"""Where to stop; each value includes what comes before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How targets are fitted.
+
+    Args:
+        rounds: most searches in a row, and most attempts at a target's limits.
+        candidates: proposed per target and search.
+        export: of the files.
+        seed: of the search.
+
+    Raises:
+        ConfigError: listing every value out of range.
+    """
+
+    rounds: int = 3
+    candidates: int = 4
+    export: ExportOptions = field(default_factory=ExportOptions)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"rounds": 1, "candidates": 1, "seed": 0}
+        problems = [
+            f"{name}: expected {bound} or more, got {getattr(self, name)}"
+            for name, bound in least.items()
+            if getattr(self, name) < bound
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass
+class _Attempt:
+    """One target on its way."""
+
+    target: Target
+    request: str
+    choice: Choice | None = None
+    made: Made | None = None
+    result: TargetResult | None = None
+    module: fx.GraphModule | None = None
+    seconds: float = 0.0
+
+
+def check_targets(targets: Sequence[Target]) -> list[str]:
+    """Faults of a list of targets: none at all, names that occur twice, places that differ."""
+    if not targets:
+        return ["targets: the list is empty; give at least one device with a limit"]
+    names = [target.name for target in targets]
+    problems = [
+        f"targets: the name '{name}' occurs twice"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    places: dict[str, Place] = {}
+    for target in targets:
+        place = places.setdefault(target.place.name, target.place)
+        if (place.key, place.table) != (target.place.key, target.place.table):
+            problems.append(f"targets: two different places are called '{place.name}'")
+    return problems
+
+
+def fit(
+    candidates: Candidates,
+    targets: Sequence[Target],
+    *,
+    data: ImageData,
+    folder: RunFolder,
+    request: Callable[[Target], str],
+    settings: Settings,
+    reference: Callable[[], Network],
+    beside: Path,
+    strategy: Strategy | None = None,
+    exporter: Exporter | None = None,
+    until: Until = "export",
+    progress: Progress | None = None,
+) -> list[Student]:
+    """One student per target, in order, or the reason why not; continues what was begun.
+
+    Cost: what `Candidates.open` times once per place; per search one solution for all targets and
+    the few networks that it asks for; per distinct choice one training and one export; per target
+    one measurement.
+
+    Args:
+        candidates: what is chosen from.
+        targets: a place and limits each.
+        data: images; the test split is read for the last figures only.
+        folder: the run folder, open.
+        request: a short hash of all that a target's result answers to.
+        settings: bounds of the search.
+        reference: the reference as it is exported, to be measured beside students.
+        beside: the folder of its exported file, made when missing.
+        strategy: how candidates are searched; what suits them where ``None``.
+        exporter: makes the files; ONNX where ``None``.
+        until: where to stop.
+        progress: told how it goes.
+
+    Raises:
+        ConfigError: for no targets, names that occur twice or different places of one name.
+        StoreError: when the folder can't be written.
+    """
+    problems = check_targets(targets)
+    if problems:
+        raise ConfigError(problems)
+    return _Fitting(
+        candidates,
+        [_Attempt(target, request(target)) for target in targets],
+        data=data,
+        folder=folder,
+        settings=settings,
+        reference=reference,
+        beside=beside,
+        strategy=strategy or strategy_for(candidates),
+        exporter=exporter or OnnxExporter(),
+        progress=progress or Silent(),
+    ).run(until)
+
+
+class _Fitting:
+    """One call of `fit`; see there."""
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        attempts: Sequence[_Attempt],
+        *,
+        data: ImageData,
+        folder: RunFolder,
+        settings: Settings,
+        reference: Callable[[], Network],
+        beside: Path,
+        strategy: Strategy,
+        exporter: Exporter,
+        progress: Progress,
+    ) -> None:
+        self.candidates, self.attempts = candidates, attempts
+        self.data, self.folder, self.settings = data, folder, settings
+        self.exporter, self.progress = exporter, progress
+        self._make_reference, self._beside = reference, beside
+        self.answers = Answers(folder.path)
+        self.shipping = Shipping(data, folder.path, settings.export, exporter)
+        self.chooser = Chooser(
+            candidates,
+            strategy,
+            proposals=settings.candidates,
+            searches=settings.rounds,
+            seed=settings.seed,
+            progress=progress,
+        )
+        self._accuracies: dict[tuple[int, ...], tuple[float | None, float]] = {}
+
+    def run(self, until: Until) -> list[Student]:
+        """Students in the order of their targets."""
+        for attempt in self.attempts:
+            attempt.result = self.answers.result(attempt.target.name, attempt.request)
+        if any(attempt.result is None for attempt in self.attempts):
+            self._fit(until)
+        return [self._student(attempt, until) for attempt in self.attempts]
+
+    def _fit(self, until: Until) -> None:
+        self.candidates.prepare()
+        begun, first, names = self._begin()
+        for number in range(first, self.settings.rounds):
+            asked = [a for a in self.attempts if a.target.name in names]
+            open_ones = [a for a in asked if a.result is None]
+            if not open_ones:
+                break
+            self._note(begun, number, names)
+            with self.folder.stage("search"):
+                self._choose(asked)
+            if until == "search":
+                return
+            chosen = [a for a in open_ones if a.result is None]
+            with self.folder.stage(self.candidates.words.training):
+                self._train(chosen)
+            if until == "retrain":
+                return
+            with self.folder.stage("export"):
+                for attempt in chosen:
+                    self._prove(attempt, last=number == self.settings.rounds - 1)
+            names = [a.target.name for a in chosen if a.result is None]
+        self.answers.forget()
+
+    # rounds that survive a kill -----------------------------------------------------------------
+
+    def _begin(self) -> tuple[str, int, list[str]]:
+        """Open all places as the round that was under way began; its number and its targets."""
+        open_ones = [a for a in self.attempts if a.result is None]
+        begun = self.answers.begun([a.request for a in self.attempts])
+        state = self.answers.round(begun)
+        if state is not None:
+            names, number = list(state.open), state.number
+            self.chooser.aims |= state.aims
+        else:
+            names, number = [a.target.name for a in open_ones], 0
+        for place in {a.target.place.name: a.target.place for a in self.attempts}.values():
+            if any(a.target.place.name == place.name for a in open_ones) or (
+                state is not None and place.name in state.pools
+            ):
+                self._open(place, None if state is None else state.pools.get(place.name))
+        return begun, number, names
+
+    def _open(self, place: Place, past: Past | None) -> None:
+        with self.folder.stage(self.candidates.words.opening.format(place=place.name)):
+            timing = None
+            if place.device is not None:
+                timing = Bench(
+                    place.device,
+                    partial(self.candidates.network, self.candidates.reference),
+                    name=self.candidates.label(self.candidates.reference),
+                    store=self.candidates.latencies(place),
+                    exporter=self.exporter,
+                    progress=self.progress,
+                )
+            if past is None:  # what was measured there before any kill, or for other targets
+                known = map(self.candidates.named, self.candidates.latencies(place).known)
+                past = Past(checks=tuple(key for key in known if key is not None))
+            self.chooser.open(place, timing, past)
+
+    def _note(self, begun: str, number: int, names: Sequence[str]) -> None:
+        """Write down what a round begins with."""
+        self.answers.note(
+            Round(
+                begun=begun,
+                number=number,
+                open=tuple(names),
+                aims=self.chooser.aims,
+                pools={name: self.chooser.past(name) for name in self.chooser.pools},
+            )
+        )
+
+    # one round ----------------------------------------------------------------------------------
+
+    def _choose(self, attempts: Sequence[_Attempt]) -> None:
+        start = time.perf_counter()
+        usable = [a for a in attempts if a.target.place.name not in self.chooser.failed]
+        self.chooser.settle([a.target for a in usable])
+        for attempt in attempts:
+            if attempt.result is not None:
+                continue  # answered in this round, before a kill
+            try:
+                attempt.choice = self.chooser.choose(attempt.target)
+            except TailorbirdError as error:
+                self._give_up(attempt, error)
+                continue
+            self.answers.chosen(attempt.target.name, attempt.request, attempt.choice)
+            self._tell(attempt.target, attempt.choice)
+        share = (time.perf_counter() - start) / max(1, len(attempts))
+        for attempt in attempts:
+            attempt.seconds += share
+
+    def _tell(self, target: Target, choice: Choice) -> None:
+        parts = self.candidates.parts(choice.key)
+        latency = figure(LATENCY, choice.figures[LATENCY])
+        made = f"{len(parts)} replacements, " if parts else ""
+        self.progress.say(
+            f"{target.name}: {made}{latency}, validation {100 * choice.accuracy:.2f} % before "
+            f"{self.candidates.words.training}"
+        )
+
+    def _train(self, attempts: Sequence[_Attempt]) -> None:
+        """Train all students together; equal ones are one."""
+        owners: dict[tuple[int, ...], list[_Attempt]] = {}
+        for attempt in attempts:
+            assert attempt.choice is not None
+            owners.setdefault(attempt.choice.key, []).append(attempt)
+        if not owners:
+            return
+        names = {key: ", ".join(a.target.name for a in own) for key, own in owners.items()}
+        made = self.candidates.train(names)
+        for key, own in owners.items():
+            for number, attempt in enumerate(own):
+                module = made[key].module
+                attempt.made = made[key]
+                attempt.module = module if number == 0 else copy.deepcopy(module)
+                attempt.seconds += made[key].seconds / len(own)
+
+    def _prove(self, attempt: _Attempt, *, last: bool) -> None:
+        assert attempt.choice is not None
+        assert attempt.made is not None
+        start, target, choice = time.perf_counter(), attempt.target, attempt.choice
+        try:
+            proof = self.shipping.prove(
+                attempt.made,
+                target,
+                key=choice.key,
+                base=self.chooser.pools[target.place.name].base,
+                beside=self._reference_file,
+            )
+        except StoreError:
+            raise
+        except TailorbirdError as error:
+            self._give_up(attempt, error)
+            return
+        attempt.seconds += time.perf_counter() - start
+        if not proof.met and proof.reference_ms is not None and not last:
+            self._miss(attempt, proof)
+            return
+        self._record(attempt, self._result(attempt, proof))
+
+    def _miss(self, attempt: _Attempt, proof: Proof) -> None:
+        """Search again: asked for is what keeps the limit if it comes out as much slower."""
+        target, choice = attempt.target, attempt.choice
+        assert choice is not None
+        assert proof.reference_ms is not None
+        base = self.chooser.pools[target.place.name].base[LATENCY]
+        whole = choice.figures[LATENCY] / base
+        now = proof.measured[LATENCY] / proof.reference_ms
+        self.chooser.miss(target, choice, now / whole)
+        self.progress.say(
+            f"{target.name}: measured {figure(LATENCY, proof.measured[LATENCY])}, over its "
+            "limit; searching again"
+        )
+        attempt.choice = attempt.made = attempt.module = None
+
+    # answers ------------------------------------------------------------------------------------
+
+    def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
+        assert attempt.choice is not None
+        target, found = attempt.target, proof.measured
+        over = {m: found[m] for m, most in proof.limits.items() if found.get(m, 0.0) > most}
+        before, after = self._judged(attempt)
+        beside = {} if proof.reference_ms is None else {"teacher_latency_ms": proof.reference_ms}
+        return TargetResult(
+            name=target.name,
+            device=target.place.key,
+            limits=proof.limits,
+            measured={**found, **beside},
+            met=proof.met,
+            accuracy=after,
+            accuracy_before=before,
+            teacher_accuracy=self._reference_accuracy,
+            onnx=f"students/{target.name}/{MODEL}",
+            lowest={} if proof.met else over,
+            reason=self._reason(attempt, proof, over),
+            minutes=attempt.seconds / 60,
+            replaced=self.candidates.parts(attempt.choice.key),
+        )
+
+    def _reason(self, attempt: _Attempt, proof: Proof, over: Mapping[str, float]) -> str | None:
+        assert attempt.choice is not None
+        if proof.met:
+            return None
+        if over:
+            figures = ", ".join(f"{m} {v:.4g} > {proof.limits[m]:.4g}" for m, v in over.items())
+            return f"measured over its limit after {self.settings.rounds} rounds: {figures}"
+        expected = figure(LATENCY, attempt.choice.figures[LATENCY])
+        return f"predicted, not measured: {expected} by {attempt.target.place.table}"
+
+    def _judged(self, attempt: _Attempt) -> tuple[float | None, float]:
+        """Accuracy on the last split before training further, if there was one, and as it is."""
+        choice, made = attempt.choice, attempt.made
+        assert choice is not None
+        assert made is not None
+        if choice.key not in self._accuracies:
+            judge, shape = self._judge, made.input_shape
+            before = None
+            if made.before is not None:
+                before = judge.accuracy(Network(made.before, shape))
+            after = judge.accuracy(Network(made.module, shape))
+            self._accuracies[choice.key] = before, after
+        return self._accuracies[choice.key]
+
+    def _give_up(self, attempt: _Attempt, error: TailorbirdError) -> None:
+        target = attempt.target
+        infeasible = isinstance(error, InfeasibleError)
+        result = TargetResult(
+            name=target.name,
+            device=target.place.key,
+            limits=self._limits(target),
+            met=False,
+            lowest=error.lowest if isinstance(error, InfeasibleError) else {},
+            reason=str(error),
+            minutes=attempt.seconds / 60,
+        )
+        self.progress.say(f"{target.name}: {error}")
+        clear(self.shipping.home(target.name))
+        attempt.result = result
+        if infeasible:  # a device that does not answer is tried again by the next run
+            self.answers.record(attempt.request, result)
+
+    def _limits(self, target: Target) -> dict[str, float]:
+        """Bounds in their units; without a share of a latency that could not be measured."""
+        pool = self.chooser.pools.get(target.place.name)
+        base = self.chooser.counted(self.candidates.reference) if pool is None else pool.base
+        return {
+            limit.metric: limit.absolute(base)
+            for limit in target.limits
+            if not limit.share or limit.metric in base
+        }
+
+    def _record(self, attempt: _Attempt, result: TargetResult) -> None:
+        attempt.result = result
+        self.answers.record(attempt.request, result)
+
+    def _student(self, attempt: _Attempt, until: Until) -> Student:
+        result = attempt.result
+        if result is None:
+            choice = attempt.choice
+            result = TargetResult(
+                name=attempt.target.name,
+                device=attempt.target.place.key,
+                limits=self.chooser.limits(attempt.target),
+                measured=choice.figures if choice else {},
+                met=False,
+                reason=f"the run was asked to stop after '{until}'",
+                minutes=attempt.seconds / 60,
+                replaced=self.candidates.parts(choice.key) if choice else (),
+            )
+        elif attempt.module is None:
+            return self.answers.student(result)
+        return Student(result=result, module=attempt.module)
+
+    # the reference ------------------------------------------------------------------------------
+
+    @cached_property
+    def _reference(self) -> Network:
+        return self._make_reference()
+
+    @cached_property
+    def _reference_file(self) -> Path:
+        name = self.candidates.words.reference
+        return export_reference(self._reference, self.data, self._beside, self.exporter, name=name)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.data, self._reference)
+
+    @cached_property
+    def _reference_accuracy(self) -> float:
+        return self._judge.accuracy(self._reference)

@@ -1,0 +1,47 @@
+"""The last word on networks: what they answer on images that nothing was chosen by."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tailorbird.data.images import ImageData, Split
+from tailorbird.data.resizing import AtSize, resized
+from tailorbird.fit.candidates import Network
+from tailorbird.train.evaluate import accuracy, agreement
+from tailorbird.train.precision import compute_device
+
+PARITY_IMAGES = 64
+"""Validation images that an exported file is compared to its network on."""
+
+
+class Judge:
+    """Judges finished networks on the test split, or on validation images where there is none.
+
+    The test split is read here and nowhere else: nothing is chosen by what it says.
+
+    Args:
+        data: the images.
+        reference: what to agree with where they have no labels.
+    """
+
+    def __init__(self, data: ImageData, reference: Network) -> None:
+        self.data, self.reference = data, reference
+        self.split: Split = data.test or data.validation
+
+    def accuracy(self, network: Network) -> float:
+        """Share of right answers, or of those that agree with the reference without labels."""
+        device, module = compute_device(), _at_size(network)
+        if self.split.labelled:
+            return accuracy(module, self.split, device=device)
+        return agreement(module, _at_size(self.reference), self.split, device=device)
+
+
+def parity_images(data: ImageData, input_shape: tuple[int, ...]) -> Tensor:
+    """The first validation images (n, *input_shape), resized where they have another size."""
+    split = data.validation
+    images, _ = next(iter(split.batches(min(PARITY_IMAGES, len(split)))))
+    return resized(images, input_shape)
+
+
+def _at_size(network: Network) -> AtSize:
+    return AtSize(network.module, network.input_shape)

@@ -1,0 +1,325 @@
+"""The candidates of a model house: the teacher with alternatives in place of its blocks.
+
+Costs and losses add up over the alternatives (Bespoke, eq. 4 and 5). A latency's savings begin as
+those of isolated blocks and are corrected by whole networks that were measured.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache, cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from tailorbird.data.images import ImageData
+from tailorbird.errors import ConfigError
+from tailorbird.estimate.additive import correct
+from tailorbird.family import AdditiveProblem, Floats
+from tailorbird.fit.candidates import Judgement, Key, Made, Network, Timing, Words, latency_at
+from tailorbird.graph.serial import structure_key
+from tailorbird.graph.surgery import capture, extract
+from tailorbird.house.build import COUNTED, House
+from tailorbird.house.family import HouseFamily
+from tailorbird.measure.latencies import Latencies
+from tailorbird.progress import Progress
+from tailorbird.runfolder import short_hash
+from tailorbird.space import Genomes, Space
+from tailorbird.targets import Place
+from tailorbird.train.evaluate import logits
+from tailorbird.train.precision import compute_device
+from tailorbird.train.recipe import Recipe
+from tailorbird.train.retrain import Assignment, retrain_all
+
+NOISE = 0.01
+"""Standard error of one measured latency, as a share of the teacher's."""
+
+BLOCKS_TOGETHER = 48
+"""Blocks exported and timed in one session."""
+
+TEACHER, WHOLE = "teacher", "net:"
+"""Names of whole networks in the store of latencies; others are keys of structures."""
+
+WORDS = Words(
+    reference="teacher",
+    candidate="candidate of this house",
+    way_out="relax the limit, add smaller donors, or raise house.pruned",
+    training="retrain",
+    opening="measure",
+)
+
+
+class HouseCandidates:
+    """Candidates of a scored house; implements `tailorbird.fit.candidates.Candidates`.
+
+    Args:
+        house: a scored house.
+        data: training images retrain, validation images judge.
+        folder: for networks in training; made when missing.
+        recipe: how students are retrained.
+        seed: of the retraining.
+        progress: told about it.
+    """
+
+    def __init__(
+        self,
+        house: House,
+        data: ImageData,
+        *,
+        folder: Path,
+        recipe: Recipe,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.house, self.data, self.folder = house, data, folder
+        self.recipe, self.seed, self.progress = recipe, seed, progress
+        self.words = WORDS
+        self.family = self._counted()
+        self._isolated: dict[str, Mapping[str, float]] = {}
+        self.reference: Key = (0,) * len(self.family.slots)
+
+    # estimated ----------------------------------------------------------------------------------
+
+    @property
+    def space(self) -> Space:
+        """One gene per block with alternatives."""
+        return self.family.space
+
+    @property
+    def problem(self) -> AdditiveProblem:
+        """The choice as an additive problem, all places' latencies among its metrics."""
+        return self.family.problem
+
+    def cost(self, genomes: Genomes) -> Mapping[str, Floats]:
+        """Estimated figures (n,) of ``genomes`` (n, genes)."""
+        return self.family.cost(genomes)
+
+    def quality(self, genomes: Genomes) -> Floats:
+        """Minus the summed losses (n,) of ``genomes`` (n, genes)."""
+        return self.family.quality(genomes)
+
+    def genome(self, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The genome (genes,) that chooses alternatives by their indices."""
+        return self.family.genome(chosen)
+
+    # measured -----------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Nothing: the house is scored."""
+
+    def latencies(self, place: Place) -> Latencies:
+        """Measured structures and networks, in the house's folder."""
+        return self.house.store.latencies(place.key)
+
+    def open(self, place: Place, timing: Timing | None) -> float:
+        """Time every distinct structure alone; what an alternative saves is the difference."""
+        if timing is None:
+            raise ConfigError(
+                f"'{place.name}': expected a device that measures; a latency table says nothing "
+                "of a house's blocks"
+            )
+        base = timing.reference_ms
+        timed = timing.measure(
+            {key: partial(self._structures.__getitem__, key) for key in self._structures},
+            title="measure blocks",
+            together=BLOCKS_TOGETHER,
+        )
+        own = self._own_structures
+        self._isolated[place.name] = {
+            a.name: timed[own[a.block]].median_ms - timed[a.structure].median_ms
+            for a in self.house.choices
+        }
+        self._save(place, base, self._isolated[place.name])
+        return base
+
+    def label(self, key: Key) -> str:
+        """The alternatives' names; equal houses of one run folder have equal ones."""
+        names = self.family.names(key)
+        return WHOLE + ",".join(names) if names else TEACHER
+
+    def named(self, label: str) -> Key | None:
+        """The candidate of a label; ``None`` for a structure, or alternatives that are gone."""
+        names = label.removeprefix(WHOLE).split(",")
+        known = {a.name for a in self.family.alternatives}
+        if not label.startswith(WHOLE) or not known.issuperset(names):
+            return None
+        return tuple(self.family.of_names(names).tolist())
+
+    def checks(self, place: Place, proposed: Sequence[Key]) -> Sequence[Key]:
+        """The teacher with each single replacement of the proposed: savings in context."""
+        names = sorted({name for key in proposed for name in self.family.names(key)})
+        return [tuple(self.family.of_names([name]).tolist()) for name in names]
+
+    def learn(self, place: Place, measured_ms: Mapping[Key, float]) -> None:
+        """Correct the savings by whole networks, see `tailorbird.estimate.additive`."""
+        base = self.family.base[latency_at(place)]
+        index = {a.name: i for i, a in enumerate(self.family.alternatives)}
+        rows = sorted((self.family.names(key), ms) for key, ms in measured_ms.items())
+        rows = [row for row in rows if row[0]]
+        chosen = np.zeros((len(rows), len(index)))
+        for row, (names, _) in enumerate(rows):
+            chosen[row, [index[name] for name in names]] = 1
+        isolated = self._isolated[place.name]
+        savings = correct(
+            np.array([isolated[name] for name in index]),
+            chosen,
+            np.array([base - ms for _, ms in rows]),
+            noise=NOISE * base,
+        )
+        self._save(place, base, dict(zip(index, savings.tolist(), strict=True)))
+
+    def note(self, place: Place) -> str:
+        """Nothing."""
+        return ""
+
+    # built and judged ---------------------------------------------------------------------------
+
+    def network(self, key: Key) -> Network:
+        """The candidate as it would be shipped: masks cut."""
+        teacher = self.house.teacher
+        if key == self.reference:
+            return Network(teacher.module, teacher.input_shape)
+        return Network(self.house.cut(self._induced(key)), teacher.input_shape)
+
+    def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
+        """By what ``house.rank_by`` says: divergence from the teacher, or accuracy."""
+        return [self._judgement(key) for key in keys]
+
+    def parts(self, key: Key) -> tuple[str, ...]:
+        """The replaced blocks, as ``"block -> alternative"``."""
+        known = {a.name: a for a in self.house.choices}
+        return tuple(
+            f"{known[n].block} -> {n} ({known[n].origin}, {known[n].variant})"
+            for n in self.family.names(key)
+        )
+
+    @cache  # noqa: B019  # as long as the candidates themselves
+    def _judgement(self, key: Key) -> Judgement:
+        split = self.data.validation
+        answer = logits(self._induced(key), split, device=compute_device())
+        truth = split.labels
+        right = answer.argmax(1) == (self._answers.argmax(1) if truth is None else truth.cpu())
+        accuracy = int(right.sum()) / len(right)
+        if self.house.rank_by == "accuracy_loss":
+            return Judgement(accuracy, accuracy)
+        known = self._answers.log_softmax(1)
+        loss = F.kl_div(answer.log_softmax(1), known, reduction="batchmean", log_target=True)
+        return Judgement(-float(loss), accuracy)
+
+    @cached_property
+    def _answers(self) -> Tensor:
+        """The teacher's logits on validation images."""
+        module = self.house.teacher.module
+        return logits(module, self.data.validation, device=compute_device())
+
+    def _induced(self, key: Key) -> fx.GraphModule:
+        return self.family.induce(self.family.names(key))
+
+    # trained further ----------------------------------------------------------------------------
+
+    def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
+        """Retrain students in one pass of the teacher per batch."""
+        blocks = {a.name: self.house.sample.blocks[a.block] for a in self.family.alternatives}
+        assignments = []
+        for key, name in names.items():
+            replaced = self.family.names(key)
+            made_from = {"names": replaced, "recipe": asdict(self.recipe), "seed": self.seed}
+            assignments.append(
+                Assignment(
+                    name=name,
+                    student=self._induced(key),
+                    hints=tuple(
+                        (f"replaced_{number}", blocks[one].output)
+                        for number, one in enumerate(replaced)
+                    ),
+                    checkpoint=self.folder / short_hash(made_from),
+                )
+            )
+        nodes = sorted({node for assignment in assignments for _, node in assignment.hints})
+        outcomes = retrain_all(
+            assignments,
+            capture(self.house.teacher, nodes),
+            self.data,
+            recipe=self.recipe,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        made = {}
+        for key, outcome in zip(names, outcomes, strict=True):
+            if outcome.stopped is not None:
+                self.progress.say(
+                    f"{outcome.name}: retraining stopped: {outcome.stopped}; going on with "
+                    f"the best weights, of epoch {outcome.best_epoch:g}"
+                )
+            own = copy.deepcopy(outcome.module)
+            assert isinstance(own, fx.GraphModule)
+            made[key] = Made(
+                module=self.house.cut(own),
+                input_shape=self.house.teacher.input_shape,
+                before=self._induced(key),
+                seconds=outcome.seconds,
+            )
+        return made
+
+    # figures ------------------------------------------------------------------------------------
+
+    def _save(self, place: Place, base: float, savings: Mapping[str, float]) -> None:
+        metric, family = latency_at(place), self.family
+        self.family = replace(
+            family,
+            base={**family.base, metric: base},
+            savings={**family.savings, metric: savings},
+        )
+
+    @cached_property
+    def _own_structures(self) -> dict[str, str]:
+        """Block's key -> key of the structure that the teacher has there."""
+        blocks, teacher = self.house.sample.blocks, self.house.teacher
+        return {
+            key: structure_key(extract(teacher, block), block.in_shape)
+            for key, block in blocks.items()
+        }
+
+    @cached_property
+    def _structures(self) -> dict[str, Network]:
+        """Structure's key -> a network of that structure: the teacher's blocks, alternatives."""
+        house, blocks = self.house, self.house.sample.blocks
+        own = {
+            self._own_structures[key]: Network(extract(house.teacher, block), block.in_shape)
+            for key, block in blocks.items()
+        }
+        return own | {
+            a.structure: Network(house.modules[a.name], blocks[a.block].in_shape)
+            for a in house.choices
+        }
+
+    def _counted(self) -> HouseFamily:
+        """The family with what is counted, before any place is opened."""
+        house, teacher = self.house, self.house.teacher
+        counted = {
+            key: house.figures(one.module, one.input_shape) for key, one in self._structures.items()
+        }
+        savings = {
+            metric: {
+                a.name: counted[self._own_structures[a.block]][metric]
+                - counted[a.structure][metric]
+                for a in house.choices
+            }
+            for metric in COUNTED
+        }
+        # Activations of a block need not be alive at the network's peak: only weights surely go.
+        savings["peak_memory_mb"] = dict(savings["size_mb"])
+        return HouseFamily(
+            teacher=teacher,
+            blocks=house.sample.blocks,
+            alternatives=house.choices,
+            modules=house.modules,
+            losses={a.name: house.scores[a.name][house.rank_by] for a in house.choices},
+            base=house.figures(teacher.module, teacher.input_shape),
+            savings=savings,
+        )

@@ -1,0 +1,149 @@
+"""Strategies for families whose costs and losses add up, such as model houses.
+
+`Exact` proves the best member within each set of limits; `Annealing` is the way of the paper
+(Bespoke, section 4.3), slower and without a proof, kept for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tailorbird.errors import ConfigError, InfeasibleError
+from tailorbird.family import AdditiveFamily, AdditiveProblem, Estimated, is_additive
+from tailorbird.progress import Progress, Silent
+from tailorbird.search import annealing, exact
+from tailorbird.search.baselines import Exhaustive
+from tailorbird.search.many_targets import AllAtOnce
+from tailorbird.search.selection import Selection
+from tailorbird.search.strategy import Limits, SearchResult, Session, Strategy, Winner
+
+_SILENT = Silent()
+
+FEW = 20_000
+"""Up to this many members a space is searched exhaustively."""
+
+Solve = Callable[[AdditiveProblem, Mapping[str, float]], Selection]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """The best member at each set of limits, proven by integer programming; additive families only.
+
+    Cost: one programme per set of limits, under a second where blocks lie along a chain.
+    """
+
+    name: str = "exact"
+
+    def search(
+        self,
+        family: Estimated,
+        limits: Sequence[Limits],
+        *,
+        seed: int,
+        progress: Progress = _SILENT,
+    ) -> SearchResult:
+        """See `Strategy.search`.
+
+        Raises:
+            ConfigError: also for a family whose costs don't add up.
+        """
+        return _search(
+            self.name,
+            family,
+            limits,
+            lambda problem, bounds: exact.solve(problem, bounds)[0],
+            seed=seed,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealing:
+    """Simulated annealing, as in Bespoke; additive families only.
+
+    Args:
+        steps, restarts: see `tailorbird.search.annealing.anneal`.
+    """
+
+    steps: int = 5000
+    restarts: int = 24
+    name: str = "annealing"
+
+    def search(
+        self,
+        family: Estimated,
+        limits: Sequence[Limits],
+        *,
+        seed: int,
+        progress: Progress = _SILENT,
+    ) -> SearchResult:
+        """See `Strategy.search`.
+
+        Raises:
+            ConfigError: also for a family whose costs don't add up.
+        """
+
+        def solve(problem: AdditiveProblem, bounds: Mapping[str, float]) -> Selection:
+            return annealing.anneal(
+                problem, bounds, seed=seed, steps=self.steps, restarts=self.restarts
+            )
+
+        return _search(self.name, family, limits, solve, seed=seed, progress=progress)
+
+
+def strategy_for(family: Estimated) -> Strategy:
+    """What suits a family: a proof where there can be one, else one search for all limits.
+
+    Example:
+        >>> from tailorbird.space import Choice, Space
+        >>> class Few:
+        ...     space = Space((Choice("width", (8, 16)),))
+        >>> strategy_for(Few()).name
+        'exhaustive'
+    """
+    if is_additive(family):
+        return Exact()
+    return Exhaustive() if family.space.size <= FEW else AllAtOnce()
+
+
+def _search(
+    name: str,
+    family: Estimated,
+    limits: Sequence[Limits],
+    solve: Solve,
+    *,
+    seed: int,
+    progress: Progress,
+) -> SearchResult:
+    session = Session(name, family, limits, seed=seed)
+    if not is_additive(family):
+        raise ConfigError(
+            f"{name}: expected a family whose costs add up, such as a model house's; choose "
+            "another strategy, such as all-at-once"
+        )
+    winners: list[Winner] = []
+    failed: list[tuple[int, InfeasibleError]] = []
+    with session.task(progress, len(limits)) as task:
+        for row, bounds in enumerate(limits):
+            try:
+                winners.append(_winner(family, bounds, solve(family.problem, bounds), session))
+            except InfeasibleError as error:
+                failed.append((row, error))
+            task.advance()
+    if failed and not session.stopped:
+        raise InfeasibleError(
+            f"{len(failed)} of {len(limits)} limits can't be kept; raise them:"
+            + "".join(f"\n  - limits[{row}]: {error}" for row, error in failed),
+            limits=failed[0][1].limits,
+            lowest=failed[0][1].lowest,
+        )
+    return session.result(winners)
+
+
+def _winner(family: AdditiveFamily, bounds: Limits, found: Selection, session: Session) -> Winner:
+    genome = np.asarray(family.genome(found.chosen), dtype=np.int64)
+    quality = float(session.judge.quality(genome[None])[0])
+    return Winner(limits=dict(bounds), genome=genome, quality=quality, cost=found.cost)

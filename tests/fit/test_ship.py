@@ -1,0 +1,91 @@
+"""Students' files: equal networks are converted once, and every target gets its own copy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from tailorbird.errors import ExportError
+from tailorbird.export.exporters import OnnxExporter
+from tailorbird.export.options import ExportOptions
+from tailorbird.fit.candidates import Made
+from tailorbird.fit.ship import Shipping
+from tailorbird.graph.trace import trace
+from tests.house.makers import images, net, teacher
+
+SHAPE = (1, 8, 8)
+
+
+class Watched(OnnxExporter):
+    """Notes what the exporter itself has written; files pass only where asked to."""
+
+    def __init__(self, *, passes=True):
+        super().__init__()
+        self.converted, self.passes = [], passes
+
+    def final(self, module, input_shape, path, **options):
+        self.converted.append(path)
+        super().final(module, input_shape, path, **options)
+
+    def verify(self, *given):
+        found = super().verify(*given)
+        return replace(found, passed=found.passed and self.passes)
+
+
+def made(module):
+    return Made(module=module, input_shape=SHAPE, before=None)
+
+
+def told(path):
+    return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+
+
+def run(path):
+    session = onnxruntime.InferenceSession(str(path))
+    return session.run(None, {"image": torch.ones(1, *SHAPE).numpy()})[0]
+
+
+def test_equal_networks_are_converted_once_and_named_for_each_target(tmp_path):
+    exporter, student = Watched(), made(teacher().module)
+    shipping = Shipping(images(), tmp_path, ExportOptions(), exporter)
+    first = shipping.deliver(student, "first", key=(1,))
+    second = shipping.deliver(student, "second", key=(1,))
+    alone = Shipping(images(), tmp_path / "alone", ExportOptions(), exporter)
+    expected = alone.deliver(student, "second", key=(1,))
+    assert exporter.converted == [first, expected]
+    assert second.read_bytes() == expected.read_bytes()
+    assert (told(first)["tailorbird.target"], told(second)["tailorbird.target"]) == (
+        "first",
+        "second",
+    )
+    verdicts = [json.loads((path.parent / "verify.json").read_text()) for path in (first, second)]
+    assert verdicts[0] == verdicts[1]
+
+
+def test_a_file_that_was_replaced_or_removed_is_not_copied(tmp_path):
+    exporter = Watched()
+    shipping = Shipping(images(), tmp_path, ExportOptions(), exporter)
+    one, other = made(teacher().module), made(trace(net(3), SHAPE).module)
+    path = shipping.deliver(one, "first", key=(1,))
+    was = run(path)
+    shipping.deliver(other, "first", key=(2,))  # another try
+    second = shipping.deliver(one, "second", key=(1,))
+    assert len(exporter.converted) == 3
+    assert (run(second) == was).all() and (run(path) != was).any()
+    second.unlink()
+    shipping.deliver(one, "third", key=(1,))
+    assert len(exporter.converted) == 4
+
+
+def test_a_file_that_disagrees_is_not_copied(tmp_path):
+    exporter = Watched(passes=False)
+    shipping = Shipping(images(), tmp_path, ExportOptions(), exporter)
+    for name in ("first", "second"):
+        with pytest.raises(ExportError, match=f"target '{name}': the ONNX file disagrees"):
+            shipping.deliver(made(teacher().module), name, key=(1,))
+    assert len(exporter.converted) == 2
