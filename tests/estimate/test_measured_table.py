@@ -2,14 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tailorbird.errors import MeasurementError, SpaceError
 from tailorbird.estimate.measured_table import (
     BATCH,
-    Latencies,
     compile_measured,
     measure_layers,
 )
+from tailorbird.export.exporters import OnnxExporter
+from tailorbird.fit.bench import Bench
+from tailorbird.fit.candidates import Network
+from tailorbird.measure.latencies import Latencies
+from tailorbird.progress import Silent
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.layers import distinct_layers, layer_key, single_layers
@@ -37,41 +42,50 @@ def _fresh():
     fail_at[0] = 0
 
 
-def measured(net, path, device):
-    return measure_layers(
-        net.architectures,
-        lambda shapes: single_layers(net, shapes),
+def timed():
+    """Layers timed so far: the reference takes part in every session."""
+    return sum(sessions) - len(sessions)
+
+
+def measured(net, folder, device):
+    bench = Bench(
         device,
-        store=Latencies(path, device.key),
+        lambda: Network(torch.nn.Conv2d(3, 8, 3), (3, 8, 8)),
+        name="reference",
+        store=Latencies(folder, device.key),
+        exporter=OnnxExporter(),
+        progress=Silent(),
     )
+    return measure_layers(net.architectures, lambda shapes: single_layers(net, shapes), bench)
 
 
 def test_each_layer_is_timed_once_and_their_macs_add_up_to_the_networks(tmp_path):
     net = tiny_supernet(tmp_path, resolutions=(8, 10))
     space = net.architectures
     device = Counting(base_ms=0.0, ms_per_mmac=1.0)
-    ms = measured(net, tmp_path / "layers.json", device)
-    assert sum(sessions) == len(distinct_layers(space))
+    ms = measured(net, tmp_path / "layers", device)
+    assert timed() == len(distinct_layers(space))
     every = space.space.enumerate()
     estimated = compile_measured(space, ms).latency_ms(every)
     np.testing.assert_allclose(estimated, macs(space).sum(every) / 1e6, rtol=1e-9)
     # What is known is not measured again; what is of another device, or damaged, is.
-    assert measured(net, tmp_path / "layers.json", device) == ms
-    assert sum(sessions) == len(ms)
-    (tmp_path / "layers.json").write_text("{")
-    assert measured(net, tmp_path / "layers.json", device) == ms
-    assert sum(sessions) == 2 * len(ms)
+    assert measured(net, tmp_path / "layers", device) == ms
+    assert timed() == len(ms)
+    [path] = (tmp_path / "layers").iterdir()
+    path.write_text("{")
+    assert measured(net, tmp_path / "layers", device) == ms
+    assert timed() == 2 * len(ms)
 
 
 def test_a_run_that_stops_keeps_the_batches_before(tmp_path):
     net = tiny_supernet(tmp_path, resolutions=(8, 10, 12, 14))
     count = len(distinct_layers(net.architectures))
     assert count > BATCH
-    fail_at[0] = 2
+    fail_at[0] = 3
     with pytest.raises(MeasurementError, match="gone"):
-        measured(net, tmp_path / "layers.json", Counting())
-    measured(net, tmp_path / "layers.json", Counting())
-    assert sessions == [BATCH, count - BATCH, count - BATCH]
+        measured(net, tmp_path / "layers", Counting())
+    measured(net, tmp_path / "layers", Counting())
+    assert sessions == [1, 1 + BATCH, 1 + count - BATCH, 1 + count - BATCH]
 
 
 @pytest.mark.parametrize("kind", ["mbconv", "bottleneck"])

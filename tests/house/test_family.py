@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tailorbird.errors import GraphError, SpaceError
-from tailorbird.family import Family
+from tailorbird.family import Estimated, is_additive
 from tailorbird.graph.surgery import induce
 from tailorbird.house.family import HouseFamily
 
@@ -58,7 +58,8 @@ def test_conflicts_are_exactly_the_overlaps_of_blocks():
 
 
 def test_cost_and_quality_agree_with_the_additive_problem():
-    typed: Family = family()
+    typed: Estimated = family()
+    assert is_additive(typed)
     problem = family().problem
     index = {a.name: i for i, a in enumerate(family().alternatives)}
     genomes = random_genomes()
@@ -81,7 +82,10 @@ def test_build_is_induce_and_genome_is_its_inverse():
         built = family().build(genome)
         assert same(built, induce(teacher(), {known[n]: sample.modules[n] for n in names}))
         assert built(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-        assert (family().genome(names) == genome).all()
+        assert (family().of_names(names) == genome).all()
+        assert family().names(genome.tolist()) == tuple(sorted(names))
+        index = [i for i, a in enumerate(family().alternatives) if a.name in names]
+        assert (family().genome(index) == genome).all()
     nothing = family().build(np.zeros(len(family().slots), dtype=np.int64))
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(nothing(x), teacher().module(x))

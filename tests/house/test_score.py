@@ -1,19 +1,18 @@
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from tailorbird.graph.surgery import induce
-from tailorbird.house import score as module
-from tailorbird.house.score import Reference, measure_structures, score_accuracy
+from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
+from tailorbird.progress import Silent
 from tailorbird.train.evaluate import accuracy, agreement
-from tests.fakes import FakeDevice
 
 from .makers import images, small_sample, teacher
 
 
-def score(folder, *, labelled=True):
+def score(folder, *, labelled=True, **options):
     sample = small_sample()
     return score_accuracy(
         teacher(),
@@ -23,6 +22,7 @@ def score(folder, *, labelled=True):
         store=HouseStore(folder),
         batch_size=24,
         precision="float32",
+        **options,
     )
 
 
@@ -47,27 +47,29 @@ def test_cached_score_is_that_of_the_whole_induced_network(tmp_path, labelled):
         assert figures["divergence"] == pytest.approx(divergence, abs=1e-4)
 
 
-def test_scores_resume(tmp_path, monkeypatch):
-    whole = score(tmp_path / "whole")
-    groups = []
-    run = module._score_group
+class Stopping(Silent):
+    """Counts how far the scoring is; ends it after ``after`` alternatives."""
 
-    def dying(*arguments, **options):
-        if len(groups) == 2:
+    def __init__(self, after=None):
+        self.after, self.done = after, 0
+
+    def task(self, name, total):
+        return nullcontext(self)
+
+    def advance(self, steps=1, note=""):
+        self.done += steps
+        if self.done == self.after:
             raise KeyboardInterrupt
-        groups.append([a.name for a in arguments[4]])
-        return run(*arguments, **options)
 
-    monkeypatch.setattr(module, "GROUP", 3)
-    monkeypatch.setattr(module, "_score_group", dying)
+
+def test_scores_resume(tmp_path):
+    whole = score(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        score(tmp_path / "cut")
+        score(tmp_path / "cut", group=3, progress=Stopping(after=6))
     assert len(HouseStore(tmp_path / "cut").load_scores()) == 6
-    groups.clear()
-    counting = lambda *a, **options: groups.append(a[4]) or run(*a, **options)  # noqa: E731
-    monkeypatch.setattr(module, "_score_group", counting)
-    assert score(tmp_path / "cut") == whole
-    assert sum(map(len, groups)) == len(whole) - 6
+    rest = Stopping()
+    assert score(tmp_path / "cut", group=3, progress=rest) == whole
+    assert rest.done == len(whole) - 6
 
 
 def test_stopped_alternatives_are_not_scored(tmp_path):
@@ -76,40 +78,3 @@ def test_stopped_alternatives_are_not_scored(tmp_path):
     store = HouseStore(tmp_path)
     scores = score_accuracy(teacher(), sample, kept, images().validation, store=store)
     assert scores.keys() == kept.keys()
-
-
-@dataclass
-class Drifting:
-    """A machine that runs half as fast again in each further session."""
-
-    key: str = "drifting"
-    exact: FakeDevice = field(default_factory=FakeDevice)
-    speeds: list[float] = field(default_factory=list)
-
-    def measure(self, models):
-        self.speeds.append(1.5 ** len(self.speeds))
-        return [
-            replace(one, median_ms=one.median_ms * self.speeds[-1])
-            for one in self.exact.measure(models)
-        ]
-
-
-def test_blocks_timed_in_several_sessions_are_scaled_to_the_teacher_in_each(tmp_path, monkeypatch):
-    sample = small_sample()
-    structures = {
-        a.structure: (sample.modules[a.name], sample.blocks[a.block].in_shape)
-        for a in sample.alternatives
-    }
-    monkeypatch.setattr(module, "MEASURE_CHUNK", -(-len(structures) // 3))
-    network = (teacher().module, teacher().input_shape)
-    whole = measure_structures(
-        {"teacher": network, **structures}, FakeDevice(), store=HouseStore(tmp_path / "steady")
-    )
-    device, store = Drifting(), HouseStore(tmp_path / "drifting")
-    reference = Reference(teacher(), whole["teacher"].median_ms)
-    some = dict(list(structures.items())[:1])
-    measure_structures(some, device, store=store, reference=reference)
-    timed = measure_structures(structures, device, store=store, reference=reference)
-    assert len(device.speeds) == 4
-    for key, latency in timed.items():
-        assert latency.median_ms == pytest.approx(whole[key].median_ms, rel=1e-9), key

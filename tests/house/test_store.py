@@ -1,10 +1,7 @@
-import json
-
 import pytest
 
 from tailorbird.errors import StoreError
 from tailorbird.house.store import HouseStore
-from tailorbird.targets import Latency
 
 from .makers import same, small_sample
 
@@ -42,13 +39,3 @@ def test_damaged_sample_says_what_to_do(tmp_path):
     (tmp_path / "sample.json").write_text("[]")
     with pytest.raises(StoreError, match="expected an object"):
         HouseStore(tmp_path).load_sample()
-
-
-def test_latencies_are_kept_apart_by_device(tmp_path):
-    store = HouseStore(tmp_path)
-    one = {"k": Latency(median_ms=1.5, spread_ms=0.1, runs=7, warmup=2)}
-    store.save_latencies("cpu/1", one)
-    assert store.load_latencies("cpu/1") == one
-    assert store.load_latencies("cpu/2") == {}
-    files = list((tmp_path / "latency").iterdir())
-    assert json.loads(files[0].read_text())["device"] == "cpu/1"

@@ -430,8 +430,13 @@ class _Fitting:
 
     def _limits(self, target: Target) -> dict[str, float]:
         """Bounds in their units; without a share of a latency that could not be measured."""
-        pool = self.chooser.pools.get(target.place.name)
-        base = self.chooser.counted(self.candidates.reference) if pool is None else pool.base
+        reference = self.candidates.reference
+        base = dict(self.chooser.counted(reference))
+        known = self.candidates.latencies(target.place).known.get(self.candidates.label(reference))
+        if target.place.name in self.chooser.pools:
+            base = dict(self.chooser.pools[target.place.name].base)
+        elif known is not None:
+            base[LATENCY] = known.median_ms
         return {
             limit.metric: limit.absolute(base)
             for limit in target.limits

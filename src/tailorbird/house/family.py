@@ -99,7 +99,7 @@ class HouseFamily:
             SpaceError: when the genome lies outside the space or overlaps itself.
         """
         self.space.validate(genome[None])
-        return self.induce(self.names(genome.tolist()))
+        return self.induce(self._chosen(genome.tolist()))
 
     def induce(self, names: Sequence[str]) -> fx.GraphModule:
         """The teacher with the alternatives ``names`` in place.
@@ -114,13 +114,7 @@ class HouseFamily:
 
     def names(self, genome: Sequence[int]) -> tuple[str, ...]:
         """The alternatives that one genome (genes,) chooses, sorted."""
-        return tuple(
-            sorted(
-                alternatives[gene - 1].name
-                for (_, alternatives), gene in zip(self.slots, genome, strict=True)
-                if gene
-            )
-        )
+        return tuple(sorted(self._chosen(genome)))
 
     def genome(self, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
         """The genome (genes,) that chooses alternatives by their indices."""
@@ -141,6 +135,13 @@ class HouseFamily:
             ],
             dtype=np.int64,
         )
+
+    def _chosen(self, genome: Sequence[int]) -> list[str]:
+        return [
+            alternatives[gene - 1].name
+            for (_, alternatives), gene in zip(self.slots, genome, strict=True)
+            if gene
+        ]
 
     def _known(self, names: Sequence[str]) -> Mapping[str, Alternative]:
         known = {a.name: a for a in self.alternatives}

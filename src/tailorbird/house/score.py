@@ -69,6 +69,7 @@ def score_accuracy(
     store: HouseStore,
     batch_size: int = 256,
     precision: str = "auto",
+    group: int = GROUP,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Accuracy loss and divergence of each alternative, continuing from what is stored.
@@ -76,6 +77,7 @@ def score_accuracy(
     Args:
         modules: distilled alternatives by name; those absent are not scored.
         validation: split held out from training.
+        group: alternatives scored per teacher pass.
 
     Returns:
         name -> ``accuracy_loss`` (fraction; of agreement where there are no labels) and
@@ -88,18 +90,18 @@ def score_accuracy(
         key=lambda a: (order[sample.blocks[a.block].output], a.block),
     )
     with (progress or Silent()).task("score", len(todo)) as task:
-        for group in _chunks(todo, GROUP):
+        for part in _chunks(todo, group):
             scores |= _score_group(
                 teacher,
                 sample,
                 modules,
                 validation,
-                group,
+                part,
                 batch_size=batch_size,
                 precision=precision,
             )
             store.save_scores(scores)
-            task.advance(len(group))
+            task.advance(len(part))
     return scores
 
 
