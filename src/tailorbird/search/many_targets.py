@@ -28,6 +28,7 @@ from tailorbird.search.reach import reachable
 from tailorbird.search.strategy import Archive, Evaluator, Limits, SearchResult, Session
 from tailorbird.search.surrogate import LinearModel, trades
 from tailorbird.space import Genomes
+from tailorbird.threads import one_thread
 
 _SILENT = Silent()
 
@@ -94,6 +95,7 @@ class AllAtOnce:
         if problems:
             raise ConfigError(problems)
 
+    @one_thread()
     def search(
         self,
         family: Estimated,
