@@ -261,9 +261,17 @@ def describe(thing: object) -> Iterator[str]:
 
 
 def unquoted(text: str) -> str:
-    """Annotations without the quotes that postponed evaluation leaves; default objects as calls."""
+    """Annotations without the quotes that postponed evaluation leaves; default objects as calls.
+
+    Names in a set are sorted: Python has them in another order each time.
+    """
+    text = re.sub(r"frozenset\(\{(.*?)\}\)", _sorted_set, text)
     text = re.sub(r"<[\w.]*?(\w+) object at 0x[0-9a-f]+>", r"\1()", text)
     return re.sub(r"(: |-> )'([^'\n]*)'", r"\1\2", text)
+
+
+def _sorted_set(found: re.Match[str]) -> str:
+    return f"frozenset({{{', '.join(sorted(found[1].split(', ')))}}})"
 
 
 def signature(name: str, thing: Callable[..., object], *, drop_self: bool = False) -> str:

@@ -16,7 +16,7 @@ FILES = {
 }
 SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob("*.py"))}
 
-CORE = {"errors", "files", "space", "family", "targets", "progress"}
+CORE = {"errors", "files", "space", "family", "targets", "progress", "threads"}
 TOP = {"pipeline", "config", "cli", "cli_supernet", "demo"}
 SEES_ALL = TOP | {"__init__", "__main__"}
 FORBIDDEN = {

@@ -26,6 +26,7 @@ from tailorbird.family import Floats
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.official import Entry
+from tailorbird.threads import one_thread
 
 Weights = npt.NDArray[np.float32]
 Tensors = Mapping[str, npt.NDArray[np.generic]]
@@ -141,6 +142,7 @@ class OfaPredictor:
         """
         return OfaPredictor(read_tensors(path), space, source=str(path))
 
+    @one_thread()
     def predict(self, genomes: Genomes) -> Floats:
         """Predicted accuracies (n,) of canonical genomes (n, genes), computed in float32.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tailorbird.errors import SpaceError
 from tailorbird.family import Floats
+from tailorbird.threads import one_thread
 
 RELATIVE_ERROR = 0.25
 """Standard error of an isolated saving, as a share of it."""
@@ -25,6 +26,7 @@ FLOOR = 0.01
 """Least standard error of a saving, as a share of the largest one."""
 
 
+@one_thread()
 def correct(isolated: Floats, chosen: Floats, measured: Floats, *, noise: float) -> Floats:
     """Savings (n,) corrected by measured networks.
 

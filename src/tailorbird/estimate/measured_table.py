@@ -31,6 +31,7 @@ from tailorbird.progress import Progress, Silent
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, SlotTable
 from tailorbird.supernet.layers import distinct_layers, layer_key
+from tailorbird.threads import one_thread
 
 BATCH = 32
 """Layers exported and timed together; what a kill can lose."""
@@ -141,6 +142,7 @@ class MeasuredTable:
         """Estimates (n,) for canonical genomes (n, genes)."""
         return np.asarray(self._inputs(genomes) @ np.array(self.correction))
 
+    @one_thread()
     def corrected(self, genomes: Genomes, measured_ms: npt.ArrayLike) -> Corrected:
         """This table after whole networks (n, genes) were measured, and how good it is.
 

@@ -26,6 +26,7 @@ from scipy.stats import t as student
 
 from tailorbird.errors import ConfigError
 from tailorbird.family import Floats
+from tailorbird.threads import one_thread
 
 LEAST_SAMPLES = 3
 FREEDOM = 2.0
@@ -83,6 +84,7 @@ class Regression:
         """The model's own estimate of its mean relative error: leave-one-out over the samples."""
         return float(np.abs(np.expm1(-self.residuals)).mean())
 
+    @one_thread()
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
         """Median latency (n,) and standard deviation (n,) of one new timing, in ms.
 
@@ -111,6 +113,7 @@ class Regression:
         return ms, ms * np.sqrt(variance)
 
 
+@one_thread()
 def regress(
     inputs: Floats,
     latencies_ms: npt.ArrayLike,

@@ -30,6 +30,7 @@ from tailorbird.estimate.features import Features
 from tailorbird.family import Floats
 from tailorbird.files import write_bytes
 from tailorbird.space import Genomes
+from tailorbird.threads import one_thread
 
 LEAST_PAIRS = 5
 TUNING_PAIRS = 400
@@ -90,6 +91,7 @@ class TrainedPredictor:
     targets: Floats
     parameters: Floats
 
+    @one_thread()
     def predict(self, genomes: Genomes) -> tuple[Floats, Floats]:
         """Mean (n,) and standard deviation (n,) of a new measurement of each genome's accuracy.
 
@@ -196,6 +198,7 @@ class TrainedPredictor:
         return self._mean(between), np.sqrt(np.maximum(left, 0.0) + noise) * self._spread
 
 
+@one_thread()
 def fit(
     genomes: Genomes, accuracies: npt.ArrayLike, features: Features, *, seed: int = 0
 ) -> TrainedPredictor:

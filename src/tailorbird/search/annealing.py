@@ -34,6 +34,7 @@ from tailorbird.search.selection import (
     make_selection,
     overlaps,
 )
+from tailorbird.threads import one_thread
 
 _REMOVE_MORE = 0.25
 _PROBES = 200
@@ -63,6 +64,7 @@ def score(
     return ratio + penalty * problem.total_loss(list(chosen))
 
 
+@one_thread()
 def greedy(
     problem: AdditiveProblem, limits: Mapping[str, float], *, penalty: float = 3.0
 ) -> Selection:
@@ -91,6 +93,7 @@ def greedy(
     return make_selection(problem, chosen, limits)
 
 
+@one_thread()
 def anneal(
     problem: AdditiveProblem,
     limits: Mapping[str, float],

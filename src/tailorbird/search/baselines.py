@@ -19,6 +19,7 @@ from tailorbird.search.strategy import (
     Session,
 )
 from tailorbird.space import Genomes, Space
+from tailorbird.threads import one_thread
 
 _SILENT = Silent()
 _CHUNK = 16_384
@@ -50,6 +51,7 @@ class RandomSearch:
                 f"evaluations: expected a whole number above 0, got {self.evaluations!r}"
             )
 
+    @one_thread()
     def search(
         self,
         family: Estimated,
@@ -94,6 +96,7 @@ class Exhaustive:
     most: int = 1_000_000
     name: str = "exhaustive"
 
+    @one_thread()
     def search(
         self,
         family: Estimated,

@@ -35,6 +35,7 @@ from tailorbird.search.strategy import (
     wrong_settings,
 )
 from tailorbird.space import Genomes, Space
+from tailorbird.threads import one_thread
 
 _SILENT = Silent()
 _ROUNDS = 6
@@ -181,6 +182,7 @@ class Independent:
     evolution: Evolution = Evolution()
     name: str = "independent"
 
+    @one_thread()
     def search(
         self,
         family: Estimated,
@@ -224,6 +226,7 @@ class TopDown:
     def __post_init__(self) -> None:
         _check_warm(self.warm_generations)
 
+    @one_thread()
     def search(
         self,
         family: Estimated,
@@ -283,6 +286,7 @@ class BottomUp:
     def __post_init__(self) -> None:
         _check_warm(self.warm_generations)
 
+    @one_thread()
     def search(
         self,
         family: Estimated,

@@ -20,6 +20,7 @@ from tailorbird.search.strategy import (
     wrong_settings,
 )
 from tailorbird.space import Genomes
+from tailorbird.threads import one_thread
 
 _SILENT = Silent()
 
@@ -53,6 +54,7 @@ class Nsga2:
         if problems := wrong_settings(self, whole=whole, shares=("crossover", "rate")):
             raise ConfigError(problems)
 
+    @one_thread()
     def search(
         self,
         family: Estimated,

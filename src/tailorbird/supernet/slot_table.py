@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tailorbird.errors import SpaceError
 from tailorbird.space import Genomes
+from tailorbird.threads import one_thread
 
 if TYPE_CHECKING:
     from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, Slot
@@ -56,6 +57,7 @@ class SlotTable:
         table._fill(space, value_of)
         return table
 
+    @one_thread()
     def sum(self, genomes: Genomes) -> Floats:
         """Sums (n,) of the canonical genomes (n, genes).
 
