@@ -102,6 +102,7 @@ class Words:
         candidate: such as ``"candidate of this house"``.
         way_out: what to do where no candidate keeps a limit.
         training: the stage in which students are trained further.
+        doing: the same as an activity.
         opening: the stage in which a place is opened, with ``{place}`` for its name.
     """
 
@@ -109,6 +110,7 @@ class Words:
     candidate: str
     way_out: str
     training: str
+    doing: str
     opening: str
 
 

@@ -179,10 +179,9 @@ class Chooser:
         )
         found = {labels[label]: latency.median_ms for label, latency in timed.items()}
         pool.candidates |= {key: found[key] for key in fresh}
-        pool.checks |= {key: found[key] for key in checks if key not in pool.candidates}
-        whole = {**pool.checks, **pool.candidates}
-        whole.pop(candidates.reference)  # everything is scaled to it: it says nothing new
-        if whole:
+        pool.checks |= {key: found[key] for key in checks}
+        proposed = {k: ms for k, ms in pool.candidates.items() if k != candidates.reference}
+        if whole := {**pool.checks, **proposed}:
             pool.informed = True
             candidates.learn(pool.place, whole)
 

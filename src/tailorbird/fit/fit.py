@@ -304,7 +304,7 @@ class _Fitting:
         made = f"{len(parts)} replacements, " if parts else ""
         self.progress.say(
             f"{target.name}: {made}{latency}, validation {100 * choice.accuracy:.2f} % before "
-            f"{self.candidates.words.training}"
+            f"{self.candidates.words.doing}"
         )
 
     def _train(self, attempts: Sequence[_Attempt]) -> None:

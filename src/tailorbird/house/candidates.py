@@ -50,6 +50,7 @@ WORDS = Words(
     candidate="candidate of this house",
     way_out="relax the limit, add smaller donors, or raise house.pruned",
     training="retrain",
+    doing="retraining",
     opening="measure",
 )
 

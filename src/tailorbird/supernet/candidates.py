@@ -69,6 +69,7 @@ WORDS = Words(
     candidate="subnet found",
     way_out="relax the limit, or train a supernet with smaller subnets",
     training="fine-tune",
+    doing="fine-tuning",
     opening="latency of {place}",
 )
 
