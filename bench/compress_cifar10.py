@@ -34,15 +34,19 @@ from record import write_result
 from tailorbird.data.images import ImageData, Split, TensorSplit
 from tailorbird.data.sources import parquet
 from tailorbird.errors import InfeasibleError
+from tailorbird.export.exporters import OnnxExporter
 from tailorbird.export.onnx import export_many
+from tailorbird.fit.bench import bench_at
+from tailorbird.fit.candidates import Key, latency_at
+from tailorbird.fit.choose import MARGIN, Chooser
 from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
+from tailorbird.house.candidates import TEACHER, HouseCandidates
 from tailorbird.measure.counts import count
-from tailorbird.pipeline.choose import MARGIN, choose
 from tailorbird.pipeline.job import digest
-from tailorbird.pipeline.pricing import Names, Pricing
 from tailorbird.report.terminal import terminal
-from tailorbird.search import random as random_search
+from tailorbird.search.additive import Exact, RandomSelection
+from tailorbird.search.strategy import Strategy
 from tailorbird.train.evaluate import accuracy as accuracy_on
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
@@ -155,22 +159,30 @@ def subset(house: House, keep: Callable[[str, str], bool]) -> House:
     return replace(house, scores={k: v for k, v in house.scores.items() if k in names})
 
 
-def induced(pricing: Pricing, names: Names, method: str, share: float) -> Entry:
+def chooser_of(
+    house: House, target: tb.Target, data: ImageData, strategy: Strategy, *, seed: int
+) -> tuple[HouseCandidates, Chooser]:
+    """A house's candidates, and what chooses from them at the target's place."""
+    progress = terminal()
+    candidates = HouseCandidates(
+        house, data, folder=Path(), recipe=Recipe(), seed=seed, progress=progress
+    )
+    chooser = Chooser(candidates, strategy, proposals=4, searches=3, seed=seed, progress=progress)
+    chooser.open(target.place, bench_at(candidates, target.place, OnnxExporter(), progress))
+    return candidates, chooser
+
+
+def induced(candidates: HouseCandidates, key: Key, method: str, share: float) -> Entry:
     """An entry made of a house's alternatives, with its hints."""
-    blocks = {a.name: pricing.family.blocks[a.block] for a in pricing.family.alternatives}
+    family = candidates.family
+    names = family.names(key)
+    blocks = {a.name: family.blocks[a.block] for a in family.alternatives}
     hints = tuple((f"replaced_{i}", blocks[name].output) for i, name in enumerate(names))
-    return Entry(method, share, pricing.family.induce(names), hints, note=" ".join(names))
+    return Entry(method, share, family.induce(names), hints, note=" ".join(names))
 
 
 def house_baselines(
-    house: House,
-    target: tb.Target,
-    share: float,
-    data: ImageData,
-    device: tb.OnnxRuntime,
-    *,
-    seed: int,
-    parts: bool,
+    house: House, target: tb.Target, share: float, data: ImageData, *, seed: int, parts: bool
 ) -> list[Entry]:
     """The paper's Rand and Only, and random parts of the house (its Table 6)."""
     rng = np.random.default_rng(seed)
@@ -182,37 +194,31 @@ def house_baselines(
         "half of the house": lambda name, _: draw[name] < 0.5,
         "3/4 of the house": lambda name, _: draw[name] < 0.75,
     }
-    progress = terminal()
     entries = []
     for method, keep in (kept | (thinned if parts else {})).items():
-        pricing = Pricing(subset(house, keep), device, progress=progress)
+        candidates, chooser = chooser_of(subset(house, keep), target, data, Exact(), seed=seed)
+        chooser.settle([target])
         try:
-            choice = choose(
-                target,
-                pricing,
-                data.validation,
-                rounds=3,
-                candidates=4,
-                seed=seed,
-                progress=progress,
-            )
+            key = chooser.choose(target).key
         except InfeasibleError as error:
             print(f"{method} at {share}x: {error}")
             continue
-        entries.append(induced(pricing, choice.names, method, share))
-    pricing = Pricing(house, device, progress=progress)
-    bound = target.absolute(pricing.base)["latency_ms"] * (1 - MARGIN)
+        entries.append(induced(candidates, key, method, share))
+    candidates, chooser = chooser_of(house, target, data, RandomSelection(), seed=seed)
+    pool = chooser.pools[target.place.name]
+    bound = chooser.limits(target)["latency_ms"] * (1 - MARGIN)
     for attempt in range(20):
         try:
-            chosen = random_search.select(
-                pricing.problem(), {"latency_ms": bound}, seed=seed * 100 + attempt
-            ).chosen
+            (winner,) = chooser.strategy.search(
+                candidates, [{latency_at(target.place): bound}], seed=seed * 100 + attempt
+            ).winners
         except InfeasibleError as error:
             print(f"random choice at {share}x: {error}")
             break
-        names = pricing.names(chosen)
-        if pricing.measure([names])[names]["latency_ms"] <= bound:
-            entries.append(induced(pricing, names, "random choice", share))
+        key = tuple(winner.genome.tolist())
+        chooser.measure(target.place.name, [key])
+        if pool.candidates[key] <= bound:
+            entries.append(induced(candidates, key, "random choice", share))
             break
     else:
         print(f"random choice at {share}x: none of 20 is within the limit as measured")
@@ -348,7 +354,7 @@ def main() -> None:
     students = house.fit(list(targets.values()), recipe=spend.recipe)
     ours_minutes = house.folder.seconds()
     print("ours done after", round((time.perf_counter() - start) / 60, 1), "minutes", flush=True)
-    base_ms = house.pricing(targets[SHARES[0]]).base["latency_ms"]
+    base_ms = house.house.store.latencies(device.key).known[TEACHER].median_ms
     with tempfile.TemporaryDirectory() as work:
         entries = peer_entries(
             teacher,
@@ -365,7 +371,6 @@ def main() -> None:
             targets[share],
             share,
             data,
-            device,
             seed=arguments.seed,
             parts=not (arguments.no_parts or arguments.quick),
         )

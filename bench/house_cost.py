@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +36,9 @@ from torch import Tensor, fx
 from cifar_resnet import trained
 from record import write_result
 from tailorbird.data.images import IMAGENET, ImageData, Split, TensorSplit
+from tailorbird.export.exporters import OnnxExporter
+from tailorbird.fit.bench import Bench
+from tailorbird.fit.candidates import Network
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import induce
 from tailorbird.graph.trace import LayerGraph, trace
@@ -44,9 +48,11 @@ from tailorbird.house.bunches import plan_bunches
 from tailorbird.house.distil import Bunch, distil, enlist, observe, train_step
 from tailorbird.house.layout import lay_out
 from tailorbird.house.options import HouseOptions
-from tailorbird.house.score import measure_structures, score_accuracy
+from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
+from tailorbird.measure.latencies import Latencies
 from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.progress import Silent
 from tailorbird.train.precision import autocast, compute_device, resolve
 
 SHAPE = (3, 32, 32)
@@ -286,16 +292,24 @@ def blocks_of_efficientnet() -> dict[str, object]:
     return {"layers": layers, "blocks": found[0], "trace_s": tracing, "enumerate_s": listing}
 
 
-def block_timing(sample: Sample, wanted: int) -> dict[str, float]:
-    """Seconds per distinct structure, exported and timed in ONNX Runtime."""
+def block_timing(teacher: LayerGraph, sample: Sample, wanted: int) -> dict[str, float]:
+    """Seconds per distinct structure, exported and timed in ONNX Runtime beside the teacher."""
     structures = {
-        a.structure: (sample.modules[a.name], sample.blocks[a.block].in_shape)
+        a.structure: partial(Network, sample.modules[a.name], sample.blocks[a.block].in_shape)
         for a in sample.alternatives
     }
     some = dict(list(structures.items())[:wanted])
+    device = OnnxRuntime(threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        store = HouseStore(Path(folder))
-        spent = timed(lambda: measure_structures(some, OnnxRuntime(threads=1), store=store))[1]
+        bench = Bench(
+            device,
+            partial(Network, teacher.module, teacher.input_shape),
+            name="teacher",
+            store=Latencies(Path(folder), device.key),
+            exporter=OnnxExporter(),
+            progress=Silent(),
+        )
+        spent = timed(lambda: bench.measure(some, together=len(some)))[1]
     return {"structures": len(some), "seconds": spent, "seconds_each": spent / len(some)}
 
 
@@ -322,7 +336,7 @@ def main() -> None:
     formats = ("auto",) if quick else ("float32", "bfloat16")
     peaks = [memory(arguments, budget, name) for budget in budgets for name in formats]
     efficientnet = blocks_of_efficientnet()
-    timing = block_timing(sample, 8 if quick else 48)
+    timing = block_timing(teacher, sample, 8 if quick else 48)
     table = verdicts(steps, scores, peaks, efficientnet)
     width = max(len(name) for name, *_ in table)
     for name, figure, bar, met in table:

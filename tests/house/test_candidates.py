@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tailorbird.errors import ConfigError, InfeasibleError
-from tailorbird.fit.bench import Bench
+from tailorbird.fit.bench import bench_at
 from tailorbird.fit.choose import Chooser
 from tailorbird.fit.judge import Judge
 from tailorbird.house.candidates import HouseCandidates
@@ -62,14 +62,7 @@ def candidates_of(house, split=None):
 def chooser_for(candidates, device, *, strategy=None, proposals=4):
     """A chooser whose place is open."""
     place = Place(name=device.key, device=device)
-    timing = Bench(
-        device,
-        lambda: candidates.network(candidates.reference),
-        name=candidates.label(candidates.reference),
-        store=candidates.latencies(place),
-        exporter=FakeExporter(),
-        progress=Silent(),
-    )
+    timing = bench_at(candidates, place, FakeExporter(), Silent())
     chooser = Chooser(
         candidates,
         strategy or Exact(),

@@ -11,7 +11,7 @@ import torch
 from tailorbird.errors import SpaceError
 from tailorbird.estimate.latency_files import UNCOVERED_MS, read_costs
 from tailorbird.estimate.measured_table import MeasuredTable, counted_layers
-from tailorbird.fit.bench import Bench
+from tailorbird.fit.bench import bench_at
 from tailorbird.fit.candidates import estimates, latency_at
 from tailorbird.measure.counts import count
 from tailorbird.measure.latencies import Latencies
@@ -44,14 +44,7 @@ def candidates_in(tmp_path, **options):
 
 
 def bench_for(candidates, place):
-    return Bench(
-        place.device,
-        partial(candidates.network, candidates.reference),
-        name=candidates.label(candidates.reference),
-        store=candidates.latencies(place),
-        exporter=FakeExporter(),
-        progress=Silent(),
-    )
+    return bench_at(candidates, place, FakeExporter(), Silent())
 
 
 def test_layers_are_timed_once_and_whole_networks_correct_their_sums(tmp_path):

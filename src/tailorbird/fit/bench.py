@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tailorbird.export.exporters import Exporter
-from tailorbird.fit.candidates import Make, Network
+from tailorbird.fit.candidates import Candidates, Make, Network
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress
-from tailorbird.targets import Device, Latency
+from tailorbird.targets import Device, Latency, Place
 
 TOGETHER = 8
 """Whole networks timed in one session, in which the reference takes part; what a kill can lose."""
@@ -96,6 +97,22 @@ class Bench:
 
     def _time(self, networks: Sequence[Network]) -> list[Latency]:
         return time_networks(networks, self.device, self._exporter)
+
+
+def bench_at(
+    candidates: Candidates, place: Place, exporter: Exporter, progress: Progress
+) -> Bench | None:
+    """What times a flow's networks at a place; ``None`` where it has only a table."""
+    if place.device is None:
+        return None
+    return Bench(
+        place.device,
+        partial(candidates.network, candidates.reference),
+        name=candidates.label(candidates.reference),
+        store=candidates.latencies(place),
+        exporter=exporter,
+        progress=progress,
+    )
 
 
 def time_networks(networks: Sequence[Network], device: Device, exporter: Exporter) -> list[Latency]:

@@ -16,7 +16,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ from tailorbird.errors import (
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.answers import Answers, Round, Student
-from tailorbird.fit.bench import Bench
+from tailorbird.fit.bench import bench_at
 from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Choice, Chooser, Past
 from tailorbird.fit.judge import Judge
@@ -251,16 +251,7 @@ class _Fitting:
 
     def _open(self, place: Place, past: Past | None) -> None:
         with self.folder.stage(self.candidates.words.opening.format(place=place.name)):
-            timing = None
-            if place.device is not None:
-                timing = Bench(
-                    place.device,
-                    partial(self.candidates.network, self.candidates.reference),
-                    name=self.candidates.label(self.candidates.reference),
-                    store=self.candidates.latencies(place),
-                    exporter=self.exporter,
-                    progress=self.progress,
-                )
+            timing = bench_at(self.candidates, place, self.exporter, self.progress)
             if past is None:  # what was measured there before any kill, or for other targets
                 known = map(self.candidates.named, self.candidates.latencies(place).known)
                 past = Past(checks=tuple(key for key in known if key is not None))

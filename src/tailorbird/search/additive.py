@@ -1,7 +1,7 @@
 """Strategies for families whose costs and losses add up, such as model houses.
 
-`Exact` proves the best member within each set of limits; `Annealing` is the way of the paper
-(Bespoke, section 4.3), slower and without a proof, kept for comparison.
+`Exact` proves the best member within each set of limits. `Annealing` is the way of the paper
+(Bespoke, section 4.3), slower and without a proof; that and `RandomSelection` are for comparison.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from tailorbird.errors import ConfigError, InfeasibleError
 from tailorbird.family import AdditiveFamily, AdditiveProblem, Estimated, is_additive
 from tailorbird.progress import Progress, Silent
-from tailorbird.search import annealing, exact
+from tailorbird.search import annealing, exact, random
 from tailorbird.search.baselines import Exhaustive
 from tailorbird.search.many_targets import AllAtOnce
 from tailorbird.search.selection import Selection
@@ -92,6 +92,35 @@ class Annealing:
             )
 
         return _search(self.name, family, limits, solve, seed=seed, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSelection:
+    """Alternatives drawn until the limits are kept, the paper's "Rand"; additive families only."""
+
+    name: str = "random-selection"
+
+    def search(
+        self,
+        family: Estimated,
+        limits: Sequence[Limits],
+        *,
+        seed: int,
+        progress: Progress = _SILENT,
+    ) -> SearchResult:
+        """See `Strategy.search`.
+
+        Raises:
+            ConfigError: also for a family whose costs don't add up.
+        """
+        return _search(
+            self.name,
+            family,
+            limits,
+            lambda problem, bounds: random.select(problem, bounds, seed=seed),
+            seed=seed,
+            progress=progress,
+        )
 
 
 def strategy_for(family: Estimated) -> Strategy:
