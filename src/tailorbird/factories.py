@@ -9,11 +9,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, cast
 
 from tailorbird.errors import ConfigError, TailorbirdError
-
-Kind = TypeVar("Kind")
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -33,8 +31,9 @@ def make_importable(folder: Path) -> None:
 
     It stays so for the rest of the process.
     """
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.append(place)
 
 
 def resolve_factory(source: str) -> Callable[..., object]:
@@ -72,25 +71,27 @@ def resolve_factory(source: str) -> Callable[..., object]:
     return cast("Callable[..., object]", found)
 
 
-def call_factory(source: str, arguments: Mapping[str, object] | None = None) -> object:
-    """What the callable that ``source`` names gives for keyword arguments.
+def call_factory(
+    source: str, arguments: Mapping[str, object] | None = None, *given: object
+) -> object:
+    """What the callable that ``source`` names gives for keyword arguments, and those ``given``.
 
     Raises:
         TailorbirdError: the callable's own, or a ConfigError that says how it failed.
     """
-    make, given = resolve_factory(source), dict(arguments or {})
+    make, named = resolve_factory(source), dict(arguments or {})
     try:
-        return make(**given)
+        return make(*given, **named)
     except TailorbirdError:
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
-            f"{source}: calling it with {given or 'no arguments'} failed: "
+            f"{source}: calling it with {named or 'no arguments'} failed: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def own(source: str, kind: type[Kind], arguments: Mapping[str, object] | None = None) -> Kind:
+def own(source: str, kind: type, arguments: Mapping[str, object] | None = None) -> Any:  # noqa: ANN401  # a protocol is no type that mypy lets stand for its own
     """An object of the user's own that is to serve as ``kind``, a protocol; see `call_factory`.
 
     Raises:
@@ -107,7 +108,7 @@ def own(source: str, kind: type[Kind], arguments: Mapping[str, object] | None = 
     return of_kind(call_factory(source, arguments), source, kind)
 
 
-def of_kind(made: object, source: str, kind: type[Kind]) -> Kind:
+def of_kind(made: object, source: str, kind: type) -> Any:  # noqa: ANN401  # as above
     """``made`` itself, once it is known to have all members of the protocol ``kind``.
 
     Raises:
@@ -120,7 +121,7 @@ def of_kind(made: object, source: str, kind: type[Kind]) -> Kind:
             f"{source}: expected a {kind.__name__.lower()} with {', '.join(wanted)}, got "
             f"{type(made).__name__}{' without ' if lacks else ''}{', '.join(lacks)}"
         )
-    return cast("Kind", made)
+    return made
 
 
 def _has(made: object, name: str, member: object) -> bool:

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tailorbird.config.fleet import COUNTED, LATENCY
-from tailorbird.config.measured_fleet import FleetDevice, Wanted
 from tailorbird.errors import ExportError, InfeasibleError, MeasurementError
 from tailorbird.estimate.predicted import Predictor
 from tailorbird.family import Estimated, Floats
 from tailorbird.pipeline.choose import MARGIN
+from tailorbird.pipeline.search import COUNTED
 from tailorbird.pipeline.supernet_pricing import SupernetPricing
 from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.progress import Progress
@@ -29,6 +28,7 @@ from tailorbird.search.selection import within
 from tailorbird.search.strategy import Limits, Strategy
 from tailorbird.space import Genomes
 from tailorbird.supernet.family import SupernetFamily
+from tailorbird.targets import LATENCY, Place, Target
 
 FEW = 20_000
 """Up to this many members a space is searched exhaustively."""
@@ -49,8 +49,8 @@ Genome = tuple[int, ...]
 class Request:
     """One target: what is wanted, its device, its folder, and a hash of all that it answers to."""
 
-    wanted: Wanted
-    entry: FleetDevice
+    wanted: Target
+    entry: Place
     home: Path
     key: str
 
@@ -62,7 +62,7 @@ class Request:
     @property
     def device(self) -> str:
         """Name of the device."""
-        return self.wanted.device
+        return self.wanted.place.name
 
 
 @dataclass(frozen=True, kw_only=True)

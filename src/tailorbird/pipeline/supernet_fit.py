@@ -24,8 +24,6 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tailorbird.config.fleet import LATENCY
-from tailorbird.config.measured_fleet import MeasuredFleet, Wanted
 from tailorbird.errors import (
     ConfigError,
     ExportError,
@@ -39,6 +37,7 @@ from tailorbird.family import Floats
 from tailorbird.files import cannot_write, read_json, write_json
 from tailorbird.pipeline.fitting import DELIVERED, delivered
 from tailorbird.pipeline.reporting import environment, write_report
+from tailorbird.pipeline.search import COUNTED
 from tailorbird.pipeline.supernet_choice import Choice, Chooser, Request
 from tailorbird.pipeline.supernet_predictor import Learned, learn, sampled
 from tailorbird.pipeline.supernet_pricing import SupernetPricing, check_devices, contents
@@ -49,6 +48,7 @@ from tailorbird.report.record import RunReport, StageCost, TargetResult
 from tailorbird.report.words import figure
 from tailorbird.runfolder import RunFolder, short_hash
 from tailorbird.space import Genomes
+from tailorbird.targets import LATENCY, Target, places_of
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class FitOptions:
 
 def fit_fleet(
     run: SupernetRun,
-    fleet: MeasuredFleet,
+    targets: Sequence[Target],
     *,
     options: FitOptions,
     evaluate: Evaluate,
@@ -114,7 +114,7 @@ def fit_fleet(
 
     Args:
         run: the trained supernet.
-        fleet: devices and targets.
+        targets: at places that have a device, a latency table or both.
         options: sizes of the steps.
         evaluate: accuracies of subnets, stored as they become known.
         progress: told what is going on.
@@ -124,13 +124,20 @@ def fit_fleet(
             accuracies that nothing can be learned from.
         StoreError: for a run folder that is in use or can't be written.
     """
-    if not fleet.wanted:
-        raise ConfigError("fleet: no targets; give each device limits such as [15, 0.5x]")
+    known = (LATENCY, *COUNTED)
+    problems = [
+        f"{target.name}: {limit.metric} can't be limited yet; give one of {', '.join(known)}"
+        for target in targets
+        for limit in target.limits
+        if limit.metric not in known
+    ]
+    if problems or not targets:
+        raise ConfigError(problems or "targets: none; give each device limits such as [15, 0.5x]")
     identity = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
     with folder.open(identity if isinstance(identity, dict) else {}):
-        check_devices(fleet.devices, run.supernet.architectures, most=options.layers_at_most)
-        return _Fit(run, fleet, options, evaluate, progress=progress, folder=folder).run()
+        check_devices(places_of(targets), run.supernet.architectures, most=options.layers_at_most)
+        return _Fit(run, targets, options, evaluate, progress=progress, folder=folder).run()
 
 
 class _Fit:
@@ -139,24 +146,25 @@ class _Fit:
     def __init__(
         self,
         run: SupernetRun,
-        fleet: MeasuredFleet,
+        targets: Sequence[Target],
         options: FitOptions,
         evaluate: Evaluate,
         *,
         progress: Progress,
         folder: RunFolder,
     ) -> None:
-        self.source, self.fleet, self.options = run, fleet, options
+        self.source, self.options = run, options
+        self.places = places_of(targets)
         self.evaluate, self.progress, self.folder = evaluate, progress, folder
         self.seed = run.seed if options.seed is None else options.seed
         self.requests = [
             Request(
                 wanted=wanted,
-                entry=fleet.devices[wanted.device],
+                entry=wanted.place,
                 home=run.path / "students" / wanted.name,
                 key=self._key(wanted),
             )
-            for wanted in fleet.wanted
+            for wanted in targets
         ]
         self.details: dict[str, str] = {}
 
@@ -237,14 +245,14 @@ class _Fit:
         pricings: dict[str, SupernetPricing] = {}
         failed: dict[str, MeasurementError | ExportError] = {}
         checks = genomes[:: max(1, len(genomes) // self.options.checks)][: self.options.checks]
-        for name in self.fleet.devices:
+        for name in self.places:
             if name not in devices:
                 continue
             with self.folder.stage(f"latency of {name}"):
                 try:
                     pricings[name] = SupernetPricing(
                         name,
-                        self.fleet.devices[name],
+                        self.places[name],
                         self.source.supernet,
                         folder=self.folder.path / "fit",
                         checks=checks,
@@ -372,9 +380,9 @@ class _Fit:
             reference="full network",
         )
 
-    def _key(self, wanted: Wanted) -> str:
+    def _key(self, wanted: Target) -> str:
         """A short hash of all that a target's result answers to."""
-        entry, options = self.fleet.devices[wanted.device], asdict(self.options)
+        entry, options = wanted.place, asdict(self.options)
         asked = {
             **{name: value for name, value in options.items() if name != "layers_at_most"},
             "limits": {limit.metric: [limit.value, limit.share] for limit in wanted.limits},

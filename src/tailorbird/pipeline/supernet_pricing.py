@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from tailorbird.config.measured_fleet import FleetDevice
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
 from tailorbird.estimate.measured_table import (
@@ -30,13 +29,14 @@ from tailorbird.estimate.measured_table import (
 )
 from tailorbird.export.onnx import export_many
 from tailorbird.family import Floats
-from tailorbird.pipeline.fleet_search import LEARNED, latency_for
+from tailorbird.pipeline.search import LEARNED, latency_for
 from tailorbird.progress import Progress
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.extract import extract
 from tailorbird.supernet.layers import distinct_layers, single_layers
 from tailorbird.supernet.network import Supernet
+from tailorbird.targets import Place
 
 CHUNK = 8
 """Whole networks timed together, interleaved with the full network; what a kill can lose."""
@@ -64,7 +64,7 @@ class SupernetPricing:
     def __init__(
         self,
         name: str,
-        entry: FleetDevice,
+        entry: Place,
         supernet: Supernet,
         *,
         folder: Path,
@@ -169,9 +169,7 @@ class SupernetPricing:
             return [latency.median_ms for latency in self.entry.device.measure(paths)]
 
 
-def check_devices(
-    devices: Mapping[str, FleetDevice], space: ArchitectureSpace, *, most: int
-) -> None:
+def check_devices(devices: Mapping[str, Place], space: ArchitectureSpace, *, most: int) -> None:
     """See to it that tables fit the space and layers can be timed, before time is spent.
 
     Raises:
@@ -190,7 +188,7 @@ def check_devices(
         elif layers > most:
             problems.append(
                 f"{name}: {space.name} has {layers} distinct layers to time, expected at most "
-                f"{most}; raise --layers-at-most, name a latency_table, or train the supernet with "
+                f"{most}; raise layers_at_most, name a latency_table, or train the supernet with "
                 "fewer resolutions"
             )
     if problems:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, fx, nn
 
-from tailorbird.config.fleet import LATENCY
 from tailorbird.data.images import Split
 from tailorbird.export.options import ExportOptions
 from tailorbird.graph.trace import LayerGraph, trace
@@ -25,7 +24,7 @@ from tailorbird.runfolder import short_hash
 from tailorbird.search.selection import within
 from tailorbird.supernet.family import build_all
 from tailorbird.supernet.network import resize
-from tailorbird.targets import Target
+from tailorbird.targets import LATENCY, Target
 from tailorbird.train.evaluate import accuracy
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe

@@ -1,4 +1,4 @@
-"""Searching a supernet's space for a fleet of targets, on predictors and latency tables alone.
+"""Searching a supernet's space for many targets, on predictors and latency tables alone.
 
 Nothing is built or trained here: what comes out are architectures, to be extracted and measured.
 """
@@ -9,109 +9,71 @@ import json as json_format
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
-from tailorbird.config.fleet import COUNTED, LATENCY, Fleet, load_fleet, plain_fleet, read_limits
-from tailorbird.config.strategies import strategy as named_strategy
-from tailorbird.errors import ConfigError, SpaceError, StoreError
+from tailorbird.errors import ConfigError, SpaceError
 from tailorbird.estimate.latency_table import LatencyTable, compile_table, read_table
 from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
 from tailorbird.estimate.predicted import PredictedFamily, Predictor
 from tailorbird.estimate.predictor_files import open_predictor
 from tailorbird.family import Floats
-from tailorbird.progress import Progress
+from tailorbird.progress import Progress, Silent
 from tailorbird.search.outcome import save_csv, save_json
-from tailorbird.search.strategy import SearchResult
+from tailorbird.search.strategy import SearchResult, Strategy
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, load_space
 from tailorbird.supernet.counts import macs, params
+from tailorbird.targets import LATENCY, Place, Target, places_of
+
+COUNTED = ("macs", "params")
+"""Metrics that are counted of an architecture; its latency is predicted."""
 
 LEARNED = ".safetensors"
 """Ending of a latency table that is a learned model."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What is asked for on the command line.
-
-    Args:
-        space: name of the supernet's space.
-        accuracy_predictor: its weights.
-        latency_table: of one device, for ``limits``.
-        limits: numbers with commas between.
-        limit_on: the metric that ``limits`` bounds.
-        limits_file: a fleet file, instead of the three above.
-    """
-
-    space: str
-    accuracy_predictor: Path
-    latency_table: Path | None = None
-    limits: str | None = None
-    limit_on: str = LATENCY
-    limits_file: Path | None = None
-
-    def fleet(self) -> Fleet:
-        """Devices, tables and limits.
-
-        Raises:
-            ConfigError: listing all that does not go together.
-        """
-        problems = []
-        if (self.limits is None) == (self.limits_file is None):
-            problems.append("give either --limits or --limits-file")
-        if self.limits_file is not None and self.latency_table is not None:
-            problems.append("--latency-table: with --limits-file the tables are named in the file")
-        if self.limits_file is not None and self.limit_on != LATENCY:
-            problems.append("--limit-on: with --limits-file the metrics are named in the file")
-        if self.limit_on not in (LATENCY, *COUNTED):
-            known = ", ".join((LATENCY, *COUNTED))
-            problems.append(f"--limit-on: expected one of {known}, got {self.limit_on!r}")
-        if self.limits is not None and self.limit_on == LATENCY and self.latency_table is None:
-            problems.append("--limits on latency_ms need --latency-table (or --limit-on macs)")
-        limits: tuple[dict[str, float], ...] = ()
-        if self.limits is not None:
-            try:
-                limits = read_limits(self.limits, metric=self.limit_on)
-            except ConfigError as error:
-                problems += error.problems
-        if problems:
-            raise ConfigError(problems)
-        if self.limits_file is not None:
-            return load_fleet(self.limits_file)
-        return plain_fleet(self.latency_table, limits)
-
-
-def search_fleet(
-    wish: Wish,
+def search(
+    targets: Sequence[Target],
     *,
-    strategy: str,
-    seed: int,
-    progress: Progress,
+    space: str,
+    accuracy_predictor: Path,
+    strategy: Strategy,
+    seed: int = 0,
+    progress: Progress | None = None,
     json: Path | None = None,
     csv: Path | None = None,
     plot: Path | None = None,
 ) -> SearchResult:
-    """Search for all targets of a fleet in one call, and write what was found.
+    """Search for all targets in one call, and write what was found.
+
+    Args:
+        targets: at places with latency tables, where latencies are limited. Shares are of the
+            largest network's figures: at the largest resolution that all tables cover.
+        space: name of the supernet's space.
+        accuracy_predictor: its weights.
+        strategy: how to search.
+        seed: of every random choice.
+        progress: told how it goes.
+        json: file for the result.
+        csv: the same as a table.
+        plot: picture of the front.
 
     Raises:
-        ConfigError: for files, limits or names that are wrong.
-        StoreError: for files that can't be written, before the search begins.
+        ConfigError: for files or limits that are wrong.
         SpaceError: for an unknown space, or a table that lacks layers of it.
         InfeasibleError: naming every limit below the reachable.
     """
-    how = named_strategy(strategy)
-    fleet = wish.fleet()
-    check_outputs({"--json": json, "--csv": csv, "--plot": plot})
-    priced = price(wish.space, fleet)
-    predictor = predictor_for(wish.accuracy_predictor, priced.architectures)
-    found = how.search(priced.family(predictor), fleet.bounds(), seed=seed, progress=progress)
-    devices = [target.device for target in fleet.targets]
+    priced = price(space, list(places_of(targets).values()))
+    predictor = predictor_for(accuracy_predictor, priced.architectures)
+    bounds = [priced.bounds(target) for target in targets]
+    shown = progress or Silent()
+    found = strategy.search(priced.family(predictor), bounds, seed=seed, progress=shown)
+    names = [target.place.name for target in targets]
     if json is not None:
-        save_json(json, found, priced.architectures.architectures, devices=devices)
+        save_json(json, found, priced.architectures.architectures, devices=names)
     if csv is not None:
-        save_csv(csv, found, priced.architectures.architectures, devices=devices)
+        save_csv(csv, found, priced.architectures.architectures, devices=names)
     if plot is not None:
         from tailorbird.report.search_plot import plot as draw  # matplotlib takes a second
 
@@ -163,38 +125,6 @@ def opened(
     return predict
 
 
-def check_outputs(paths: Mapping[str, Path | None]) -> None:
-    """Try to write where results are to go, so that no search is lost for want of a folder.
-
-    Args:
-        paths: option -> file; its folder is made when missing, what is there stays as it is.
-
-    Raises:
-        ConfigError: where two options name one file, or an option a folder.
-        StoreError: where a file could not be written.
-    """
-    given = {option: path for option, path in paths.items() if path is not None}
-    problems, names = [], dict[Path, str]()
-    for option, path in given.items():
-        other = names.setdefault(path.absolute(), option)
-        if other != option:
-            problems.append(f"{option} and {other}: expected different files, got {path} twice")
-        if path.is_dir():
-            problems.append(f"{option}: expected a file to write, got the folder {path}")
-    if problems:
-        raise ConfigError(problems)
-    for path in given.values():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part"):
-                pass
-        except OSError as error:
-            raise StoreError(
-                f"can't write {path}: {error.strerror or error}; choose another folder (nothing "
-                "has been searched yet)"
-            ) from error
-
-
 def describe_file(
     path: Path,
     *,
@@ -209,7 +139,8 @@ def describe_file(
         SpaceError: for architectures that lie outside the space.
     """
     rows = _read_lines(path)
-    priced = price(space, plain_fleet(latency_table, ()))
+    place = Place(name="device", table=latency_table)
+    priced = price(space, [place])
     predictor = None
     if accuracy_predictor is not None:
         predictor = predictor_for(accuracy_predictor, priced.architectures)
@@ -225,11 +156,27 @@ class Priced:
 
     Args:
         architectures: the space, restricted to the resolutions that all tables cover.
-        costs: metric -> predictor of it.
+        costs: metric -> predictor of it; where there are several places, a latency names its own:
+            ``latency_ms@phone``.
     """
 
     architectures: ArchitectureSpace
     costs: Mapping[str, Predictor]
+
+    def bounds(self, target: Target) -> dict[str, float]:
+        """A target's limits under the names that a search knows, shares made absolute.
+
+        Metrics without a figure here keep theirs, for the search to refuse.
+        """
+        largest = (self.architectures.space.sizes - 1)[None]
+        found = {}
+        for limit in target.limits:
+            own = f"{limit.metric}@{target.place.name}"
+            name = own if limit.metric == LATENCY and LATENCY not in self.costs else limit.metric
+            known = name in self.costs
+            full = {limit.metric: float(self.costs[name](largest)[0])} if known else {}
+            found[name] = limit.absolute(full) if known else limit.value
+        return found
 
     def family(self, predictor: Predictor) -> PredictedFamily:
         """What a search works on."""
@@ -238,8 +185,8 @@ class Priced:
         )
 
 
-def price(space: str, fleet: Fleet) -> Priced:
-    """The space called ``space`` with the fleet's latency tables, MACs and parameters.
+def price(space: str, places: Sequence[Place]) -> Priced:
+    """The space called ``space`` with the places' latency tables, MACs and parameters.
 
     A table ending in ``.safetensors`` is a learned model, see `LatencyModel.save`.
 
@@ -251,7 +198,8 @@ def price(space: str, fleet: Fleet) -> Priced:
     tables: dict[str, LatencyTable] = {}
     learned: dict[str, Path] = {}
     faults: list[str] = []
-    for name, path in fleet.tables.items():
+    several = len(places) > 1
+    for name, path in ((place.name, place.table) for place in places):
         if path is None:
             continue
         if path.suffix == LEARNED:
@@ -269,11 +217,13 @@ def price(space: str, fleet: Fleet) -> Priced:
         "params": params(architectures).sum,
     }
     for name, path in learned.items():
-        costs[fleet.metric(name, LATENCY)] = latency_for(path, architectures)
+        costs[f"{LATENCY}@{name}" if several else LATENCY] = latency_for(path, architectures)
     problems = []
     for name, table in tables.items():
         try:
-            costs[fleet.metric(name, LATENCY)] = compile_table(table, architectures).sum
+            costs[f"{LATENCY}@{name}" if several else LATENCY] = compile_table(
+                table, architectures
+            ).sum
         except SpaceError as error:
             problems.append(f"{name}: {error}" if len(tables) > 1 else str(error))
     if problems:
