@@ -280,7 +280,9 @@ def test_what_is_written_again_is_the_same(text):
     faults = Faults({})
     asked = {"base": Path("/srv"), "reference": "full network"}
     first = read_targets(faults, yaml.safe_load(text), **asked)
-    again = read_targets(faults, yaml.safe_load(yaml.safe_dump(first.written, sort_keys=False)), **asked)
+    again = read_targets(
+        faults, yaml.safe_load(yaml.safe_dump(first.written, sort_keys=False)), **asked
+    )
     assert faults.found == []
     assert again.written == first.written
     assert [(t.name, t.limits, t.place) for t in again.targets] == [

@@ -63,13 +63,18 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Run the embedded job on handwritten digits."""
+    run_job(job_in(folder), until, quiet=quiet)
+
+
+def job_in(folder: Path) -> Path:
+    """The folder's job file, which is the embedded one where there was none."""
     from tailorbird.config.template import TEMPLATE
     from tailorbird.files import write_bytes
 
     job = folder / "job.yaml"
     if not job.exists():
         write_bytes(job, TEMPLATE.encode())
-    run_job(job, until, quiet=quiet)
+    return job
 
 
 def run_job(

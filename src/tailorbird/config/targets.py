@@ -255,7 +255,8 @@ class _Reader:
                 "name": wish.name,
                 "device": wish.device,
                 "limits": {
-                    one.metric: f"{one.value:.12g}x" if one.share else one.value for one in wish.limits
+                    one.metric: f"{one.value:.12g}x" if one.share else one.value
+                    for one in wish.limits
                 },
             }
             for wish in self.wishes
