@@ -17,10 +17,10 @@ import pytest
 import torch
 import yaml
 from onnx import TensorProto, helper
-
-from tailorbird.config import measured_fleet, parts, plan, supernet_job, supernet_schemes
 from tailorbird.config.measured_fleet import load_measured_fleet
 from tailorbird.config.plan import check
+
+from tailorbird.config import measured_fleet, parts, plan, supernet_job, supernet_schemes
 from tailorbird.config.reader import read
 from tailorbird.config.sections import fields_of, words
 from tailorbird.config.supernet_job import check_job

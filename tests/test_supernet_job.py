@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tailorbird.config.sections import Faults, as_written
 from tailorbird.config.schemes import SAMPLERS, SCHEMES, scheme
 from tailorbird.config.schemes import sampler as read_sampler
+from tailorbird.config.sections import Faults, as_written
 from tailorbird.data.colour import in_colour
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit, classes_in
 from tailorbird.errors import DataError
@@ -158,7 +158,7 @@ def test_a_scheme_and_a_sampler_of_one_s_own(space, beside):
     ],
 )
 def test_faults_of_a_scheme_or_sampler_of_one_s_own(space, beside, raw, sampler, says):
-    named, found = told(raw, space, sampler, beside)
+    _, found = told(raw, space, sampler, beside)
     assert found and says in "\n".join(found)
 
 

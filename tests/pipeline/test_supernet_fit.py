@@ -10,10 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
-from tailorbird.cli import app
-from tailorbird.config.measured_fleet import FleetDevice, MeasuredFleet, name_wishes
+from tailorbird.cli import app, house
+from tailorbird.config.targets import made_names
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.bundle import load_student
 from tailorbird.export.onnx import export_many
@@ -26,7 +27,7 @@ from tailorbird.progress import Silent
 from tailorbird.report.record import RunReport, TargetResult
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.store import save_supernet
-from tailorbird.targets import Limit
+from tailorbird.targets import Limit, Place, Target
 from tests.fakes import FakeDevice
 from tests.pipeline import makers
 from tests.supernet.tiny import stripes, tiny_supernet
@@ -57,14 +58,17 @@ def run_in(tmp_path):
 
 def fleet(**devices):
     """Devices by name: (device or table, limits)."""
-    entries, pairs = {}, []
+    places, limits_ = [], []
     for name, (device, limits) in devices.items():
         own = isinstance(device, Path)
-        entries[name] = FleetDevice(table=device if own else None, device=None if own else device)
+        table, measured = (device, None) if own else (None, device)
+        place = Place(name=name, table=table, device=measured)
         for bounds in limits:
             given = bounds if isinstance(bounds, dict) else {"latency_ms": bounds}
-            pairs.append((name, tuple(Limit.parse(m, v) for m, v in given.items())))
-    return MeasuredFleet(devices=entries, wanted=name_wishes(pairs))
+            places.append(place)
+            limits_.append(tuple(Limit.parse(m, v) for m, v in given.items()))
+    names = made_names([place.name for place in places], limits_)
+    return [Target(*one) for one in zip(names, places, limits_, strict=True)]
 
 
 class Said(Silent):
@@ -114,7 +118,7 @@ def test_a_fleet_gets_measured_students_or_the_lowest_reachable(tmp_path):
     )
     report = fit(run, wanted)
     found = results(report)
-    assert [found[w.name].met for w in wanted.wanted] == [True, True, False, True, True, True]
+    assert [found[w.name].met for w in wanted] == [True, True, False, True, True, True]
     for target in report.targets:
         if target.met:
             assert all(target.measured[m] <= bound for m, bound in target.limits.items())
@@ -256,9 +260,7 @@ def test_tables_that_do_not_fit_are_told_before_anything_is_evaluated(tmp_path):
             replace(OPTIONS, layers_at_most=5),
         )
     assert f"phone: {missing}" in str(caught.value)
-    assert "distinct layers to time, expected at most 5; raise --layers-at-most" in str(
-        caught.value
-    )
+    assert "distinct layers to time, expected at most 5; raise layers_at_most" in str(caught.value)
     assert not run.evaluated
 
 
@@ -354,24 +356,34 @@ def test_settings_out_of_range_are_told_at_once():
 
 
 @pytest.mark.parametrize("met", [True, False])
-def test_the_command_ends_as_the_main_job_does(tmp_path, monkeypatch, met):
-    run = run_in(tmp_path)
-    path = tmp_path / "fleet.yaml"
+def test_the_command_ends_as_the_main_job_does(tmp_path, capsys, met):
+    target = TargetResult(name="here-0.5x", device="d", limits={"latency_ms": 1.0}, met=met)
+    report = RunReport(run="r", seed=0, targets=(target,))
+    try:
+        house.tell(report, tmp_path)
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+    assert code == (0 if met else 3)
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_command_reads_options_and_files_before_it_begins(tmp_path):
+    path = tmp_path / "targets.yaml"
     path.write_text("devices: [{name: here, limits: [0.5x]}]\n")
-    asked = {}
-
-    def fitted(opened, wanted, *, options, **_):
-        asked.update(wanted=wanted.wanted[0].name, options=options)
-        target = TargetResult(name="here-0.5x", device="d", limits={"latency_ms": 1.0}, met=met)
-        return RunReport(run="r", seed=0, targets=(target,))
-
-    monkeypatch.setattr("tailorbird.pipeline.supernet_run.open_run", lambda *_, **__: run)
-    monkeypatch.setattr("tailorbird.pipeline.supernet_fit.fit_fleet", fitted)
-    command = ["supernet", "fit", str(run.path), str(path), "--subnets", "50", "--fine-tune", "2"]
-    outcome = CliRunner().invoke(app, command)
-    assert outcome.exit_code == (0 if met else 3)
-    assert asked["wanted"] == "here-0.5x"
-    assert asked["options"] == FitOptions(subnets=50, fine_tune=2.0)
-    assert "report.html" in outcome.output
+    command = ["supernet", "fit", str(tmp_path), str(path)]
+    outcome = CliRunner().invoke(app, [*command, "--subnets", "2", "--fine-tune", "-2"])
+    assert outcome.exit_code == 2
+    assert "subnets: expected 8 or more, got 2" in outcome.output
+    assert "fine_tune: expected 0 or more epochs, got -2" in outcome.output
     outcome = CliRunner().invoke(app, [*command[:3], str(tmp_path / "no.yaml")])
     assert outcome.exit_code == 2 and "no.yaml" in outcome.output
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 2 and "no supernet in this folder" in outcome.output
+
+
+def test_figures_that_nothing_predicts_are_refused_before_anything_is_evaluated(tmp_path):
+    run = run_in(tmp_path)
+    with pytest.raises(ConfigError, match="size_mb can't be limited yet; give one of latency_ms"):
+        fit(run, fleet(box=(DEVICE, [{"size_mb": 1.0}])))
+    assert not run.evaluated

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tailorbird.config.measured_fleet import FleetDevice
 from tailorbird.pipeline import supernet_pricing
 from tailorbird.pipeline.supernet_pricing import UNCOVERED_MS, SupernetPricing, read_costs
 from tailorbird.progress import Silent
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.network import with_classes
+from tailorbird.targets import Place
 from tests.fakes import FakeDevice
 from tests.pipeline import makers
 from tests.supernet.tiny import tiny_supernet
@@ -35,7 +35,7 @@ def test_resolutions_that_a_table_lacks_spoil_no_correction(tmp_path, monkeypatc
     covered = genomes[:, 0] == 1
     pricing = SupernetPricing(
         "box",
-        FleetDevice(table=Path("box.yaml"), device=device),
+        Place(name="box", table=Path("box.yaml"), device=device),
         net,
         folder=tmp_path / "fit",
         checks=genomes,
