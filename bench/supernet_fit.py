@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 
 from record import write_result
 from supernet_training import SCALES, Bench, cases, load
-from tailorbird.config.measured_fleet import load_measured_fleet
+from tailorbird.cli.supernet import opened
+from tailorbird.config.targets import load_targets
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
 from tailorbird.pipeline.supernet_import import import_supernet
-from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
+from tailorbird.pipeline.supernet_run import evaluate_subnets
 from tailorbird.report.terminal import terminal
 from tailorbird.supernet.counts import macs
 
