@@ -21,12 +21,14 @@ from safetensors.torch import save_file
 
 from record import write_result
 from supernet_training import SCALES, Bench, cases, load
-from tailorbird.cli.supernet import opened
+from tailorbird.config.run_data import load_data_file, read_data
 from tailorbird.config.targets import load_targets
+from tailorbird.data.images import ImageData
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
 from tailorbird.pipeline.supernet_import import import_supernet
-from tailorbird.pipeline.supernet_run import evaluate_subnets
+from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
 from tailorbird.report.terminal import terminal
+from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.counts import macs
 
 COUNTS = (1, 5, 20)
@@ -77,13 +79,13 @@ def fleet(count: int, folder: Path) -> Path:
     return path
 
 
-def fitted(run: Path, wanted: Path) -> dict[str, object]:
+def fitted(run: Path, data: ImageData, wanted: Path) -> dict[str, object]:
     """Fit and say what it took and gave."""
     begun = time.perf_counter()
-    opened, progress = open_run(run), terminal()
+    opened, progress = open_run(run, data, seed=0), terminal()
     report = fit_fleet(
         opened,
-        load_measured_fleet(wanted),
+        load_targets(wanted),
         options=FitOptions(subnets=SUBNETS, images=IMAGES),
         evaluate=lambda genomes: evaluate_subnets(
             opened, genomes, images=IMAGES, progress=progress
@@ -125,12 +127,14 @@ def main() -> None:
     parser.add_argument("--scale", choices=sorted(SCALES), default="cpu")
     arguments = parser.parse_args()
     file, space = weights(arguments.data, arguments.work, arguments.case, arguments.scale)
+    file_of_data = described(arguments.data, arguments.work)
+    data = read_data(load_data_file(file_of_data), seed=0, folder=arguments.work)
     rows = []
     for count in COUNTS:
         run = arguments.work / f"fit-{count}"
         shutil.rmtree(run, ignore_errors=True)
-        import_supernet(file, run, space=space, data=described(arguments.data, arguments.work))
-        rows.append(fitted(run, fleet(count, arguments.work)))
+        import_supernet(file, run, space=load_space(space), data=data)
+        rows.append(fitted(run, data, fleet(count, arguments.work)))
         print({k: v for k, v in rows[-1].items() if k != "students"}, flush=True)
     figures = {
         "case": arguments.case,

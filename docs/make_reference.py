@@ -167,6 +167,7 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "learning_rate": "the highest of all phases",
         "phases": "a phase's name and its keys below, or null to leave it out",
     },
+}
 
 
 def split_sections(text: str) -> dict[str, str]:
@@ -371,9 +372,7 @@ def tables() -> dict[str, str]:
         "job": table(house_job.FIELDS, {**meanings(HousePlan), **_MEANINGS["targets"]}),
         "network": table(fields_of(networks.Network), meanings(networks.Network)),
         "target": table(targets._TARGET, _MEANINGS["target"]),
-        "onnxruntime": table(
-            fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)
-        ),
+        "onnxruntime": table(fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)),
         "device": table(
             {
                 "name": Field(str),

@@ -39,7 +39,7 @@ class NamedSpace:
     """A space, by its name or the path of its file.
 
     Args:
-        name: one of [these](#spaces), or the path of
+        name: one of [these](supernet.md#spaces), or the path of
             [a JSON file](howto.md#your-own-sampler-scheme-or-space).
         resolutions: image sizes in pixels, 32 to 4,096; None for the space's own.
     """
@@ -70,7 +70,7 @@ class SupernetPlan:
         space: which subnets there are: a name, or the keys below.
         data: images with labels; keys as in [job.md](job.md#data).
         scheme: how it is trained: a name, or ``kind`` and the scheme's keys below.
-        sampler: which subnets a step trains, see [samplers](#samplers); None for the scheme's.
+        sampler: which subnets a step trains, see [samplers](supernet.md#samplers); None for the scheme's.
         recipe: how steps are made, keys below.
         dropout: probability of dropout before the classifier.
         start: weights to begin with: an official checkpoint, or a supernet's
