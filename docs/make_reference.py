@@ -21,8 +21,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 import tailorbird
 from tailorbird.cli import supernet as supernet_commands
 from tailorbird.config import house_job, images, networks, schemes, supernet_job, targets
-from tailorbird.config.sections import REQUIRED, Field, fields_of, is_section, words
 from tailorbird.config.house_job import HousePlan
+from tailorbird.config.sections import REQUIRED, Field, fields_of, is_section, words
 from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions
@@ -147,8 +147,8 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "runtime": "another word for `kind`",
         "latency_table": "a table of any known form; see below for who reads it",
         "arguments": "of a `package.module:name`, its keyword arguments",
-        "limits": "under `devices` only: list of limits, each of which makes a target: a latency in "
-        "ms, a share of the reference's latency, or metric -> bound",
+        "limits": "under `devices` only: list of limits, each of which makes a target: a latency "
+        "in ms, a share of the reference's latency, or metric -> bound",
     },
     "data": {
         "kind": "which kind of images",

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tailorbird import cli, doctor
 from tailorbird.cli import machine
 from tailorbird.cli.house import Until, job_in, run_job
-from tailorbird.config.template import TEMPLATE
+from tailorbird.config import template
 from tailorbird.errors import StoreError
 from tailorbird.report.record import RunReport, TargetResult
 
@@ -83,7 +83,7 @@ def test_help_names_every_command():
 
 
 def test_init_prints_the_job_that_runs():
-    assert call("init").stdout == TEMPLATE
+    assert call("init").stdout == template("job")
 
 
 def test_run_builds_and_prints_the_table(job, capsys):
@@ -181,7 +181,7 @@ def test_a_fault_of_our_own_is_not_hidden(job):
 
 def test_demo_writes_its_job_once_and_runs_it(tmp_path):
     folder = tmp_path / "demo"
-    assert job_in(folder).read_text() == TEMPLATE
+    assert job_in(folder).read_text() == template("job")
     (folder / "job.yaml").write_text(JOB.replace("epochs: 1", "epochs: 0"))
     done = call("demo", folder)
     assert done.exit_code == 2 and "teacher.train.epochs (line 1): expected" in done.stderr

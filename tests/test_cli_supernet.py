@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tailorbird import cli
-from tailorbird.config import supernet_job, supernet_template
+from tailorbird.config import supernet_job, template
 from tailorbird.config.reader import read
 from tailorbird.config.run_data import read_data, stored_images
 from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
@@ -172,7 +172,7 @@ class TestTheWholeWay:
 
     def test_init_prints_a_job_that_is_well_formed(self, tmp_path):
         done = CliRunner().invoke(cli.app, ["supernet", "init"])
-        assert done.output == supernet_template.TEMPLATE
+        assert done.output == template("supernet")
         plan = supernet_job.check_job(read(done.output), folder=tmp_path)
         built = SupernetJob(**supernet_job.build_job(plan, folder=tmp_path))
         assert built.data.input_shape == (3, 32, 32)

@@ -6,11 +6,10 @@ import pytest
 import torch
 import yaml
 
-from tailorbird.config import house_job
+from tailorbird.config import house_job, template
 from tailorbird.config.house_job import HousePlan, check, load
 from tailorbird.config.reader import read
 from tailorbird.config.sections import near
-from tailorbird.config.template import TEMPLATE
 from tailorbird.errors import ConfigError, DataError, StoreError, TailorbirdError
 from tailorbird.pipeline import Job
 
@@ -94,7 +93,7 @@ def test_a_random_file_is_an_error_and_nothing_else(tmp_path):
 
 
 def test_template_is_valid_and_the_resolved_job_is_the_same_job():
-    first = plan(TEMPLATE, Path("/srv"))
+    first = plan(template("job"), Path("/srv"))
     again = plan(yaml.safe_dump(first.plain(), sort_keys=False), Path("/elsewhere"))
     assert again.plain() == first.plain()
     assert first.run == Path("/srv/runs/digits")

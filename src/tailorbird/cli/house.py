@@ -26,9 +26,9 @@ class Until(StrEnum):
 
 def init() -> None:
     """Print a job file to start from; it runs as it stands."""
-    from tailorbird.config.template import TEMPLATE
+    from tailorbird.config import template
 
-    typer.echo(TEMPLATE, nl=False)
+    typer.echo(template("job"), nl=False)
 
 
 def run(
@@ -68,12 +68,12 @@ def demo(
 
 def job_in(folder: Path) -> Path:
     """The folder's job file, which is the embedded one where there was none."""
-    from tailorbird.config.template import TEMPLATE
+    from tailorbird.config import template
     from tailorbird.files import write_bytes
 
     job = folder / "job.yaml"
     if not job.exists():
-        write_bytes(job, TEMPLATE.encode())
+        write_bytes(job, template("job").encode())
     return job
 
 

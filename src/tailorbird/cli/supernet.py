@@ -34,9 +34,9 @@ Data = Annotated[
 @plainly
 def init() -> None:
     """Print a supernet's job to start from; it runs as it stands."""
-    from tailorbird.config.supernet_template import TEMPLATE
+    from tailorbird.config import template
 
-    typer.echo(TEMPLATE, nl=False)
+    typer.echo(template("supernet"), nl=False)
 
 
 @app.command()

@@ -11,13 +11,11 @@ import torch
 from torch import nn
 
 from tailorbird.config.reader import Path_
-from tailorbird.config.sections import Faults, fields_of, read_fields, short
+from tailorbird.config.sections import NAMING, Faults, fields_of, read_fields, short
 from tailorbird.factories import is_factory
 from tailorbird.models import load_model
 from tailorbird.targets import NAME
 from tailorbird.train.recipe import Recipe
-
-NAMING = "letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,12 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from tailorbird.config.reader import Path_, show
-from tailorbird.errors import ConfigError, Fault
+from tailorbird.errors import ConfigError, Fault, TailorbirdError
 
 Made = TypeVar("Made")
+
+NAMING = "letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit"
+"""What names a folder or file, in words."""
 
 REQUIRED = inspect.Parameter.empty
 
@@ -80,9 +83,9 @@ class Faults:
         line = f" (line {self.lines[near]})" if near else ""
         self.found.append(f"{show(path) or 'job'}{line}: {message}")
 
-    def adopt(self, path: Path_, error: ConfigError) -> None:
+    def adopt(self, path: Path_, error: TailorbirdError) -> None:
         """Note the faults of ``error``, those of single settings at their keys."""
-        for problem in error.problems:
+        for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
             if isinstance(problem, Fault):
                 self.add((*path, *problem.place[1:]), problem.what)
             else:

@@ -70,7 +70,8 @@ class SupernetPlan:
         space: which subnets there are: a name, or the keys below.
         data: images with labels; keys as in [job.md](job.md#data).
         scheme: how it is trained: a name, or ``kind`` and the scheme's keys below.
-        sampler: which subnets a step trains, see [samplers](supernet.md#samplers); None for the scheme's.
+        sampler: which subnets a step trains, see [samplers](supernet.md#samplers); None for the
+            scheme's.
         recipe: how steps are made, keys below.
         dropout: probability of dropout before the classifier.
         start: weights to begin with: an official checkpoint, or a supernet's

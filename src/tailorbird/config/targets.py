@@ -20,12 +20,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tailorbird.config.reader import Path_, read_file, show
-from tailorbird.config.sections import Faults, Field, as_written, fields_of, near, short
+from tailorbird.config.sections import NAMING, Faults, Field, as_written, fields_of, near, short
 from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.factories import is_factory, make_importable, own
 from tailorbird.measure.onnxruntime import OnnxRuntime
@@ -66,8 +66,10 @@ _TARGET = {
     "device": Field(object, None),
     "limits": Field(object, hint="such as 'latency: 0.5x'"),
 }
-_LIMITS = (*METRICS, *ALIASES)
-_NAMING = "letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit"
+_LISTED = {
+    "name": Field(str, hint="such as 'name: server'"),
+    "limits": Field(object, None),
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def read_targets(
 
 @dataclass(frozen=True)
 class _Wish:
-    """A target that is being read: where it stands, and what it asks for."""
+    """A target that is being read: where it stands, what it asks for, how its device is written."""
 
     path: Path_
     name: str
@@ -176,7 +178,7 @@ class _Reader:
 
     def __init__(self, faults: Faults, base: Path, reference: str, needs: Needs) -> None:
         self.faults, self.base, self.reference, self.needs = faults, base, reference, needs
-        self.places: dict[str, Place | None] = {}
+        self.places: dict[str, Place] = {}
         self.written: list[dict[str, object]] = []
         self.idle: dict[str, Path_] = {}
         self.wishes: list[_Wish] = []
@@ -186,47 +188,38 @@ class _Reader:
         """The list of devices, with the targets that their limits make."""
         if not isinstance(raw, list) or not raw:
             self.faults.add(("devices",), f"expected a list of devices, got {short(raw)}")
-            return
+            raw = []
         for number, one in enumerate(raw):
             path: Path_ = ("devices", number)
-            given = one if isinstance(one, dict) else {}
-            extra = {
-                "name": Field(str, hint="such as 'name: server'"),
-                "limits": Field(object, None),
-            }
-            values, device, table = self._device(path, one, extra)
+            values, device, table = self._device(path, one, _LISTED)
             name = values["name"] if isinstance(values["name"], str) else ""
-            if "name" in given and (not name or "@" in name):
+            if values["name"] is not None and (not name or "@" in name):
                 self.faults.add((*path, "name"), f"{name!r} has to be text without '@'")
-            elif name and name in self.places:
+            elif name in self.places:
                 self.faults.add((*path, "name"), f"{name!r} is given twice")
-            place = Place(name=name, device=device, table=table)
-            self.places[name] = place
-            if "limits" not in given:
-                self.idle[name] = path
-            else:
-                self._sets((*path, "limits"), values["limits"], place)
+            self.places[name] = place = Place(name=name, device=device, table=table)
             self.written.append({k: v for k, v in values.items() if k != "limits"})
+            if isinstance(one, dict) and "limits" in one:
+                self._sets((*path, "limits"), values["limits"], place)
+            else:
+                self.idle[name] = path
         names = made_names([w.name for w in self.wishes], [w.limits for w in self.wishes])
-        self.wishes = [
-            _Wish(one.path, name, one.place, one.limits, one.device)
-            for one, name in zip(self.wishes, names, strict=True)
-        ]
+        self.wishes = [replace(w, name=name) for w, name in zip(self.wishes, names, strict=True)]
 
     def targets(self, raw: object) -> None:
         """The list of targets."""
         if not isinstance(raw, list) or not raw:
             expected = "expected a list with a name, a device and limits each"
             self.faults.add(("targets",), f"{expected}, got {short(raw)}")
-            return
+            raw = []
         names = {one.name.lower(): show(one.path) for one in self.wishes}
         for number, one in enumerate(raw):
             path: Path_ = ("targets", number)
             values = self.faults.values(path, one, _TARGET)
             name = str(values["name"] or "")
-            if name and not NAME.fullmatch(name):
-                self.faults.add((*path, "name"), f"the name becomes a folder; use {_NAMING}")
             taken = names.setdefault(name.lower(), show(path))
+            if name and not NAME.fullmatch(name):
+                self.faults.add((*path, "name"), f"the name becomes a folder; use {NAMING}")
             if name and taken != show(path):
                 self.faults.add((*path, "name"), f"'{name}' is already the name of {taken}")
             place, device = self._place((*path, "device"), values["device"], name)
@@ -237,32 +230,22 @@ class _Reader:
 
     def all_are_used(self) -> None:
         """A device that no target is for has been forgotten."""
-        used = {one.device for one in self.wishes if isinstance(one.device, str)}
+        used = [one.device for one in self.wishes]
         for name, path in self.idle.items():
             if name and name not in used:
-                self.faults.add(
-                    (*path, "limits"),
-                    "missing, expected a list of limits such as [15, 0.5x], or a target of its own",
-                )
+                what = "expected a list of limits such as [15, 0.5x], or a target of its own"
+                self.faults.add((*path, "limits"), f"missing, {what}")
 
     def found(self) -> Targets:
         """What has been read without a fault."""
-        targets = [
-            Target(one.name, one.place, one.limits) for one in self.wishes if one.place is not None
-        ]
-        listed = [
-            {
-                "name": wish.name,
-                "device": wish.device,
-                "limits": {
-                    one.metric: f"{one.value:.12g}x" if one.share else one.value
-                    for one in wish.limits
-                },
+        listed = []
+        for wish in self.wishes:
+            bounds = {
+                one.metric: f"{one.value:.12g}x" if one.share else one.value for one in wish.limits
             }
-            for wish in self.wishes
-        ]
-        written = {"devices": self.written or None, "targets": listed}
-        return Targets(tuple(targets), written)
+            listed.append({"name": wish.name, "device": wish.device, "limits": bounds})
+        targets = tuple(Target(one.name, one.place, one.limits) for one in self.wishes)
+        return Targets(targets, {"devices": self.written or None, "targets": listed})
 
     def _place(self, path: Path_, raw: object, name: str) -> tuple[Place | None, object]:
         """A target's place, and how it is written: the name of a device, or a section."""
@@ -276,96 +259,89 @@ class _Reader:
         values, device, table = self._device(path, {"kind": raw} if isinstance(raw, str) else raw)
         if len(self.faults.found) > before:
             return None, values
-        own_name = name if device is None else device.key
-        place = Place(name=own_name, device=device, table=table)
+        place = Place(name=device.key if device else name, device=device, table=table)
         return self._inline.setdefault(json.dumps(values), place), values
 
     def _device(
         self, path: Path_, raw: object, extra: Mapping[str, Field] | None = None
     ) -> tuple[dict[str, object], Device | None, Path | None]:
-        """Settings of a device as they would be written, the device, and its table."""
-        given = raw if isinstance(raw, dict) else {}
-        key = "kind" if given.get("kind") is not None else "runtime"
+        """Settings of a device as they would be written again, the device, and its table."""
+        given, more = raw if isinstance(raw, dict) else {}, extra or {}
+        key = "runtime" if given.get("kind") is None else "kind"
         kind = given.get(key)
-        if given.get("kind") is not None and given.get("runtime") is not None:
+        if key == "kind" and given.get("runtime") is not None:
             self.faults.add((*path, "runtime"), "says the same as kind; give one of them")
         if kind is None and given.get("latency_table") is None:
             kind = DEFAULT
-        fields = {**(extra or {}), **device_fields(kind if isinstance(kind, str) else None)}
-        known = kind is None or (isinstance(kind, str) and (kind in DEVICES or is_factory(kind)))
-        if not known:
+        named = kind if isinstance(kind, str) and (kind in DEVICES or is_factory(kind)) else None
+        fields = {**more, **device_fields(named)}
+        if kind is not None and named is None:
             hint = near(str(kind), DEVICES)
             self.faults.add((*path, key), f"unknown {key} {short(kind)}{hint}")
-            fields |= {name: Field(object, None) for name in given if name not in (extra or {})}
+            fields = {name: Field(object, None) for name in given} | fields  # its keys are unknown
         before = len(self.faults.found)
         values = self.faults.values(path, raw, fields)
-        table = values["latency_table"]
-        located = self.base / Path(str(table)).expanduser() if table else None
-        values |= {"kind": kind, "latency_table": located and str(located)}
-        values.pop("runtime")
+        table = (
+            values["latency_table"] and self.base / Path(str(values["latency_table"])).expanduser()
+        )
+        values |= {"kind": kind, "latency_table": table}
+        del values["runtime"]
         device = None
-        if isinstance(kind, str) and known and self.needs != "table":
-            device = self._built(path, kind, values)
+        if named is not None and self.needs != "table":
+            device = self._built(path, named, values)
         elif kind is None and self.needs == "device" and len(self.faults.found) == before:
             self.faults.add(
                 path,
                 "a job measures its students, and a latency_table alone measures nothing; add the "
                 "kind of a device, such as 'kind: onnxruntime'",
             )
-        written = as_written(values)
-        assert isinstance(written, dict)  # as values are
-        return written, device, located
+        written = {name: as_written(value) for name, value in values.items()}
+        return written, device, table if isinstance(table, Path) else None
 
-    def _built(self, path: Path_, kind: str, values: Mapping[str, object]) -> Device | None:
+    def _built(self, path: Path_, kind: str, values: Mapping[str, Any]) -> Device | None:
         try:
             if kind in DEVICES:
                 settings = fields_of(DEVICES[kind], without=["seed"])
                 return DEVICES[kind](**{key: values[key] for key in settings})
             make_importable(self.base)
-            arguments = values["arguments"]
-            device: Device = own(kind, Device, arguments if isinstance(arguments, dict) else None)
+            device: Device = own(kind, Device, values["arguments"])
             return device
-        except ConfigError as error:
-            self.faults.adopt(path, error)
         except TailorbirdError as error:
-            self.faults.add(path, str(error))
+            self.faults.adopt(path, error)
         return None
 
     def _sets(self, path: Path_, raw: object, place: Place) -> None:
         """A device's list of limits: each entry is a latency, or several limits that all hold."""
         if not isinstance(raw, list) or not raw:
-            example = "expected a list of limits such as [15, 0.5x]"
-            self.faults.add(path, f"{example}, got {short(raw)}")
+            what = f"expected a list of limits such as [15, 0.5x], got {short(raw)}"
+            self.faults.add(path, what)
             return
         for number, entry in enumerate(raw):
             where: Path_ = (*path, number)
             if entry == {}:
                 self.faults.add(where, f"no limit; give one of {', '.join(METRICS)}")
                 continue
-            limits = self._limits(where, entry if isinstance(entry, dict) else {LATENCY: entry},
-                                  place, inner=isinstance(entry, dict))  # fmt: skip
+            several = isinstance(entry, dict)
+            bounds = entry if several else {LATENCY: entry}
+            limits = self._limits(where, bounds, place, at_metrics=several)
             self.wishes.append(_Wish(where, place.name, place, limits, place.name))
 
     def _limits(
-        self, path: Path_, raw: object, place: Place | None, *, inner: bool = True
+        self, path: Path_, raw: object, place: Place | None, *, at_metrics: bool = True
     ) -> tuple[Limit, ...]:
         """Limits of one target; faults stand at their metrics, or at ``path`` itself."""
         if not isinstance(raw, dict) or not raw:
             example = "expected at least one limit, such as 'latency: 0.5x'"
             self.faults.add(path, f"{example}, got {short(raw)}")
             return ()
-        for key in raw:
-            if key not in _LIMITS:
-                self.faults.add((*path, key), f"unknown metric{near(key, _LIMITS)}")
-        known = {key: value for key, value in raw.items() if key in _LIMITS}
+        names = (*METRICS, *ALIASES)
+        known = {key: value for key, value in raw.items() if key in names}
         limits, wrong = read_limits(known, reference=self.reference)
-        for key, what in wrong.items():
-            self.faults.add((*path, key) if inner else path, what)
-        for key in known:
-            latency = ALIASES.get(key, key) == LATENCY
-            if latency and self.needs == "table" and place is not None and place.table is None:
-                self.faults.add(
-                    (*path, key) if inner else path,
-                    f"a latency limit needs device {place.name!r} to have latency_table",
-                )
+        told = [(key, f"unknown metric{near(key, names)}") for key in raw if key not in names]
+        told += wrong.items()
+        if self.needs == "table" and place is not None and place.table is None:
+            what = f"a latency limit needs device {place.name!r} to have latency_table"
+            told += [(key, what) for key in known if ALIASES.get(key, key) == LATENCY]
+        for key, what in told:
+            self.faults.add((*path, key) if at_metrics else path, what)
         return limits
