@@ -21,11 +21,15 @@ from safetensors.torch import save_file
 
 from record import write_result
 from supernet_training import SCALES, Bench, cases, load
-from tailorbird.config.measured_fleet import load_measured_fleet
-from tailorbird.pipeline.supernet_fit import FitOptions, fit_fleet
+from tailorbird.config.run_data import load_data_file, read_data
+from tailorbird.config.targets import load_targets
+from tailorbird.data.images import ImageData
+from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
 from tailorbird.pipeline.supernet_import import import_supernet
 from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
+from tailorbird.report.record import RunReport
 from tailorbird.report.terminal import terminal
+from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.counts import macs
 
 COUNTS = (1, 5, 20)
@@ -76,13 +80,13 @@ def fleet(count: int, folder: Path) -> Path:
     return path
 
 
-def fitted(run: Path, wanted: Path) -> dict[str, object]:
+def fitted(run: Path, data: ImageData, wanted: Path) -> dict[str, object]:
     """Fit and say what it took and gave."""
     begun = time.perf_counter()
-    opened, progress = open_run(run), terminal()
-    report = fit_fleet(
+    opened, progress = open_run(run, data, seed=0), terminal()
+    fit_run(
         opened,
-        load_measured_fleet(wanted),
+        load_targets(wanted),
         options=FitOptions(subnets=SUBNETS, images=IMAGES),
         evaluate=lambda genomes: evaluate_subnets(
             opened, genomes, images=IMAGES, progress=progress
@@ -90,6 +94,7 @@ def fitted(run: Path, wanted: Path) -> dict[str, object]:
         progress=progress,
     )
     seconds = time.perf_counter() - begun
+    report = RunReport.load(run / "report.json")
     full = float(macs(opened.architectures).sum(opened.supernet.largest()[None])[0])
     return {
         "targets": len(report.targets),
@@ -124,12 +129,14 @@ def main() -> None:
     parser.add_argument("--scale", choices=sorted(SCALES), default="cpu")
     arguments = parser.parse_args()
     file, space = weights(arguments.data, arguments.work, arguments.case, arguments.scale)
+    file_of_data = described(arguments.data, arguments.work)
+    data = read_data(load_data_file(file_of_data), seed=0, folder=arguments.work)
     rows = []
     for count in COUNTS:
         run = arguments.work / f"fit-{count}"
         shutil.rmtree(run, ignore_errors=True)
-        import_supernet(file, run, space=space, data=described(arguments.data, arguments.work))
-        rows.append(fitted(run, fleet(count, arguments.work)))
+        import_supernet(file, run, space=load_space(space), data=data)
+        rows.append(fitted(run, data, fleet(count, arguments.work)))
         print({k: v for k, v in rows[-1].items() if k != "students"}, flush=True)
     figures = {
         "case": arguments.case,

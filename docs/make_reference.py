@@ -19,9 +19,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import tailorbird
-from tailorbird import cli_supernet
-from tailorbird.config import measured_fleet, parts, plan, supernet_job, supernet_schemes
-from tailorbird.config.sections import REQUIRED, Field, fields_of, words
+from tailorbird.cli import supernet as supernet_commands
+from tailorbird.config import house_job, images, networks, schemes, supernet_job, targets
+from tailorbird.config.house_job import HousePlan
+from tailorbird.config.sections import REQUIRED, Field, fields_of, is_section, words
+from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
@@ -82,7 +84,8 @@ MODULES = (
     "tailorbird.pipeline.supernet_evaluation",
     "tailorbird.pipeline.supernet_fit",
     "tailorbird.config.supernet_job",
-    "tailorbird.config.measured_fleet",
+    "tailorbird.config.targets",
+    "tailorbird.factories",
     "tailorbird.estimate.latency_table",
     "tailorbird.estimate.accuracy_predictor",
     "tailorbird.estimate.features",
@@ -104,7 +107,7 @@ MODULES = (
     "tailorbird.search.exact",
     "tailorbird.search.annealing",
     "tailorbird.search.random",
-    "tailorbird.pipeline.fleet_search",
+    "tailorbird.pipeline.search",
     "tailorbird.train.retrain",
     "tailorbird.train.evaluate",
     "tailorbird.train.norm_stats",
@@ -127,34 +130,25 @@ _SECTION = re.compile(r"^(Args|Raises|Returns|Example|Yields):(.*)$")
 _ENTRY = re.compile(r"^(\*{0,2}\w[\w, *]*): (.*)$")
 
 _MEANINGS: Mapping[str, Mapping[str, str]] = {
-    "job": {
-        "teacher": "the trained network that students are made from",
-        "donors": "name -> network that blocks are taken from; may be left out",
-        "data": "images",
-        "targets": "list of targets, one student each",
-        "house": "sizes and budgets of the model house",
-        "retrain": "how students are retrained",
-        "rounds": "searches and retrainings per target, at most",
-        "candidates": "selections measured whole in each search",
-        "export": "what the ONNX files look like",
-        "seed": "of every random choice",
-        "run": "the run folder; null means `runs/` and the job file's name",
-    },
-    "network": {
-        "model": "`timm:NAME`, `torchvision:NAME` or `package.module:factory`",
-        "arguments": "keyword arguments of the constructor or factory",
-        "checkpoint": "weights: safetensors, or a torch file that holds nothing but tensors",
-        "num_classes": "outputs of the head, where the constructor takes that argument",
-        "train": "train it on the images first; keys as in `retrain`",
+    "targets": {
+        "devices": "list of devices, each maybe with a list of limits; see [devices](#devices)",
+        "targets": "list of targets, one student each; may be left out where devices have limits",
     },
     "target": {
         "name": "names the student's folder",
-        "device": "what measures; keys below. Left out: ONNX Runtime on one thread",
+        "device": "the name of one of `devices`, or a device's keys; left out, ONNX Runtime on one "
+        "thread",
         "limits": "metric -> bound; at least one",
     },
-    "own device": {
-        "kind": "`package.module:factory`: a class or function that returns a device",
-        "arguments": "keyword arguments of the factory",
+    "device": {
+        "name": "under `devices` only: what targets call it; names the targets that `limits` make",
+        "kind": "what measures: `onnxruntime`, or `package.module:name`: a class or function that "
+        "returns a device. Left out: `onnxruntime`, or nothing beside a `latency_table`",
+        "runtime": "another word for `kind`",
+        "latency_table": "a table of any known form; see below for who reads it",
+        "arguments": "of a `package.module:name`, its keyword arguments",
+        "limits": "under `devices` only: list of limits, each of which makes a target: a latency "
+        "in ms, a share of the reference's latency, or metric -> bound",
     },
     "data": {
         "kind": "which kind of images",
@@ -162,46 +156,16 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "normalisation": "`imagenet`, or `{mean: [...], std: [...]}` with a number per channel, "
         "for pixels from 0 to 1",
     },
-    "onnxruntime": {"kind": "`onnxruntime`"},
-    "supernet job": {
-        "space": "which subnets there are: a name, or the keys below",
-        "data": "images with labels; keys as in [job.md](job.md#data)",
-        "scheme": "how it is trained: a name, or `kind` and the scheme's keys below",
-        "sampler": "which subnets a step trains, see [samplers](#samplers); null for the scheme's",
-        "recipe": "how steps are made, keys below",
-        "dropout": "probability of dropout before the classifier",
-        "start": "weights to begin with: an official checkpoint, or a supernet's "
-        "`weights.safetensors`",
-        "new_classifier": "of `start`, take all but the classifier: for images of other classes",
-        "save_steps": "steps between checkpoints; null for an epoch",
-        "validate_epochs": "epochs between validations of the largest and the smallest subnet; "
-        "null for never",
-        "tensorboard": "write event files too; needs `pip install '.[tensorboard]'`",
-        "seed": "of every random choice",
-        "run": "the run folder; null means `runs/` and the job file's name",
-    },
     "supernet recipe": {
         "ema": "decay of a running average of the weights, which is then what the run folder holds "
         "in the end; the accuracies shown while training are of the weights themselves. null for "
         "no average",
-    },
-    "space": {
-        "name": "one of [these](#spaces), or the path of "
-        "[a JSON file](howto.md#your-own-sampler-scheme-or-space)",
-        "resolutions": "image sizes in pixels, 32 to 4,096; null for the space's own",
     },
     "scheme settings": {"fixed": "kinds of genes that stay at their largest value, such as `[ks]`"},
     "scheme": {
         "epochs": "passes over the training images, all phases together",
         "learning_rate": "the highest of all phases",
         "phases": "a phase's name and its keys below, or null to leave it out",
-    },
-    "fleet": {
-        "name": "names the students' folders, together with the limits",
-        "runtime": "what measures on this machine: `onnxruntime`. Left out beside a "
-        "`latency_table`, nothing does, and students are predicted",
-        "latency_table": "a table of any known form, instead of one that is measured",
-        "limits": "list of limits, one student each",
     },
 }
 
@@ -382,7 +346,9 @@ def default(field: Field) -> str:
         return "required"
     value = field.default
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return "CIFAR's own"
+        return "CIFAR's own" if isinstance(value, Normalisation) else "null"
+    if value == {}:
+        return "null"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
@@ -401,7 +367,7 @@ def table(fields: Mapping[str, Field], said: Mapping[str, str]) -> str:
     """Key, type, default and meaning of each field."""
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in fields.items():
-        kind = words(field.kind) if field.kind is not object else "see below"
+        kind = "see below" if is_section(field.kind) else words(field.kind)
         meaning = yaml_words(markdown(said.get(key, "")).rstrip(".")).replace("|", "\\|")
         rows.append(f"| `{key}` | {kind} | {default(field)} | {meaning} |")
     return "\n".join(rows)
@@ -409,24 +375,28 @@ def table(fields: Mapping[str, Field], said: Mapping[str, str]) -> str:
 
 def tables() -> dict[str, str]:
     """Name of a place in job.md -> the table that belongs there."""
-    folder = meanings(parts.DATA["folder"][0])
+    folder = meanings(images.DATA["folder"][0])
     found = {
-        "job": table(plan._JOB, _MEANINGS["job"]),
-        "network": table(parts._NETWORK, _MEANINGS["network"]),
-        "target": table(parts._TARGET, _MEANINGS["target"]),
-        "onnxruntime": table(
-            {"kind": Field(str, "onnxruntime")} | fields_of(OnnxRuntime, without=["seed"]),
-            {**meanings(OnnxRuntime), **_MEANINGS["onnxruntime"]},
+        "job": table(house_job.FIELDS, {**meanings(HousePlan), **_MEANINGS["targets"]}),
+        "network": table(fields_of(networks.Network), meanings(networks.Network)),
+        "target": table(targets._TARGET, _MEANINGS["target"]),
+        "onnxruntime": table(fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)),
+        "device": table(
+            {
+                "name": Field(str),
+                **targets.device_fields("package.module:name"),
+                "limits": Field(object, None),
+            },
+            _MEANINGS["device"],
         ),
-        "own-device": table(parts._FACTORY_DEVICE, _MEANINGS["own device"]),
         "house": table(fields_of(HouseOptions), meanings(HouseOptions)),
         "retrain": table(fields_of(Recipe), meanings(Recipe)),
         "export": table(fields_of(ExportOptions), meanings(ExportOptions)),
     }
-    for kind, (source, _) in parts.DATA.items():
+    for kind, (source, _) in images.DATA.items():
         said = {**folder, **meanings(source), **_MEANINGS["data"]}
-        found[f"data-{kind}"] = table(parts.data_fields(kind), said)
-    own = parts.data_fields("package.module:factory")
+        found[f"data-{kind}"] = table(images.data_fields(kind), said)
+    own = images.data_fields("package.module:factory")
     found["data-own"] = table(own, {**meanings(from_datasets), **_MEANINGS["data"]})
     return found
 
@@ -434,20 +404,16 @@ def tables() -> dict[str, str]:
 def supernet_tables() -> dict[str, str]:
     """Name of a place in supernet.md -> the table that belongs there."""
     recipe = {**meanings(Recipe), **meanings(SupernetRecipe), **_MEANINGS["supernet recipe"]}
-    device = {**_MEANINGS["fleet"], **meanings(OnnxRuntime)}
     found = {
-        "supernet-job": table(supernet_job._JOB, _MEANINGS["supernet job"]),
-        "space": table(supernet_job._SPACE, _MEANINGS["space"]),
+        "supernet-job": table(supernet_job.FIELDS, meanings(supernet_job.SupernetPlan)),
+        "space": table(fields_of(supernet_job.NamedSpace), meanings(supernet_job.NamedSpace)),
         "spaces": spaces_table(),
         "recipe": table(fields_of(SupernetRecipe), recipe),
-        "phase": table(supernet_schemes._PHASE, meanings(Phase)),
+        "phase": table(schemes._PHASE, meanings(Phase)),
         "phases-progressive-shrinking": phases_table(
             (*progressive_shrinking.PHASES, *progressive_shrinking.WIDTH_PHASES)
         ),
         "phases-compofa": phases_table(compofa.PHASES),
-        "fleet-device": table(
-            measured_fleet._DEVICE | fields_of(OnnxRuntime, without=["seed"]), device
-        ),
     }
     own: Mapping[str, Mapping[str, str]] = {
         "deps": meanings(DepS),
@@ -455,12 +421,12 @@ def supernet_tables() -> dict[str, str]:
         "progressive-shrinking": {**meanings(ProgressiveShrinking), **_MEANINGS["scheme"]},
         "compofa": {**meanings(ProgressiveShrinking), **_MEANINGS["scheme"]},
     }
-    for kind, scheme in supernet_schemes.SCHEMES.items():
+    for kind, scheme in schemes.SCHEMES.items():
         fields = {**scheme.fields, "kind": Field(str)}
         said = {**own[kind], **_MEANINGS["scheme settings"], "kind": f"`{kind}`"}
         plain = {key: re.sub(r"^off: ", "false: ", text) for key, text in said.items()}
         found[f"scheme-{kind}"] = table(fields, plain)
-    command = typer.main.get_command(cli_supernet.app)
+    command = typer.main.get_command(supernet_commands.app)
     assert isinstance(command, TyperGroup)
     for name, one in command.commands.items():
         assert isinstance(one, TyperCommand)

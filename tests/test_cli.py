@@ -7,10 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from tailorbird import cli, doctor, pipeline
-from tailorbird.config.template import TEMPLATE
+from tailorbird import cli, doctor
+from tailorbird.cli import machine
+from tailorbird.cli.house import Until, job_in, run_job
+from tailorbird.config import template
 from tailorbird.errors import StoreError
 from tailorbird.report.record import RunReport, TargetResult
 
@@ -32,6 +35,13 @@ def job(tmp_path, monkeypatch):
 
 def call(*arguments: object):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def ending(execute, job, until=Until.EXPORT):
+    """The exit code of running a job with something in the pipeline's place."""
+    with pytest.raises(typer.Exit) as end:
+        cli.plainly(run_job)(job, until, execute=execute)
+    return end.value.exit_code
 
 
 def reporting(*, met: bool, calls: list | None = None):
@@ -73,43 +83,37 @@ def test_help_names_every_command():
 
 
 def test_init_prints_the_job_that_runs():
-    assert call("init").stdout == TEMPLATE
+    assert call("init").stdout == template("job")
 
 
-def test_run_builds_and_prints_the_table(job, monkeypatch):
+def test_run_builds_and_prints_the_table(job, capsys):
     calls: list = []
-    monkeypatch.setattr(pipeline, "execute", reporting(met=True, calls=calls))
-    done = call("run", job, "--quiet")
-    assert done.exit_code == 0, done.output
-    assert "1 of 1 targets met" in done.stdout
-    assert f"report: {job.parent / 'out' / 'report.html'}" in done.stdout
+    run_job(job, Until.EXPORT, quiet=True, execute=reporting(met=True, calls=calls))
+    said = capsys.readouterr().out
+    assert "1 of 1 targets met" in said
+    assert f"report: {job.parent / 'out' / 'report.html'}" in said
     [(built, until, _)] = calls
     assert until == "export" and built.run == job.parent / "out"
 
 
-def test_a_target_not_met_has_its_own_code(job, monkeypatch):
-    monkeypatch.setattr(pipeline, "execute", reporting(met=False))
-    done = call("run", job)
-    assert done.exit_code == 3 and "edge: not met" in done.stdout
-    assert call("run", job, "--until", "search").exit_code == 0
+def test_a_target_not_met_has_its_own_code(job, capsys):
+    assert ending(reporting(met=False), job) == 3
+    assert "edge: not met" in capsys.readouterr().out
+    run_job(job, Until.SEARCH, execute=reporting(met=False))
 
 
-def test_errors_are_one_message_without_a_traceback(job, monkeypatch):
-    monkeypatch.setattr(pipeline, "execute", failing(StoreError("run folder is in use")))
-    done = call("run", job)
-    assert done.exit_code == 2
-    assert done.stderr == "error: run folder is in use\n"
+def test_errors_are_one_message_without_a_traceback(job, capsys):
+    assert ending(failing(StoreError("run folder is in use")), job) == 2
+    assert capsys.readouterr().err == "error: run folder is in use\n"
     job.write_text(JOB + "sede: 1\nrounds: 0\n")
     done = call("run", job)
     assert done.exit_code == 2 and "error: 2 problems:" in done.stderr
     assert "did you mean 'seed'?" in done.stderr and "Traceback" not in done.output
 
 
-def test_ctrl_c_says_how_to_go_on(job, monkeypatch):
-    monkeypatch.setattr(pipeline, "execute", failing(KeyboardInterrupt()))
-    done = call("run", job)
-    assert done.exit_code == 130
-    assert "run the same command again to continue" in done.stderr
+def test_ctrl_c_says_how_to_go_on(job, capsys):
+    assert ending(failing(KeyboardInterrupt()), job) == 130
+    assert "run the same command again to continue" in capsys.readouterr().err
 
 
 PRESSED = """
@@ -158,26 +162,30 @@ def test_a_second_ctrl_c_ends_at_once_with_the_same_code(second):
     assert "Traceback" not in said
 
 
-def test_ctrl_c_is_left_as_it_was_after_a_command(job, monkeypatch):
+def test_ctrl_c_is_left_as_it_was_after_a_command(job):
     seen = []
-    monkeypatch.setattr(pipeline, "execute", lambda *_, **__: seen.append(signal.getsignal(2)))
-    call("run", job)
+    report = reporting(met=True)
+
+    def execute(*given, **options):
+        seen.append(signal.getsignal(2))
+        return report(*given, **options)
+
+    cli.plainly(run_job)(job, Until.EXPORT, execute=execute)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler not in seen
 
 
-def test_a_fault_of_our_own_is_not_hidden(job, monkeypatch):
-    monkeypatch.setattr(pipeline, "execute", failing(ZeroDivisionError("ours")))
-    assert isinstance(call("run", job).exception, ZeroDivisionError)
+def test_a_fault_of_our_own_is_not_hidden(job):
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli.plainly(run_job)(job, Until.EXPORT, execute=failing(ZeroDivisionError("ours")))
 
 
-def test_demo_writes_its_job_once_and_runs_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "execute", reporting(met=True))
+def test_demo_writes_its_job_once_and_runs_it(tmp_path):
     folder = tmp_path / "demo"
-    assert call("demo", folder).exit_code == 0
-    assert (folder / "job.yaml").read_text() == TEMPLATE
-    (folder / "job.yaml").write_text(JOB)
-    assert call("demo", folder).exit_code == 0
-    assert (folder / "job.yaml").read_text() == JOB
+    assert job_in(folder).read_text() == template("job")
+    (folder / "job.yaml").write_text(JOB.replace("epochs: 1", "epochs: 0"))
+    done = call("demo", folder)
+    assert done.exit_code == 2 and "teacher.train.epochs (line 1): expected" in done.stderr
+    assert job_in(folder).read_text() == JOB.replace("epochs: 1", "epochs: 0")
 
 
 def test_inspect_reads_a_report(tmp_path):
@@ -209,13 +217,14 @@ def test_measure_times_a_file(tmp_path):
     assert call("measure", tmp_path / "none.onnx").exit_code == 2
 
 
-def test_doctor_fails_when_something_is_wrong(monkeypatch):
-    findings = [doctor.Finding("disk", "wrong", "full; free some")]
-    monkeypatch.setattr(doctor, "examine", lambda folder: findings)
-    done = call("doctor")
-    assert done.exit_code == 2 and "WRONG  disk: full; free some\n1 to mend" in done.stdout
-    findings[:] = [doctor.Finding("disk", "ok", "fine")]
-    assert call("doctor").stdout.endswith("ready\n")
+def test_doctor_fails_when_something_is_wrong(capsys):
+    with pytest.raises(typer.Exit) as end:
+        machine.tell([doctor.Finding("disk", "wrong", "full; free some")])
+    assert end.value.exit_code == 2
+    assert "WRONG  disk: full; free some\n1 to mend" in capsys.readouterr().out
+    machine.tell([doctor.Finding("disk", "ok", "fine")])
+    assert capsys.readouterr().out.endswith("ready\n")
+    assert "python: " in call("doctor").stdout
 
 
 def test_output_that_nobody_reads_is_no_crash(tmp_path):
@@ -225,7 +234,7 @@ def test_output_that_nobody_reads_is_no_crash(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "tailorbird", "init"],
             stdout=write, stderr=subprocess.PIPE, text=True, check=False,
-            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
         )  # fmt: skip
     finally:
         os.close(write)

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,19 @@ def here(tmp_path, monkeypatch):
     write_predictor(tmp_path / "predictor.safetensors")
     write_table(tmp_path / "tables" / "phone")
     write_table(tmp_path / "tables" / "board", scale=2)
-    return tmp_path
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("my_strategies", None)
+
+
+def own_strategy(here: Path, body: str) -> None:
+    """A module in the working folder with a strategy of the user's own."""
+    (here / "my_strategies.py").write_text(
+        "import sys\nfrom tailorbird.search.evolution import Independent\n\n"
+        "class Own:\n    name = 'own'\n"
+        f"    def search(self, family, limits, *, seed, progress):\n        {body}\n\n"
+        "class Halted:\n    name = 'halted'\n"
+    )
 
 
 def call(*arguments: object):
@@ -96,6 +109,46 @@ def test_counts_alone_need_no_table(here):
     assert "latency_ms" not in tight
 
 
+def test_shares_are_of_the_largest_network(here):
+    done = search(*PHONE, "--limits", "0.9x,1x", "--json", "out.json")
+    assert done.exit_code == 0, done.output
+    tight, whole = json.loads((here / "out.json").read_text())["targets"]
+    assert tight["limit"] == pytest.approx(0.9 * whole["limit"])
+    assert tight["latency_ms"] <= tight["limit"]
+
+
+def test_a_file_of_targets_serves_a_search(here):
+    (here / "targets.yaml").write_text(
+        "devices:\n"
+        "- {name: phone, latency_table: tables/phone, limits: [0.9x]}\n"
+        "- {name: board, runtime: onnxruntime, threads: 2, latency_table: tables/board}\n"
+        "targets:\n"
+        "- {name: small, device: board, limits: {latency_ms: 25, macs: 0.9x}}\n"
+        "- {name: bare, limits: {params: 5.5e6}}\n"
+    )
+    done = search("--limits-file", "targets.yaml", "--json", "out.json")
+    assert done.exit_code == 0, done.output
+    first, second, third = json.loads((here / "out.json").read_text())["targets"]
+    assert [one["device"] for one in (first, second, third)] == ["phone", "board", "bare"]
+    assert second["latency_ms"] <= 25 and second["limits"].keys() == {"latency_ms", "macs"}
+    assert third["params"] <= 5.5e6
+
+
+def test_a_strategy_of_one_s_own(here):
+    own_strategy(here, "return Independent().search(family, limits[:1], seed=seed)")
+    done = search(
+        "--limits", "250e6,300e6", "--limit-on", "macs", "--strategy", "my_strategies:Own"
+    )
+    assert done.exit_code == 0, done.output
+    assert "1 targets by independent" in done.stdout
+    for name, says in (
+        ("Halted", "my_strategies:Halted: expected a strategy with name, search, got Halted witho"),
+        ("Owm", "'my_strategies' has no 'Owm'; near matches: Own"),
+    ):
+        given = ("--limits", "1e9", "--limit-on", "macs", "--strategy", f"my_strategies:{name}")
+        refused(search(*given), says)
+
+
 def test_spaces_are_listed_with_their_sizes():
     lines = call("spaces").stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(SPACES)
@@ -111,7 +164,8 @@ def test_the_help_names_the_commands_in_full():
 
 def test_a_search_starts_without_torch():
     program = (
-        "import sys, tailorbird.pipeline.fleet_search, tailorbird.report.search_table; "
+        "import sys, tailorbird.pipeline.search, tailorbird.config.targets, "
+        "tailorbird.config.strategies, tailorbird.report.search_table; "
         "print([m for m in ('torch', 'timm', 'onnxruntime', 'matplotlib', 'sklearn') "
         "if m in sys.modules])"
     )
@@ -188,7 +242,7 @@ def test_an_architecture_outside_the_space(here):
 def test_limits_that_are_no_positive_numbers(here, limits):
     refused(
         search(*PHONE, f"--limits={limits}"),
-        "--limits: expected positive numbers with commas between, such as 15,20.5; got",
+        "--limits: expected positive numbers or shares with commas between, such as 15,20.5,0.5x;",
     )
 
 
@@ -203,11 +257,11 @@ def test_limits_that_are_no_positive_numbers(here, limits):
         ),
         (
             "devices: [{name: phone, latency_table: tables/phone, limits: [{latency: 20}]}]\n",
-            "unknown metric; did you mean 'latency_ms'?",
+            "an absolute limit needs its unit, write 'latency_ms: 20'",
         ),
         (
             "devices: [{name: phone, latency_table: tables/phone, limits: [-20]}]\n",
-            "devices[0].limits[0] (line 1): expected a positive number, got -20",
+            "devices[0].limits[0] (line 1): expected a positive number or a share of the full",
         ),
         (
             "devices: [{name: phone, limits: [20]}]\n",
@@ -239,7 +293,7 @@ def test_names_that_nothing_has(here):
         ),
         (
             search(*PHONE, "--limits", "30", "--limit-on", "latency"),
-            "--limit-on: expected one of latency_ms, macs, params, got 'latency'",
+            "--limit-on: expected one of latency_ms, macs, params, size_mb, peak_memory_mb, got",
         ),
         (call("describe", "--space", "x", "--architectures", "rows"), "rows: can't be read"),
     ):
@@ -256,18 +310,16 @@ def test_options_that_do_not_go_together(here):
     )  # fmt: skip
 
 
-def test_places_that_cannot_be_written_are_found_before_the_search(here, monkeypatch):
-    def never(*_, **__):
-        raise AssertionError("the search has begun")
-
-    monkeypatch.setattr("tailorbird.search.many_targets.AllAtOnce.search", never)
+def test_places_that_cannot_be_written_are_found_before_the_search(here):
+    own_strategy(here, "raise AssertionError('the search has begun')")
+    begun = ("--strategy", "my_strategies:Own")
     (here / "file").write_text("in the way")
     for option in ("--json", "--csv", "--plot"):
-        done = search(*PHONE, "--limits", "30", option, "file/out")
+        done = search(*PHONE, "--limits", "30", option, "file/out", *begun)
         refused(done, "can't write file/out: ", "nothing has been searched yet")
-        refused(search(*PHONE, "--limits", "30", option, "tables"), "got the folder tables")
+        refused(search(*PHONE, "--limits", "30", option, "tables", *begun), "got the folder tables")
     refused(
-        search(*PHONE, "--limits", "30", "--json", "same", "--csv", "same"),
+        search(*PHONE, "--limits", "30", "--json", "same", "--csv", "same", *begun),
         "--csv and --json: expected different files, got same twice",
     )
     (here / "rows.jsonl").write_text("{}\n")
@@ -282,13 +334,11 @@ def test_places_that_cannot_be_written_are_found_before_the_search(here, monkeyp
 # ctrl-C -------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_before_anything_is_found_writes_nothing(here, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tailorbird.pipeline.fleet_search.price", stop)
+def test_ctrl_c_before_anything_is_found_writes_nothing(here):
+    own_strategy(here, "raise KeyboardInterrupt")
     (here / "out.json").write_text("older")
-    done = search(*PHONE, "--limits", "30", "--json", "out.json")
+    stopped = ("--strategy", "my_strategies:Own")
+    done = search(*PHONE, "--limits", "30", "--json", "out.json", *stopped)
     assert done.exit_code == 130
     assert "stopped before there was anything to write" in done.stderr
     assert (here / "out.json").read_text() == "older"
@@ -299,26 +349,29 @@ def test_ctrl_c_writes_the_best_so_far(here):
     """A search that would take minutes, in a process of its own, is stopped under way."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from tailorbird.report import terminal\n"
-        "lines = terminal.Lines.__init__\n"
-        "def often(self, console, *, every_s): lines(self, console, every_s=0.1)\n"
-        "terminal.Lines.__init__ = often\n"
         "from tailorbird.cli import app; app()"
+    )
+    own_strategy(
+        here,
+        "searched = Independent()\n"
+        "        print('begun', file=sys.stderr, flush=True)\n"
+        "        return searched.search(family, limits, seed=seed, progress=progress)",
     )
     limits = ",".join(f"{9 + 0.02 * step:g}" for step in range(200))
     running = subprocess.Popen(
         [sys.executable, "-c", program, "search", "--space", SPACE, *PHONE, "--limits", limits,
-         "--accuracy-predictor", "predictor.safetensors", "--strategy", "independent",
+         "--accuracy-predictor", "predictor.safetensors", "--strategy", "my_strategies:Own",
          "--json", "out.json"],
         cwd=here, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        first = running.stderr.readline()  # the first line of progress
+        first = running.stderr.readline()
+        time.sleep(0.5)  # some of the limits have an architecture by then
         running.send_signal(signal.SIGINT)
         out, _ = running.communicate(timeout=120)
     finally:
         running.kill()
-    assert "independent: " in first
+    assert first == "begun\n"
     assert running.returncode == 130
     assert "stopped early, the best so far: 200 targets" in " ".join(out.split())
     found = json.loads((here / "out.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tailorbird import cli
-from tailorbird.config import supernet_job, supernet_template
+from tailorbird.config import supernet_job, template
 from tailorbird.config.reader import read
-from tailorbird.pipeline import supernet_run, supernet_training
-from tailorbird.report import terminal
-from tailorbird.supernet import architecture
+from tailorbird.config.run_data import read_data, stored_images
+from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
+from tailorbird.pipeline.supernet_training import SupernetJob, train_run
+from tailorbird.progress import Silent
 from tailorbird.supernet.store import load_supernet
-from tests.supernet.user import SPACE, folder, job  # noqa: F401  # a fixture
+from tests.supernet.user import FILE, SPACE, folder, job  # noqa: F401  # a fixture
 
 SMALL = "cifar-compofa-mbv3-s2-w0.25"
 
@@ -34,6 +36,28 @@ def tell(*arguments, code=0):
 def write(path, **content):
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def built_job(path):
+    plan = supernet_job.load_job(path)
+    return SupernetJob(**supernet_job.build_job(plan, folder=path.parent))
+
+
+class Impatient(Silent):
+    """Presses ctrl-C when a line or a task begins so; keeps what was said before."""
+
+    def __init__(self, at):
+        self.at, self.lines = at, []
+
+    def say(self, line):
+        self.lines.append(line)
+        if line.startswith(self.at):
+            raise KeyboardInterrupt
+
+    def task(self, name, steps):
+        if name.startswith(self.at):
+            raise KeyboardInterrupt
+        return super().task(name, steps)
 
 
 class TestTheWholeWay:
@@ -71,7 +95,7 @@ class TestTheWholeWay:
         assert (run / "evaluated.jsonl").read_text() == lines
 
     def test_a_space_of_ones_own(self, folder):  # noqa: F811
-        own = json.loads((folder / "spaces" / f"{SPACE}.json").read_text())
+        own = json.loads((folder / FILE).read_text())
         own["genes"]["d1"] = own["genes"]["d1"][:1]
         own["layers"][1] |= {"blocks": 1, "depth": {"gene": "d1", "values": [1]}}
         (folder / "mine.json").write_text(json.dumps(own))
@@ -90,7 +114,7 @@ class TestTheWholeWay:
         (folder / "mine.json").write_text(json.dumps(own))
         said = tell("train", path, code=2)
         assert "space.name (line 2): " in said and "mbcon" in said
-        assert "--space 'mine'" in tell("import", weights, folder / "on", *given, code=2)
+        assert "--space: space 'mine'" in tell("import", weights, folder / "on", *given, code=2)
         assert "nothere.json" in tell("train", job(folder, space="nothere.json"), code=2)
 
     def test_latency_of_the_front(self, folder):  # noqa: F811
@@ -102,24 +126,11 @@ class TestTheWholeWay:
         assert all(one["latency_ms"] > 0 for one in found["front"] if one)
         assert found["largest"]["latency_ms"] > 0
 
-    def test_stopped_and_continued_to_the_same_bits(self, folder, monkeypatch):  # noqa: F811
-        def lines(quiet):
-            return Impatient() if quiet else terminal.Lines(terminal.Console(stderr=True))
-
-        class Impatient(terminal.Lines):
-            def __init__(self):
-                super().__init__(terminal.Console(stderr=True), every_s=float("inf"))
-
-            def say(self, line):
-                if line.startswith("epoch 1"):
-                    raise KeyboardInterrupt
-
+    def test_stopped_and_continued_to_the_same_bits(self, folder):  # noqa: F811
         tell("train", job(folder, run="whole"))
-        with monkeypatch.context() as patch:
-            patch.setattr(terminal, "terminal", lines)
-            path = job(folder, run="broken", save_steps=1)
-            said = tell("train", path, "--quiet", code=130)
-        assert "run the same command again to continue" in said
+        path = job(folder, run="broken", save_steps=1)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(built_job(path), progress=Impatient("epoch 1"))
         said = tell("evaluate", folder / "broken", code=2)
         assert "isn't trained to the end; continue with `tailorbird supernet train`" in said
         assert "epoch 2 of 2" in tell("train", path)
@@ -135,7 +146,7 @@ class TestTheWholeWay:
         path = job(folder, scheme=longer)
         said = tell("train", path, code=2)
         assert "what differs: - scheme.epochs: 2.0 -> 3.0 give a new folder" in said
-        assert "--accept-changes to go on with the job as it is now" in said
+        assert "accept the changes (accept_changes) to go on with the job as it is now" in said
         said = tell("train", path, "--accept-changes")
         assert "going on with a changed job: - scheme.epochs: 2.0 -> 3.0 epoch 3 of 3" in said
         assert "epoch 1 of" not in said
@@ -144,17 +155,15 @@ class TestTheWholeWay:
         assert "scheme.name: 'bignas' -> 'deps'" in said
         assert "of another kind: give a new folder" in said
 
-    def test_old_weights_are_not_a_changed_jobs(self, folder, monkeypatch):  # noqa: F811
+    def test_old_weights_are_not_a_changed_jobs(self, folder):  # noqa: F811
         tell("train", job(folder))
         longer = {"kind": "bignas", "epochs": 3, "learning_rate": 0.05, "networks": 2}
         path = job(folder, scheme=longer, seed=1)
 
-        def kill(*_, **__):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(supernet_training, "_train", kill)
-            said = tell("train", path, "--accept-changes", code=130)
+        stopped = Impatient("train")
+        with pytest.raises(KeyboardInterrupt):
+            train_run(built_job(path), accept_changes=True, progress=stopped)
+        said = " ".join(stopped.lines)
         assert "note: the images or their division changed: validation images may be" in said
         said = tell("evaluate", folder / "run", code=2)
         assert "isn't trained to the end; continue with `tailorbird supernet train`" in said
@@ -163,9 +172,9 @@ class TestTheWholeWay:
 
     def test_init_prints_a_job_that_is_well_formed(self, tmp_path):
         done = CliRunner().invoke(cli.app, ["supernet", "init"])
-        assert done.output == supernet_template.TEMPLATE
+        assert done.output == template("supernet")
         plan = supernet_job.check_job(read(done.output), folder=tmp_path)
-        built = supernet_job.build_job(plan)
+        built = SupernetJob(**supernet_job.build_job(plan, folder=tmp_path))
         assert built.data.input_shape == (3, 32, 32)
         assert built.supernet.architectures.name == SMALL
 
@@ -179,7 +188,7 @@ class TestImport:
     def test_what_was_trained_evaluates_the_same(self, trained):
         folder, weights = trained  # noqa: F811
         data = write(folder / "data.yaml", data={"kind": "tinyimages:images"})
-        said = tell("import", weights, folder / "in", "--space", SPACE, "--data", data)
+        said = tell("import", weights, folder / "in", "--space", folder / FILE, "--data", data)
         assert f"{SPACE}, 2 classes" in said
         first, second = (load_supernet(folder / name / "supernet") for name in ("run", "in"))
         for name, value in first.state_dict().items():
@@ -197,7 +206,9 @@ class TestImport:
 
     def test_without_images_evaluating_asks_for_them(self, trained):
         folder, weights = trained  # noqa: F811
-        said = tell("import", weights, folder / "in", "--space", SPACE, "--resolutions", "48")
+        said = tell(
+            "import", weights, folder / "in", "--space", folder / FILE, "--resolutions", "48"
+        )
         assert "--data FILE.yaml" in said
         said = tell("evaluate", folder / "in", code=2)
         assert "the supernet was imported without images; give --data FILE.yaml" in said
@@ -221,15 +232,17 @@ class TestImport:
 
     def test_all_wrong_options_at_once(self, trained):
         folder, weights = trained  # noqa: F811
-        wrong = ("--space", "tiny-mbconf", "--resolutions", "16,32")
+        wrong = ("--space", "ofa-mbv3-w1.1", "--resolutions", "16,32")
         said = tell("import", weights, folder / "in", *wrong, code=2)
-        assert "--space: unknown space \"tiny-mbconf\"; did you mean 'tiny-mbconv'?" in said
+        assert '--space: unknown space "ofa-mbv3-w1.1"; did you mean' in said
         assert "--resolutions: expected whole numbers of pixels from 32 to 4096, got [16]" in said
 
     def test_a_data_file_with_other_keys(self, trained):
         folder, weights = trained  # noqa: F811
         data = write(folder / "data.yaml", daat={"kind": "digits"})
-        said = tell("import", weights, folder / "in", "--space", SPACE, "--data", data, code=2)
+        said = tell(
+            "import", weights, folder / "in", "--space", folder / FILE, "--data", data, code=2
+        )
         assert "daat (line 1): unknown key; did you mean 'data'?" in said
         assert "data: missing" in said
 
@@ -239,9 +252,9 @@ class TestBadJobs:
         ("changed", "texts"),
         [
             ({"spcae": 1}, ["spcae (line 13): unknown key; did you mean 'space'?"]),
-            ({"space": "tiny"}, ["unknown space \"tiny\"; did you mean 'tiny-mbconv'?"]),
+            ({"space": "cifar-mbv3"}, ['unknown space "cifar-mbv3"; did you mean']),
             (
-                {"space": {"name": SPACE, "resolutions": [31, 40]}},
+                {"space": {"name": FILE, "resolutions": [31, 40]}},
                 ["space.resolutions (line 3): expected whole numbers of pixels from 32", "[31]"],
             ),
             (
@@ -316,9 +329,7 @@ class TestBadJobs:
         changed = {"data": more, "start": str(weights), "run": "next"}
         said = tell("train", job(folder, **changed), code=2)
         assert "trained for 2 classes, and the data have 3; give images of its classes" in said
-        built = supernet_job.build_job(
-            supernet_job.load_job(job(folder, **changed, new_classifier=True))
-        )
+        built = built_job(job(folder, **changed, new_classifier=True))
         before, after = load_file(weights), built.supernet.state_dict()
         same = {n for n, v in before.items() if v.shape == after[n].shape and v.equal(after[n])}
         assert before.keys() - same == {"classifier.linear.weight", "classifier.linear.bias"}
@@ -342,30 +353,44 @@ class TestEvaluateRefuses:
         assert "no supernet in this folder; `tailorbird supernet train` or `import`" in said
         tell("train", job(folder, validate_epochs=None))
         said = tell("evaluate", folder / "run", "--subnets", 0, "--seed", -1, "--images", 0, code=2)
-        assert "3 problems: - --subnets: expected 1 or more, got 0 - --seed" in said
+        assert "3 problems: - subnets: expected 1 or more, got 0 - seed" in said
 
 
-def test_what_is_known_of_other_weights_or_images_is_not_taken(folder, monkeypatch):  # noqa: F811
+class Asked(Silent):
+    """Keeps how many subnets had to be evaluated."""
+
+    def __init__(self):
+        self.counts = []
+
+    @contextmanager
+    def task(self, name, steps):
+        asked = self
+
+        class Counting:
+            def advance(self, steps=1, *, note=""):
+                asked.last = note
+
+        yield Counting()
+        asked.counts.append(int(asked.last.split()[0]))
+
+
+def test_what_is_known_of_other_weights_or_images_is_not_taken(folder):  # noqa: F811
     tell("train", job(folder))
-    run = supernet_run.open_run(folder / "run")
+    stored = stored_images(folder / "run")
+    data = read_data(stored.images, seed=stored.seed, folder=stored.folder)
+    run, asked = open_run(folder / "run", data, seed=stored.seed), Asked()
     genomes = np.stack([run.supernet.smallest(), run.supernet.largest()])
-    first = supernet_run.evaluate_subnets(run, genomes)
+    first = evaluate_subnets(run, genomes)
     book = folder / "run" / "evaluated.jsonl"
     book.write_text(book.read_text() + '{"genome": [0')  # cut off by a kill
-    asked = []
-    kept = supernet_run.recalibrate
-    monkeypatch.setattr(
-        supernet_run, "recalibrate", lambda n, g, b: asked.append(len(g)) or kept(n, g, b)
-    )
-    again = supernet_run.evaluate_subnets(run, np.concatenate([genomes, genomes]))
+    again = evaluate_subnets(run, np.concatenate([genomes, genomes]), progress=asked)
     assert (again == np.concatenate([first, first])).all()
-    assert asked == []
-    supernet_run.evaluate_subnets(run, genomes, images=4)
-    assert asked == [2]
+    assert asked.counts == []
+    evaluate_subnets(run, genomes, images=4, progress=asked)
+    assert asked.counts == [2]
     lines = book.read_text().splitlines()
     assert len(lines) == 5
     changed = [re.sub('"weights": ".', '"weights": "x', line) for line in lines if line[-1] == "}"]
     book.write_text("\n".join(changed) + "\n")
-    supernet_run.evaluate_subnets(run, genomes)
-    assert asked == [2, 2]
-    architecture.load_space(SPACE).space.validate(genomes)
+    evaluate_subnets(run, genomes, progress=asked)
+    assert asked.counts == [2, 2]

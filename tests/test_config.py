@@ -6,11 +6,10 @@ import pytest
 import torch
 import yaml
 
-from tailorbird.config.build import build
-from tailorbird.config.plan import Plan, check, load
+from tailorbird.config import house_job, template
+from tailorbird.config.house_job import HousePlan, check, load
 from tailorbird.config.reader import read
 from tailorbird.config.sections import near
-from tailorbird.config.template import TEMPLATE
 from tailorbird.errors import ConfigError, DataError, StoreError, TailorbirdError
 from tailorbird.pipeline import Job
 
@@ -21,8 +20,12 @@ targets: [{name: edge, limits: {latency: 0.5x}}]
 """
 
 
-def plan(text: str, folder: Path = Path("/nowhere")) -> Plan:
+def plan(text: str, folder: Path = Path("/nowhere")) -> HousePlan:
     return check(read(text), folder=folder)
+
+
+def build(plan: HousePlan, folder: Path = Path("/nowhere")) -> Job:
+    return Job(**house_job.build(plan, folder=folder))
 
 
 def problems(text: str, folder: Path = Path("/nowhere")) -> tuple[str, ...]:
@@ -90,7 +93,7 @@ def test_a_random_file_is_an_error_and_nothing_else(tmp_path):
 
 
 def test_template_is_valid_and_the_resolved_job_is_the_same_job():
-    first = plan(TEMPLATE, Path("/srv"))
+    first = plan(template("job"), Path("/srv"))
     again = plan(yaml.safe_dump(first.plain(), sort_keys=False), Path("/elsewhere"))
     assert again.plain() == first.plain()
     assert first.run == Path("/srv/runs/digits")
@@ -145,7 +148,7 @@ run: 7
         "run (line 15): expected text or null, got 7; put it in quotes",
     ):
         assert expected in text
-    assert len(found) == 26
+    assert len(found) == 27
 
 
 def test_missing_and_empty_sections():
@@ -203,8 +206,8 @@ def test_paths_start_from_the_job_file(beside):
     )
     made = plan(text + "run: out", beside)
     assert made.teacher.checkpoint == beside / "w.safetensors"
-    assert made.data["files"] == [str(beside / "a/*.parquet"), "/b.parquet"]
-    assert made.data["test"] == str(beside / "c")
+    assert made.data.values["files"] == [str(beside / "a/*.parquet"), "/b.parquet"]
+    assert made.data.values["test"] == str(beside / "c")
     assert made.run == beside / "out"
     (beside / "mine.yaml").write_text(SMALL)
     assert load(beside / "mine.yaml").run == beside / "runs" / "mine"
@@ -263,7 +266,8 @@ targets:
     limits: {params: 100}
 """,
             beside,
-        )
+        ),
+        beside,
     )
     assert job.data.size["train"] == 24 and job.data.size["validation"] == 6
     assert job.targets[0].device.key == "clock"
@@ -280,7 +284,7 @@ data: {kind: "my_parts_b:images"}
 targets: [{name: edge, limits: {latency: 0.5x}}]
 """
     with pytest.raises(ConfigError) as caught:
-        build(plan(text, beside))
+        build(plan(text, beside), beside)
     teacher, donor, data = caught.value.problems
     assert teacher.startswith("teacher: ") and "digits_net" in teacher
     assert donor.startswith("donors.a: ") and "widht" in donor
@@ -290,11 +294,11 @@ targets: [{name: edge, limits: {latency: 0.5x}}]
 def test_a_single_fault_keeps_its_kind(beside):
     folder = SMALL.replace("kind: digits, image_size: 8", "kind: folder, root: missing")
     with pytest.raises(DataError, match=r"data: .*missing"):
-        build(plan(folder, beside))
+        build(plan(folder, beside), beside)
     (beside / "w.safetensors").write_bytes(b"torn")
     torn = SMALL.replace("train: {epochs: 1}", "checkpoint: w.safetensors")
     with pytest.raises(StoreError, match="teacher: "):
-        build(plan(torn, beside))
+        build(plan(torn, beside), beside)
 
 
 def test_training_needs_labels(beside):
@@ -303,4 +307,4 @@ def test_training_needs_labels(beside):
     )
     text = SMALL.replace("kind: digits, image_size: 8", "kind: 'my_parts_c:images', labels: false")
     with pytest.raises(TailorbirdError, match="no labels, and training teacher needs them"):
-        build(plan(text, beside))
+        build(plan(text, beside), beside)

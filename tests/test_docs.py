@@ -18,12 +18,13 @@ import torch
 import yaml
 from onnx import TensorProto, helper
 
-from tailorbird.config import measured_fleet, parts, plan, supernet_job, supernet_schemes
-from tailorbird.config.measured_fleet import load_measured_fleet
-from tailorbird.config.plan import check
+from tailorbird.config import house_job, images, schemes, supernet_job, targets
+from tailorbird.config.house_job import HousePlan, check
+from tailorbird.config.networks import Network
 from tailorbird.config.reader import read
-from tailorbird.config.sections import fields_of, words
-from tailorbird.config.supernet_job import check_job
+from tailorbird.config.sections import Field, fields_of, is_section, words
+from tailorbird.config.supernet_job import NamedSpace, check_job
+from tailorbird.config.targets import load_targets
 from tailorbird.errors import MeasurementError
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
@@ -100,24 +101,27 @@ def test_tables_are_what_the_code_says(document: str, maker: types.ModuleType):
 
 
 SECTIONS = {
-    "job": plan._JOB,
-    "network": parts._NETWORK,
-    "target": parts._TARGET,
-    "own-device": parts._FACTORY_DEVICE,
+    "job": house_job.FIELDS,
+    "network": fields_of(Network),
+    "target": targets._TARGET,
+    "device": {
+        "name": Field(str),
+        **targets.device_fields("package.module:name"),
+        "limits": Field(object, None),
+    },
     "house": fields_of(HouseOptions),
     "retrain": fields_of(Recipe),
-    "data-own": parts.data_fields("package.module:factory"),
-    **{f"data-{kind}": parts.data_fields(kind) for kind in parts.DATA},
-    "supernet-job": supernet_job._JOB,
-    "space": supernet_job._SPACE,
+    "data-own": images.data_fields("package.module:factory"),
+    **{f"data-{kind}": images.data_fields(kind) for kind in images.DATA},
+    "supernet-job": supernet_job.FIELDS,
+    "space": fields_of(NamedSpace),
     "recipe": fields_of(SupernetRecipe),
-    "phase": supernet_schemes._PHASE,
-    "fleet-device": measured_fleet._DEVICE | fields_of(OnnxRuntime, without=["seed"]),
-    **{f"scheme-{name}": kind.fields for name, kind in supernet_schemes.SCHEMES.items()},
+    "phase": schemes._PHASE,
+    **{f"scheme-{name}": kind.fields for name, kind in schemes.SCHEMES.items()},
 }
 
 
-CHOSEN = {(f"scheme-{name}", "kind") for name in supernet_schemes.SCHEMES}
+CHOSEN = {(f"scheme-{name}", "kind") for name in schemes.SCHEMES}
 """Keys that choose the table that they stand in."""
 
 
@@ -128,22 +132,22 @@ def test_every_key_of_a_job_is_described_with_its_type_and_default(section: str)
     assert list(described) == list(SECTIONS[section]), hint
     for key, field in SECTIONS[section].items():
         kind, default = described[key]
-        if field.kind is not object:
+        if not is_section(field.kind):
             assert kind == words(field.kind), hint
         if isinstance(field.default, int | float | str) and (section, key) not in CHOSEN:
             assert read(f"x: {default}").data["x"] == field.default, hint
 
 
 def test_devices_and_metrics_are_described():
-    assert set(key_tables()["onnxruntime"]) == {"kind", *fields_of(OnnxRuntime)} - {"seed"}
+    assert set(key_tables()["onnxruntime"]) == {*fields_of(OnnxRuntime)} - {"seed"}
     text = (ROOT / "docs" / "job.md").read_text(encoding="utf-8")
     assert all(f"| `{metric}` |" in text for metric in METRICS)
-    assert set(parts.DEVICES) == {"onnxruntime"}  # another one needs its table in job.md
+    assert set(targets.DEVICES) == {"onnxruntime"}  # another one needs its table in job.md
 
 
 def test_every_sampler_is_described():
     text = (ROOT / "docs" / "supernet.md").read_text(encoding="utf-8")
-    assert all(f"| `{sampler}` |" in text for sampler in supernet_schemes.SAMPLERS)
+    assert all(f"| `{sampler}` |" in text for sampler in schemes.SAMPLERS)
 
 
 # examples ---------------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ def example_job() -> dict[str, object]:
     return yaml.safe_load(body)
 
 
-def checked(job: dict[str, object], folder: Path) -> plan.Plan:
+def checked(job: dict[str, object], folder: Path) -> HousePlan:
     for network in (job["teacher"], *job["donors"].values()):
         if "checkpoint" in network:
             path = folder / network["checkpoint"]
@@ -165,9 +169,9 @@ def checked(job: dict[str, object], folder: Path) -> plan.Plan:
 
 def test_the_job_in_the_readme_is_a_job(tmp_path: Path):
     job = checked(example_job(), tmp_path)
-    assert [target.name for target in job.targets] == ["server", "edge"]
+    assert [target.name for target in job.targets.targets] == ["server", "edge"]
     assert job.run == tmp_path / "runs" / "pets"
-    assert (job.options.epochs, job.recipe.epochs) == (3, 20)
+    assert (job.house.epochs, job.retrain.epochs) == (3, 20)
 
 
 SNIPPETS = [(path, body) for path in DOCS if path.parent != ROOT for body in blocks(path, "yaml")]
@@ -178,11 +182,11 @@ SUPERNET = {"space": "cifar-mbv3-w0.25", "data": {"kind": "digits", "image_size"
 @pytest.mark.parametrize(("path", "body"), SNIPPETS, ids=label)
 def test_snippets_fit_into_a_job_or_are_a_fleet(path: Path, body: str, beside: Path):
     given = yaml.safe_load(body)
-    if "devices" in given:
-        file = beside / "fleet.yaml"
+    if given.keys() <= targets.KEYS.keys():
+        file = beside / "targets.yaml"
         file.write_text(body, encoding="utf-8")
-        assert load_measured_fleet(file).wanted
-    elif given.keys() - plan._JOB.keys():
+        assert load_targets(file)
+    elif given.keys() - house_job.FIELDS.keys():
         start = beside / given.get("start", "unused")
         start.parent.mkdir(exist_ok=True)
         start.touch()
@@ -316,23 +320,33 @@ def test_the_space_of_the_howto_is_one(tmp_path: Path):
     assert space.space.size == 2 * (4 + 4**2 + 4**3)
 
 
-def test_the_sampler_and_the_scheme_of_the_howto_train(
-    beside: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(beside)
-    job = {
+def test_the_sampler_and_the_scheme_of_the_howto_train(beside: Path):
+    from typer.testing import CliRunner
+
+    from tailorbird.cli import app
+
+    (own,) = [
+        body for body in blocks(ROOT / "docs" / "howto.md", "yaml") if "spread:Spread" in body
+    ]
+    base = {
         "space": "cifar-compofa-mbv3-s2-w0.25",
         "data": {"kind": "scans:scans", "normalisation": "imagenet"},
         "recipe": {"batch_size": 32},
         "validate_epochs": None,
     }
-    (beside / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
-    code = python_with("import Spread")
-    code = shortened(code, "DepS(epochs=40", "DepS(epochs=1, ramp_epochs=0.2")
-    exec(compile(shortened(code, "Pairs(epochs=40", "Pairs(epochs=1"), "howto.md", "exec"), {})
-    for run, name, sampler in (("job", "deps", ["spread(3)"]), ("pairs", "pairs", [])):
+    pairs = {"kind": "pairs:Pairs", "arguments": {"epochs": 1}}
+    short = {"kind": "deps", "epochs": 1, "ramp_epochs": 0.2}
+    sampler = yaml.safe_load(own)["sampler"]
+    for run, changed, name, samplers in (
+        ("job", {"scheme": short, "sampler": sampler}, "deps", ["spread(3)"]),
+        ("pairs", {"scheme": pairs}, "pairs", []),
+    ):
+        path = beside / f"{run}.yaml"
+        path.write_text(yaml.safe_dump({**base, **changed}), encoding="utf-8")
+        done = CliRunner().invoke(app, ["supernet", "train", str(path), "--quiet"])
+        assert done.exit_code == 0, done.output
         made = json.loads((beside / "runs" / run / "identity.json").read_text())
-        assert (made["scheme"]["name"], made["samplers"]) == (name, sampler)
+        assert (made["scheme"]["name"], made["samplers"]) == (name, samplers)
         assert (beside / "runs" / run / "supernet" / "weights.safetensors").is_file()
 
 

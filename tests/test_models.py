@@ -4,7 +4,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tailorbird.errors import ConfigError, StoreError
-from tailorbird.models import load_model, resolve_factory
+from tailorbird.factories import resolve_factory
+from tailorbird.models import load_model
 
 
 def small(num_classes=4, width=3):

@@ -1,12 +1,17 @@
 """Schemes and samplers by name, phases scaled and changed, grey images in three channels."""
 
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 
-from tailorbird.config.sections import Faults
-from tailorbird.config.supernet_data import classes_in, in_colour
-from tailorbird.config.supernet_schemes import SAMPLERS, SCHEMES, scheme
-from tailorbird.data.images import ImageData, Normalisation, TensorSplit
+from tailorbird.config.schemes import SAMPLERS, SCHEMES, scheme
+from tailorbird.config.schemes import sampler as read_sampler
+from tailorbird.config.sections import Faults, as_written
+from tailorbird.data.colour import in_colour
+from tailorbird.data.images import ImageData, Normalisation, TensorSplit, classes_in
 from tailorbird.errors import DataError
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.samplers import Region
@@ -17,10 +22,15 @@ def space():
     return load_space("cifar-mbv3-w0.25")
 
 
-def made(raw, space, sampler=None):
+def told(raw, space, sampler=None, base=Path("/nowhere")):
     faults = Faults({})
-    named = scheme(faults, raw, sampler, space)
-    assert faults.found == []
+    drawn = read_sampler(faults, ("sampler",), sampler, base=base)
+    return scheme(faults, raw, drawn, space, base=base), faults.found
+
+
+def made(raw, space, sampler=None, base=Path("/nowhere")):
+    named, found = told(raw, space, sampler, base)
+    assert found == []
     assert named is not None
     return named
 
@@ -31,7 +41,7 @@ def test_every_scheme_is_made_with_every_sampler_and_again_from_what_is_stored(k
         named = made({"kind": kind, "epochs": 20}, space, sampler)
         assert named.scheme.name == kind
         assert named.scheme.epochs == pytest.approx(20)
-        again = made(dict(named.plain), space, named.sampler)
+        again = made(as_written(named), space, sampler)
         assert again.scheme.record() == named.scheme.record()
         names = [one.name for one in again.scheme.plan(space, 2).samplers]
         assert names == [one.name for one in named.scheme.plan(space, 2).samplers]
@@ -61,6 +71,95 @@ def test_phases_follow_the_space():
 def test_sandwich_with_balanced_draws_between(space):
     sampler = SAMPLERS["sandwich-macs-balanced"](Region.whole(space), 3)
     assert sampler.name == "sandwich(macs-balanced(2, 6))"
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A folder with a module in which a user has a scheme and samplers of their own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_schemes.py").write_text(
+        textwrap.dedent(
+            """
+            from tailorbird.supernet.samplers import Sandwich, Uniform
+            from tailorbird.supernet.schemes.deps import DepS
+
+            class Third(Uniform):
+                def __init__(self, region, count, *, third=3):
+                    super().__init__(region, count)
+                    self.third = third
+                @property
+                def name(self):
+                    return f"third({self.third})"
+
+            def short(*, epochs=4.0, sampler=Sandwich):
+                return DepS(epochs=epochs, ramp_epochs=0.5, sampler=sampler, name="short")
+
+            def fixed(epochs=4.0):
+                return short(epochs=epochs)
+
+            def mute(region, count):
+                return object()
+
+            def none():
+                return None
+            """
+        )
+    )
+    yield tmp_path
+    sys.modules.pop("my_schemes", None)
+
+
+def test_a_scheme_and_a_sampler_of_one_s_own(space, beside):
+    raw = {"kind": "my_schemes:short", "arguments": {"epochs": 6.0}}
+    sampler = {"kind": "my_schemes:Third", "arguments": {"third": 5}}
+    named = made(raw, space, sampler, beside)
+    assert (named.scheme.name, named.scheme.epochs) == ("short", 6.0)
+    assert [one.name for one in named.scheme.plan(space, 2).samplers] == ["third(5)"]
+    assert as_written(named) == raw
+    assert made("my_schemes:fixed", space, None, beside).scheme.epochs == 4.0
+    # One's own sampler goes with every scheme there is.
+    for kind in SCHEMES:
+        named = made(kind, space, "my_schemes:Third", beside)
+        names = {one.name for one in named.scheme.plan(space, 2).samplers}
+        assert names == {"third(3)"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "sampler", "says"),
+    [
+        ("my_schemes:shorter", None, "'my_schemes' has no 'shorter'; near matches: short"),
+        ("my_schemes2:short", None, "can't import 'my_schemes2'"),
+        ("my_schemes:none", None, "expected a scheme with name, epochs, decays_largest_only, pl"),
+        (
+            {"kind": "my_schemes:short", "arguments": {"epoks": 1}},
+            None,
+            "calling it with {'epoks': 1} failed: TypeError",
+        ),
+        (
+            {"kind": "my_schemes:short", "epochs": 1},
+            None,
+            "scheme.epochs: unknown key; known: kind",
+        ),
+        (
+            {"kind": "my_schemes:short", "arguments": {"epochs": 0}},
+            None,
+            "scheme.epochs: expected a number above 0, got 0",
+        ),
+        ("my_schemes:fixed", "sandwich", "my_schemes:fixed takes no sampler, and one is given"),
+        (
+            "deps",
+            "my_schemes:Thrid",
+            "sampler: my_schemes:Thrid: 'my_schemes' has no 'Thrid'; near",
+        ),
+        ("deps", "my_schemes:mute", "my_schemes:mute: expected a sampler with name, sample, state"),
+        ("deps", {"kind": "my_schemes:Third", "third": 5}, "sampler.third: unknown key"),
+        ("deps", {"kind": "spread"}, 'unknown sampler "spread"; known: uniform'),
+        ("deps", 5, "unknown sampler 5"),
+    ],
+)
+def test_faults_of_a_scheme_or_sampler_of_one_s_own(space, beside, raw, sampler, says):
+    _, found = told(raw, space, sampler, beside)
+    assert found and says in "\n".join(found)
 
 
 def images(channels, classes=None):

@@ -10,6 +10,33 @@ class TailorbirdError(Exception):
     """Root of all errors raised on purpose."""
 
 
+class Fault(str):
+    """What is wrong with one setting: the text as it is told, and its two halves.
+
+    Who knows better where the setting stands, such as in which line of a file, tells ``what``
+    there, and needs to take no text apart.
+
+    Args:
+        place: dotted, beginning with what the setting belongs to.
+        what: what was expected, what was given.
+
+    Example:
+        >>> fault = Fault("recipe.epochs", "expected a number above 0, got 0")
+        >>> print(fault)
+        recipe.epochs: expected a number above 0, got 0
+        >>> fault.place
+        ('recipe', 'epochs')
+    """
+
+    place: tuple[str, ...]
+    what: str
+
+    def __new__(cls, place: str, what: str) -> Fault:  # noqa: D102
+        fault = super().__new__(cls, f"{place}: {what}")
+        fault.place, fault.what = tuple(place.split(".")), what
+        return fault
+
+
 class ConfigError(TailorbirdError):
     """The job or its arguments are wrong. All problems are reported at once.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import pickle
 import warnings
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tailorbird.errors import ConfigError, StoreError
+from tailorbird.factories import resolve_factory
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -83,41 +83,6 @@ def load_model(
     if checkpoint is not None:
         load_weights(model, checkpoint)
     return model.eval()
-
-
-def resolve_factory(source: str) -> Callable[..., object]:
-    """Import the callable that ``package.module:name`` names.
-
-    Raises:
-        ConfigError: saying what could not be imported, and near matches for the name.
-
-    Example:
-        >>> resolve_factory("torch.nn:Identity")
-        <class 'torch.nn.modules.linear.Identity'>
-    """
-    path, _, name = source.partition(":")
-    if not all(part.isidentifier() for part in [*path.split("."), *name.split(".")]):
-        near = difflib.get_close_matches(path, ("timm", "torchvision"), 1)
-        hint = f"; did you mean {near[0]}:{name}?" if near else ""
-        raise ConfigError(f"{source!r}: expected package.module:name{hint}")
-    try:
-        module = importlib.import_module(path)
-    except (Exception, SystemExit) as error:  # a module's own code may raise anything on import
-        near = difflib.get_close_matches(path, ("timm", "torchvision"), 1)
-        hint = f"; did you mean {near[0]}:{name}?" if near else ""
-        raise ConfigError(
-            f"{source}: can't import '{path}': {type(error).__name__}: {error}{hint}; install the "
-            "package, or put its folder on PYTHONPATH (PYTHONPATH=. for a file beside the job)"
-        ) from error
-    found: object = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            callables = [n for n in dir(found) if callable(getattr(found, n)) and n[0] != "_"]
-            raise ConfigError(f"{source}: '{path}' has no '{part}'{_near(part, callables)}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ConfigError(f"{source}: expected a class or function, got {type(found).__name__}")
-    return cast("Callable[..., object]", found)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

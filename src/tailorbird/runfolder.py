@@ -20,7 +20,10 @@ from filelock import FileLock, Timeout
 from tailorbird.errors import StoreError
 from tailorbird.files import read_json, write_json
 
-_NOTHING_MADE = {"identity.json", "config.yaml", "environment.json", "events.jsonl", ".lock"}
+CONFIG, ORIGIN = "config.yaml", "origin.json"
+"""The resolved job, and the folder that its paths start from."""
+
+_NOTHING_MADE = {"identity.json", CONFIG, "environment.json", "events.jsonl", ".lock"}
 """What a folder holds when a run found its job wrong before it made anything."""
 
 

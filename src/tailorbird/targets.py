@@ -254,3 +254,27 @@ def _twice(name: str, limits: Sequence[Limit]) -> list[str]:
         f"target {name!r}: {metric} is limited twice"
         for metric in sorted({one for one in metrics if metrics.count(one) > 1})
     ]
+
+
+def places_of(targets: Sequence[Target]) -> dict[str, Place]:
+    """The places of targets by name, in their order.
+
+    Raises:
+        ConfigError: where two different places have one name.
+
+    Example:
+        >>> phone = Place(name="phone", table=Path("phone.yaml"))
+        >>> list(places_of([Target(name, phone, {"latency_ms": 9}) for name in ("a", "b")]))
+        ['phone']
+    """
+    found: dict[str, Place] = {}
+    twice = set()
+    for place in (target.place for target in targets):
+        first = found.setdefault(place.name, place)
+        if (first.key, first.table) != (place.key, place.table):
+            twice.add(place.name)
+    if twice:
+        raise ConfigError(
+            [f"places: '{name}' is the name of two; give each its own" for name in sorted(twice)]
+        )
+    return found

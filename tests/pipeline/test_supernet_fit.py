@@ -10,8 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
-from tailorbird.config.measured_fleet import name_wishes
+from tailorbird.cli import app, house
+from tailorbird.config.targets import made_names
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
 from tailorbird.export.bundle import load_student
@@ -23,11 +26,11 @@ from tailorbird.pipeline.reporting import write_report
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Silent
-from tailorbird.report.record import RunReport
+from tailorbird.report.record import RunReport, TargetResult
 from tailorbird.search.baselines import RandomSearch
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.store import save_supernet
-from tailorbird.targets import Place, Target, read_limits
+from tailorbird.targets import Limit, Place, Target
 from tests.fakes import FakeDevice, FakeExporter, write_nothing
 from tests.supernet.tiny import stripes, tiny_supernet
 
@@ -56,16 +59,18 @@ def run_in(tmp_path):
 
 
 def fleet(**devices):
-    """Targets at places by name: (device or table, limits)."""
-    pairs = []
+    """Devices by name: (device or table, limits)."""
+    places, limits_ = [], []
     for name, (device, limits) in devices.items():
         own = isinstance(device, Path)
-        place = Place(name=name, table=device if own else None, device=None if own else device)
+        table, measured = (device, None) if own else (None, device)
+        place = Place(name=name, table=table, device=measured)
         for bounds in limits:
             given = bounds if isinstance(bounds, dict) else {"latency_ms": bounds}
-            pairs.append((place, read_limits(given)[0]))
-    names = [wish.name for wish in name_wishes([(place.name, limits) for place, limits in pairs])]
-    return [Target(name, place, limits) for name, (place, limits) in zip(names, pairs, strict=True)]
+            places.append(place)
+            limits_.append(tuple(Limit.parse(m, v) for m, v in given.items()))
+    names = made_names([place.name for place in places], limits_)
+    return [Target(*one) for one in zip(names, places, limits_, strict=True)]
 
 
 class Said(Silent):
@@ -400,3 +405,30 @@ def test_a_strategy_can_be_handed_in(tmp_path):
     )
     assert students[0].met and students[0].module is not None
     assert asked and asked[0] == OPTIONS.candidates
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_the_command_ends_as_the_main_job_does(tmp_path, capsys, met):
+    target = TargetResult(name="here-0.5x", device="d", limits={"latency_ms": 1.0}, met=met)
+    report = RunReport(run="r", seed=0, targets=(target,))
+    try:
+        house.tell(report, tmp_path)
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+    assert code == (0 if met else 3)
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_command_reads_options_and_files_before_it_begins(tmp_path):
+    path = tmp_path / "targets.yaml"
+    path.write_text("devices: [{name: here, limits: [0.5x]}]\n")
+    command = ["supernet", "fit", str(tmp_path), str(path)]
+    outcome = CliRunner().invoke(app, [*command, "--subnets", "2", "--fine-tune", "-2"])
+    assert outcome.exit_code == 2
+    assert "subnets: expected 8 or more, got 2" in outcome.output
+    assert "fine_tune: expected 0 or more epochs, got -2" in outcome.output
+    outcome = CliRunner().invoke(app, [*command[:3], str(tmp_path / "no.yaml")])
+    assert outcome.exit_code == 2 and "no.yaml" in outcome.output
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 2 and "no supernet in this folder" in outcome.output

@@ -8,12 +8,10 @@ import textwrap
 import pytest
 import yaml
 
-from tailorbird.config import supernet_job
-from tailorbird.pipeline import supernet_import
-from tailorbird.supernet import architecture
 from tests.supernet.tiny import tiny_space
 
 SPACE = "tiny-mbconv"
+FILE = f"{SPACE}.json"
 MODULE = """\
     import torch
     from torch.utils.data import TensorDataset
@@ -28,25 +26,10 @@ MODULE = """\
 """
 
 
-def make_folder(tmp_path, monkeypatch):
-    """Write the module; make the tiny space one of those that there are."""
-    (tmp_path / "tinyimages.py").write_text(textwrap.dedent(MODULE))
-    spaces = tmp_path / "spaces"
-    spaces.mkdir()
-    for file in architecture._FOLDER.iterdir():
-        (spaces / file.name).write_text(file.read_text())
-    tiny_space(spaces, resolutions=(32, 40))
-    architecture._compiled.cache_clear()
-    monkeypatch.setattr(architecture, "_FOLDER", spaces)
-    for module in (architecture, supernet_job, supernet_import):
-        monkeypatch.setattr(module, "SPACES", (*architecture.SPACES, SPACE))
-    return tmp_path
-
-
 def job(folder, *, without=(), **changed):
     """Write ``job.yaml``: two short epochs of the cheapest scheme."""
     content = {
-        "space": SPACE,
+        "space": FILE,
         "data": {"kind": "tinyimages:images", "crop_padding": 1},
         "scheme": {"kind": "bignas", "epochs": 2, "learning_rate": 0.05, "networks": 2},
         "recipe": {"batch_size": 16},
@@ -63,6 +46,7 @@ def job(folder, *, without=(), **changed):
 def folder(tmp_path, monkeypatch):
     """The user's folder."""
     monkeypatch.setattr(sys, "path", [*sys.path])  # what a job appends is gone afterwards
-    yield make_folder(tmp_path, monkeypatch)
-    architecture._compiled.cache_clear()
+    (tmp_path / "tinyimages.py").write_text(textwrap.dedent(MODULE))
+    tiny_space(tmp_path, resolutions=(32, 40))
+    yield tmp_path
     sys.modules.pop("tinyimages", None)

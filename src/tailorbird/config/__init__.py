@@ -1,4 +1,16 @@
-"""Job files: read as YAML, checked into a plan, built into components; and a job to start from.
+"""YAML files as checked records and built components; and jobs to start from.
 
-Nothing is imported here, so that printing the template needs no heavy package.
+Nothing is imported here, so that printing a job needs no heavy package.
 """
+
+from importlib.resources import files
+
+
+def template(name: str) -> str:
+    """The ``"job"`` that ``tailorbird init`` prints, or the ``"supernet"``'s; they run as they are.
+
+    Example:
+        >>> template("job").startswith("# A Tailorbird job.")
+        True
+    """
+    return files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Sections of a job: fields taken from the functions they feed, faults collected, not raised."""
+"""Sections of a job: fields taken from the records they fill, faults collected, not raised."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import json
@@ -10,13 +11,22 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from tailorbird.config.reader import Path_, show
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, Fault, TailorbirdError
+
+Made = TypeVar("Made")
+
+NAMING = "letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit"
+"""What names a folder or file, in words."""
 
 REQUIRED = inspect.Parameter.empty
+
+Reader = Callable[["Faults", Path_, object], object]
+"""Checks what was written at a place; what it gives is of no interest where it noted faults."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,22 @@ def fields_of(
     """
     init = source.__init__ if isinstance(source, type) else source  # type: ignore[misc]
     kinds = typing.get_type_hints(init)
+    told = getattr(source, "__dataclass_fields__", {})
     found = {
-        name: Field(kinds[name], parameter.default)
+        name: Field(
+            kinds[name],
+            _default(parameter, told.get(name)),
+            told[name].metadata.get("hint", "") if name in told else "",
+        )
         for name, parameter in inspect.signature(source).parameters.items()
     }
     return {k: v for k, v in (found | changed).items() if k not in set(without)}
+
+
+def _default(parameter: inspect.Parameter, told: dataclasses.Field[object] | None) -> object:
+    if told is None or told.default_factory is dataclasses.MISSING:
+        return parameter.default
+    return told.default_factory()
 
 
 @dataclass
@@ -62,14 +83,22 @@ class Faults:
         line = f" (line {self.lines[near]})" if near else ""
         self.found.append(f"{show(path) or 'job'}{line}: {message}")
 
-    def adopt(self, path: Path_, error: ConfigError, *, prefix: str = "") -> None:
-        """Note the faults of ``error``, whose texts begin with ``prefix`` and a key."""
-        for problem in error.problems:
-            key, colon, rest = problem.removeprefix(prefix).partition(": ")
-            if prefix and problem.startswith(prefix) and colon and key.isidentifier():
-                self.add((*path, key), rest)
+    def adopt(self, path: Path_, error: TailorbirdError) -> None:
+        """Note the faults of ``error``, those of single settings at their keys."""
+        for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
+            if isinstance(problem, Fault):
+                self.add((*path, *problem.place[1:]), problem.what)
             else:
                 self.add(path, problem)
+
+    def least(self, values: Mapping[str, object], **least: int) -> None:
+        """Note whole numbers that are less than they may be, or too large to be a seed."""
+        for key, bound in least.items():
+            value = values[key]
+            if isinstance(value, int) and value < bound:
+                self.add((key,), f"expected {bound} or more, got {value}")
+            elif isinstance(value, int) and value >= 2**63:
+                self.add((key,), f"expected less than 2^63, got {value}")
 
     def check(
         self, path: Path_, raw: object, fields: Mapping[str, Field]
@@ -100,6 +129,78 @@ class Faults:
             expected = words(fields[key].kind)
             self.add((*path, key), f"expected {expected}, got {short(raw[key])}{quotes}")
         return values | {k: _plain(v, fields[k].kind) for k, v in known.items() if k not in wrong}
+
+
+def is_section(kind: object) -> bool:
+    """Whether a field is a section of its own: keys and values that fill a record."""
+    return kind is object or record_of(kind) is not None
+
+
+def record_of(kind: object) -> type | None:
+    """The record that a field of this type holds, be it as one of several things."""
+    choices = typing.get_args(kind) if _is_union(kind) else (kind,)
+    records = [one for one in choices if isinstance(one, type) and dataclasses.is_dataclass(one)]
+    return records[0] if records else None
+
+
+def read_fields(
+    faults: Faults,
+    path: Path_,
+    raw: object,
+    fields: Mapping[str, Field],
+    readers: Mapping[str, Reader],
+) -> dict[str, object]:
+    """Values of a section that has further sections in it.
+
+    Args:
+        faults: takes what is wrong.
+        path: where the section stands.
+        raw: as it was written.
+        fields: its keys.
+        readers: key -> what reads it; records that have none are filled by `settings`.
+    """
+    plain = {
+        key: dataclasses.replace(one, kind=object)
+        if key in readers or is_section(one.kind)
+        else one
+        for key, one in fields.items()
+    }
+    values = faults.values(path, raw, plain)
+    given = raw if isinstance(raw, dict) else {}
+    for key, one in fields.items():
+        if key not in given:
+            continue
+        make, absent = record_of(one.kind), values[key] is None and one.default is None
+        if key in readers:
+            values[key] = readers[key](faults, (*path, key), values[key])
+        elif make is not None and not absent:
+            values[key] = settings(faults, (*path, key), values[key], make)
+    return values
+
+
+def settings(faults: Faults, path: Path_, raw: object, make: Callable[..., Made]) -> Made | None:
+    """Build a frozen record of settings; its own range checks are reported at their keys."""
+    before = len(faults.found)
+    values = faults.values(path, raw, fields_of(make))
+    try:
+        made = make(**values)
+    except ConfigError as error:
+        faults.adopt(path, error)
+        return None
+    return made if len(faults.found) == before else None
+
+
+def as_written(value: object) -> object:
+    """A checked value the way YAML writes it: records as keys and values, tuples as lists."""
+    if callable(plain := getattr(value, "plain", None)):
+        return as_written(plain())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_written(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_written(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _misfits(values: Mapping[str, object], fields: Mapping[str, Field]) -> list[str]:
@@ -136,7 +237,7 @@ def _is_union(kind: object) -> bool:
 
 def _wants_quotes(kind: object, value: object) -> bool:
     choices = typing.get_args(kind) if _is_union(kind) else (kind,)
-    return str in choices and isinstance(value, (int, float))
+    return (str in choices or Path in choices) and isinstance(value, (int, float))
 
 
 _WORDS: dict[object, tuple[str, str]] = {
@@ -146,7 +247,7 @@ _WORDS: dict[object, tuple[str, str]] = {
     bool: ("true or false", "trues and falses"),
     type(None): ("null", "nulls"),
     object: ("keys and values", "values"),
-    Path: ("", ""),  # only ever beside text
+    Path: ("text", "texts"),
 }
 
 
@@ -157,8 +258,8 @@ def words(kind: object) -> str:
         >>> words(int | tuple[int, int] | None)
         'a whole number or a list of 2 whole numbers or null'
     """
-    if kind in _WORDS:
-        return _WORDS[kind][0]
+    if kind in _WORDS or is_section(kind):
+        return _WORDS[kind if kind in _WORDS else object][0]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))

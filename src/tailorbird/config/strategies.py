@@ -1,11 +1,13 @@
-"""Search strategies by name, for the command line."""
+"""Search strategies by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from tailorbird.config.sections import near
 from tailorbird.errors import ConfigError
+from tailorbird.factories import is_factory, make_importable, own
 from tailorbird.search.baselines import Exhaustive, RandomSearch
 from tailorbird.search.evolution import BottomUp, Independent, TopDown
 from tailorbird.search.many_targets import AllAtOnce
@@ -23,11 +25,16 @@ _STRATEGIES: tuple[Callable[[], Strategy], ...] = (
 )
 
 
-def strategy(name: str) -> Strategy:
+def strategy(name: str, *, folder: Path = Path(), place: str = "strategy") -> Strategy:
     """The strategy called ``name``, with its defaults.
 
+    Args:
+        name: one of those there are, or ``package.module:name`` of the user's own.
+        folder: modules in it can be imported.
+        place: where the name was given, for messages.
+
     Raises:
-        ConfigError: for an unknown name, with those there are.
+        ConfigError: for an unknown name, with those there are, or one that is no strategy.
 
     Example:
         >>> strategy("top-down").name
@@ -35,9 +42,13 @@ def strategy(name: str) -> Strategy:
         >>> strategy("topdown")
         Traceback (most recent call last):
         ...
-        tailorbird.errors.ConfigError: --strategy: unknown name 'topdown'; did you mean 'top-down'?
+        tailorbird.errors.ConfigError: strategy: unknown name 'topdown'; did you mean 'top-down'?
     """
     known = {one.name: one for one in (make() for make in _STRATEGIES)}
-    if name not in known:
-        raise ConfigError(f"--strategy: unknown name {name!r}{near(name, known)}")
-    return known[name]
+    if name in known:
+        return known[name]
+    if not is_factory(name):
+        raise ConfigError(f"{place}: unknown name {name!r}{near(name, known)}")
+    make_importable(folder)
+    made: Strategy = own(name, Strategy)
+    return made

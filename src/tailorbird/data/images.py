@@ -417,3 +417,12 @@ def check_head(data: ImageData, outputs: int) -> None:
             f"data '{data.name}' holds label {largest} but the network has {outputs} outputs "
             f"(labels 0 to {outputs - 1}); check the labels or the network's num_classes"
         )
+
+
+def classes_in(data: ImageData) -> int:
+    """How many classes labelled images have: those named, else the largest label and one more."""
+    if data.classes is not None:
+        return len(data.classes)
+    splits = (data.train, data.validation, data.test)
+    labels = [one.labels for one in splits if one is not None and one.labels is not None]
+    return 1 + max(int(one.max()) for one in labels if len(one))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, Fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,4 +30,4 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.opset is not None and (isinstance(self.opset, bool) or self.opset < 13):
-            raise ConfigError(f"export.opset: expected 13 or more, got {self.opset}")
+            raise ConfigError([Fault("export.opset", f"expected 13 or more, got {self.opset}")])

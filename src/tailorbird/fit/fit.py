@@ -43,7 +43,7 @@ from tailorbird.report.words import figure
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import LATENCY, Place, Target
+from tailorbird.targets import LATENCY, Place, Target, places_of
 
 Until = Literal["search", "retrain", "export"]
 """Where to stop; each value includes what comes before it."""
@@ -101,11 +101,10 @@ def check_targets(targets: Sequence[Target]) -> list[str]:
         f"targets: the name '{name}' occurs twice"
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
-    places: dict[str, Place] = {}
-    for target in targets:
-        place = places.setdefault(target.place.name, target.place)
-        if (place.key, place.table) != (target.place.key, target.place.table):
-            problems.append(f"targets: two different places are called '{place.name}'")
+    try:
+        places_of(targets)
+    except ConfigError as error:
+        problems += error.problems
     return problems
 
 
@@ -242,7 +241,7 @@ class _Fitting:
             self.chooser.aims |= state.aims
         else:
             names, number = [a.target.name for a in open_ones], 0
-        for place in {a.target.place.name: a.target.place for a in self.attempts}.values():
+        for place in places_of([attempt.target for attempt in self.attempts]).values():
             if any(a.target.place.name == place.name for a in open_ones) or (
                 state is not None and place.name in state.pools
             ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, Fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +54,25 @@ class HouseOptions:
 
     def __post_init__(self) -> None:
         problems = []
+
+        def expect(fine: bool, name: str, expected: str, quoted: bool = False) -> None:
+            value = getattr(self, name)
+            if not fine:
+                got = repr(value) if quoted else str(value)
+                problems.append(Fault(f"house.{name}", f"expected {expected}, got {got}"))
+
         for name in ("teacher_blocks", "width_multiple", "batch_size", "memory_mb"):
-            if getattr(self, name) < 1:
-                problems.append(f"house.{name}: expected at least 1, got {getattr(self, name)}")
+            expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("donor_blocks", "pruned"):
-            if getattr(self, name) < 0:
-                problems.append(f"house.{name}: expected 0 or more, got {getattr(self, name)}")
+            expect(getattr(self, name) >= 0, name, "0 or more")
         for name in ("recall", "donor_recall"):
-            if not 0 < getattr(self, name) <= 1:
-                problems.append(
-                    f"house.{name}: expected more than 0, at most 1, got {getattr(self, name)}"
-                )
+            expect(0 < getattr(self, name) <= 1, name, "more than 0, at most 1")
         for name in ("epochs", "learning_rate"):
-            if getattr(self, name) <= 0:
-                problems.append(f"house.{name}: expected more than 0, got {getattr(self, name)}")
-        if self.minutes is not None and self.minutes <= 0:
-            problems.append(f"house.minutes: expected more than 0, got {self.minutes}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            problems.append(
-                f"house.precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}"
-            )
-        if self.rank_by not in ("divergence", "accuracy_loss"):
-            problems.append(
-                f"house.rank_by: expected 'divergence' or 'accuracy_loss', got {self.rank_by!r}"
-            )
+            expect(getattr(self, name) > 0, name, "more than 0")
+        expect(self.minutes is None or self.minutes > 0, "minutes", "more than 0")
+        known = self.precision in ("auto", "float32", "bfloat16")
+        expect(known, "precision", "'auto', 'float32' or 'bfloat16'", quoted=True)
+        known = self.rank_by in ("divergence", "accuracy_loss")
+        expect(known, "rank_by", "'divergence' or 'accuracy_loss'", quoted=True)
         if problems:
             raise ConfigError(problems)

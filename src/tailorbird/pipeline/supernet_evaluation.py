@@ -57,7 +57,7 @@ def evaluate_run(
         MeasurementError, ExportError: where latencies can't be measured.
     """
     wrong = [
-        f"--{name}: expected {least} or more, got {value}"
+        f"{name}: expected {least} or more, got {value}"
         for name, value, least in (
             ("subnets", subnets, 1),
             ("seed", seed, 0),

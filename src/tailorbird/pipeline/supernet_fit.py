@@ -37,7 +37,7 @@ from tailorbird.runfolder import RunFolder, short_hash
 from tailorbird.search.strategy import Strategy
 from tailorbird.space import Genomes
 from tailorbird.supernet.candidates import SubnetOptions, SupernetCandidates, check_places
-from tailorbird.targets import Target
+from tailorbird.targets import Target, places_of
 
 Evaluate = Callable[[Genomes], Floats]
 """Genomes (n, genes) -> accuracies (n,) on validation images, statistics re-estimated."""
@@ -124,7 +124,7 @@ def fit_run(
     identity = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
     with folder.open(identity if isinstance(identity, dict) else {}):
-        places = list({target.place.name: target.place for target in targets}.values())
+        places = list(places_of(targets).values())
         check_places(places, run.supernet, layers_at_most=options.layers_at_most)
         seed = run.seed if options.seed is None else options.seed
         asked = {target.name: _request(run, target, options, seed) for target in targets}

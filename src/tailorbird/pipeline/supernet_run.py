@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,13 +24,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tailorbird.config.parts import images as check_images
-from tailorbird.config.reader import read_file
-from tailorbird.config.sections import Faults
-from tailorbird.config.supernet_data import check_classes, load_data_file, read_data
 from tailorbird.data.images import (
     ImageData,
     Split,
+    classes_in,
     resident,
 )
 from tailorbird.errors import ConfigError, DataError, StoreError
@@ -48,8 +45,7 @@ Floats = npt.NDArray[np.float64]
 Batch = TypeVar("Batch")
 
 SUPERNET, CHECKPOINTS = "supernet", "checkpoints"
-EVALUATED, CONFIG, ORIGIN = "evaluated.jsonl", "config.yaml", "origin.json"
-IDENTITY, FINISHED = "identity.json", "finished.json"
+EVALUATED, IDENTITY, FINISHED = "evaluated.jsonl", "identity.json", "finished.json"
 
 STATISTICS_IMAGES = 2000
 """Training images that the norm statistics of a subnet are estimated from."""
@@ -94,17 +90,29 @@ class SupernetRun:
         return _calibration(self.data.train, self.seed, device)
 
 
-def open_run(folder: Path, *, data: Path | None = None) -> SupernetRun:
+def open_run(folder: Path, data: ImageData, *, seed: int) -> SupernetRun:
     """Open the folder of a supernet that was trained or imported.
 
     Args:
         folder: the run folder.
-        data: a YAML file whose ``data`` section is used in place of the run's own.
+        data: labelled images in three channels, of the classes that the supernet knows.
+        seed: the run's, which divided these images.
 
     Raises:
-        StoreError: for a folder without a supernet.
-        ConfigError: where neither the run nor ``data`` names images.
-        DataError: for images without labels, or with other classes than the supernet has.
+        StoreError: for a folder without a whole supernet.
+        DataError: for images with other classes than the supernet has.
+    """
+    check_whole(folder)
+    supernet = load_supernet(folder / SUPERNET)
+    check_classes(data, classes_of(supernet))
+    return SupernetRun(path=folder, supernet=supernet, data=data, seed=seed)
+
+
+def check_whole(folder: Path) -> None:
+    """Make sure that a run folder holds a whole supernet, see `holds_whole`.
+
+    Raises:
+        StoreError: saying what makes one.
     """
     if not holds_whole(folder):
         begun = (folder / SUPERNET).is_dir()
@@ -116,18 +124,21 @@ def open_run(folder: Path, *, data: Path | None = None) -> SupernetRun:
                 else "no supernet in this folder; `tailorbird supernet train` or `import` makes one"
             )
         )
-    supernet = load_supernet(folder / SUPERNET)
-    values, seed, base = _stored_job(folder)
-    if data is not None:
-        values, base = load_data_file(data), data.resolve().parent
-    if values is None:
-        raise ConfigError(
-            f"{folder}: the supernet was imported without images; give --data FILE.yaml, which "
-            "holds 'data:' with the keys of a job's data section"
+
+
+def check_classes(data: ImageData, outputs: int) -> None:
+    """Make sure that a supernet with so many outputs answers in the classes of the images.
+
+    Raises:
+        DataError: naming both numbers and the way out.
+    """
+    have = classes_in(data)
+    if have > outputs or (data.classes is not None and have != outputs):
+        raise DataError(
+            f"data: '{data.name}' has {have} classes, and the supernet {outputs} outputs; give "
+            "images of its classes, or train on these: a job whose start is the supernet's "
+            "weights, with new_classifier: true"
         )
-    images = read_data(values, seed=seed, folder=base)
-    check_classes(images, classes_of(supernet))
-    return SupernetRun(path=folder, supernet=supernet, data=images, seed=seed)
 
 
 def holds_whole(folder: Path) -> bool:
@@ -301,22 +312,3 @@ def _counted(batches: Iterable[Batch], task: Task, note: str) -> Iterator[Batch]
     for batch in batches:
         yield batch
         task.advance(note=note)
-
-
-def _stored_job(folder: Path) -> tuple[dict[str, object] | None, int, Path]:
-    """The run's images as a checked section, its seed, and the job file's folder."""
-    document = read_file(folder / CONFIG, hint="train or import the supernet again")
-    stored: Mapping[str, object] = document.data
-    origin = read_json(folder / ORIGIN)
-    base = Path(str(origin.get("folder"))) if isinstance(origin, dict) else folder
-    seed = stored.get("seed")
-    faults = Faults(document.lines)
-    values = None
-    if stored.get("data") is not None:
-        values = check_images(faults, stored["data"], base)
-    if faults.found or not isinstance(seed, int):
-        raise StoreError(
-            f"{folder / CONFIG} is damaged: {'; '.join(faults.found) or 'it has no seed'}; train "
-            "or import the supernet again"
-        )
-    return values, seed, base

@@ -17,17 +17,15 @@ from tailorbird.pipeline.job import digest
 from tailorbird.pipeline.reporting import environment
 from tailorbird.pipeline.supernet_run import (
     CHECKPOINTS,
-    CONFIG,
     FINISHED,
     IDENTITY,
-    ORIGIN,
     SUPERNET,
     holds_whole,
 )
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.tensorboard import Board, NoBoard, TensorBoard
 from tailorbird.report.words import percent
-from tailorbird.runfolder import RunFolder, differences
+from tailorbird.runfolder import CONFIG, ORIGIN, RunFolder, differences
 from tailorbird.supernet.network import Supernet
 from tailorbird.supernet.schemes.scheme import Scheme
 from tailorbird.supernet.store import classes_of, save_supernet
@@ -234,8 +232,8 @@ def _opened(
     if begun and not accept_changes:
         raise StoreError(
             f"run folder {run} was begun with another job; what differs:{listed}\n"
-            "give a new folder, the job as it was to continue, or --accept-changes to go on with "
-            "the job as it is now"
+            "give a new folder, the job as it was to continue, or accept the changes "
+            "(accept_changes) to go on with the job as it is now"
         )
     with folder.open(stored):
         if begun:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.errors import SpaceError
+from tailorbird.errors import Fault, SpaceError
 from tailorbird.space import Choice, Condition, Genomes, Space
 from tailorbird.supernet.official import Entry, OfficialForm
 from tailorbird.supernet.slot_table import SlotTable, SlotValue
@@ -258,11 +258,11 @@ def _sizes(resolutions: Sequence[int] | None) -> tuple[int, ...] | None:
         return None
     wrong = [r for r in resolutions if not is_resolution(r)]
     if wrong or not len(resolutions):
-        raise SpaceError(
-            f"resolutions: expected whole numbers of pixels from {LEAST_RESOLUTION} to "
-            f"{MOST_RESOLUTION}, got "
+        what = (
+            f"expected whole numbers of pixels from {LEAST_RESOLUTION} to {MOST_RESOLUTION}, got "
             f"{wrong or 'none'}"
         )
+        raise SpaceError(Fault("resolutions", what))
     return tuple(sorted({int(r) for r in resolutions}))
 
 
@@ -344,10 +344,11 @@ def _check_patches(name: str, layers: Sequence[_Layer], resolutions: Sequence[in
     for layer in layers:
         wrong = [r for r in resolutions if layer.kind == "patch_embed" and r % layer.stride]
         if wrong:
-            raise SpaceError(
-                f"resolutions: '{name}' cuts images into patches of {layer.stride} pixels; "
-                f"expected multiples of that, got {wrong}"
+            what = (
+                f"'{name}' cuts images into patches of {layer.stride} pixels; expected multiples "
+                f"of that, got {wrong}"
             )
+            raise SpaceError(Fault("resolutions", what))
 
 
 def _entry(item: object, genes: _Genes) -> Entry:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from tailorbird.errors import ConfigError, StoreError
+from tailorbird.errors import ConfigError, Fault, StoreError
 from tailorbird.supernet.samplers import Sampler
 from tailorbird.supernet.schemes.channels import (
     channel_orders,
@@ -86,9 +86,8 @@ class SupernetRecipe:
         except ConfigError as error:
             problems.extend(error.problems)
         if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
-            problems.append(
-                f"recipe.accumulate: expected a whole number of 1 or more, got {parts!r}"
-            )
+            what = f"expected a whole number of 1 or more, got {parts!r}"
+            problems.append(Fault("recipe.accumulate", what))
         elif not problems:
             problems += part_problems(self.batch_size, parts)
         if problems:
@@ -346,11 +345,12 @@ def part_problems(batch_size: int, parts: int) -> list[str]:
     """What is wrong with a batch of that size in so many parts."""
     if batch_size % parts == 0 and batch_size >= 2 * parts:
         return []
-    return [
-        f"recipe.batch_size: expected a multiple of {parts}, the number of parts that batches are "
-        f"split into (accumulate, or the processes where these are more), with 2 images or more in "
-        f"each; got {batch_size}"
-    ]
+    what = (
+        f"expected a multiple of {parts}, the number of parts that batches are split into "
+        "(accumulate, or the processes where these are more), with 2 images or more in each; got "
+        f"{batch_size}"
+    )
+    return [Fault("recipe.batch_size", what)]
 
 
 def identity(

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, Fault
 
 Optimizer = Literal["sgd", "adabelief", "adamw"]
 Schedule = Literal["cosine", "constant"]
@@ -118,7 +118,7 @@ class Recipe:
         return float(value) if math.isfinite(value) else math.nan
 
     def _wrong(self, name: str, expected: str) -> str:
-        return f"recipe.{name}: expected {expected}, got {getattr(self, name)!r}"
+        return Fault(f"recipe.{name}", f"expected {expected}, got {getattr(self, name)!r}")
 
     def _positive(self, *names: str) -> list[str]:
         return [self._wrong(n, "a number above 0") for n in names if not self._number(n) > 0]

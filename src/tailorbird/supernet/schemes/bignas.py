@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tailorbird.errors import Fault
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
@@ -90,7 +91,8 @@ class BigNAS:
     def __post_init__(self) -> None:
         others = too_long("bignas.lr_warmup_epochs", self.lr_warmup_epochs, self.epochs)
         if number(self.tail) > 1:
-            others.append(f"bignas.tail: expected at most 1, the peak itself, got {self.tail!r}")
+            most = f"expected at most 1, the peak itself, got {self.tail!r}"
+            others.append(Fault("bignas.tail", most))
         check_numbers(
             "bignas",
             positive={

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tailorbird.errors import Fault
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
@@ -96,10 +97,8 @@ class DepS:
         others = too_long("deps.lr_warmup_epochs", self.lr_warmup_epochs, self.epochs)
         delay, epochs, ramp = number(self.delay), number(self.epochs), number(self.ramp_epochs)
         if self.warm_up_full and epochs > 0 and 0 <= delay < 1 and delay * epochs < ramp:
-            others.append(
-                f"deps.ramp_epochs: expected at most the {delay * epochs:g} epochs of the delay, "
-                f"got {ramp:g}"
-            )
+            most = f"expected at most the {delay * epochs:g} epochs of the delay, got {ramp:g}"
+            others.append(Fault("deps.ramp_epochs", most))
         check_numbers(
             "deps",
             positive={"epochs": self.epochs, "learning_rate": self.learning_rate},

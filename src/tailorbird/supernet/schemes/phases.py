@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, Fault
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import Region, Sampler, SamplerOf
 from tailorbird.supernet.schemes.scheme import (
@@ -61,7 +61,9 @@ class Phase:
 
 def phase_problems(scheme: str, phases: Sequence[Phase]) -> list[str]:
     """What is wrong with phases, such as one of 0 epochs: every value that is out of range."""
-    problems = [] if phases else [f"{scheme}.phases: expected 1 or more, got none"]
+    problems: list[str] = []
+    if not phases:
+        problems.append(Fault(f"{scheme}.phases", "expected 1 or more, got none"))
     for phase in phases:
         place = f"{scheme}.{phase.name}"
         try:

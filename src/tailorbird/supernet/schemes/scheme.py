@@ -19,7 +19,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, Fault
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import RESOLUTION, Genome, Region, Sampler
@@ -216,7 +216,7 @@ def check_numbers(
     Raises:
         ConfigError: listing all of them.
     """
-    wrong = [
+    wrong: list[tuple[str, object, str]] = [
         *[(n, v, "a number above 0") for n, v in positive.items() if not number(v) > 0],
         *[(n, v, "a number of 0 or more") for n, v in not_negative.items() if not number(v) >= 0],
         *[
@@ -225,15 +225,13 @@ def check_numbers(
             if not 0 <= number(v) < 1
         ],
     ]
-    problems = [
-        f"{scheme}.{name}: expected {wanted}, got {value!r}" for name, value, wanted in wrong
-    ]
-    problems += [
-        f"{scheme}.{name}: expected a whole number of {least} or more, got {value!r}"
+    wrong += [
+        (name, value, f"a whole number of {least} or more")
         for name, (value, least) in (counts or {}).items()
         if not isinstance(value, int) or isinstance(value, bool) or value < least
     ]
-    if problems := [*problems, *others]:
+    faults = [Fault(f"{scheme}.{n}", f"expected {wanted}, got {v!r}") for n, v, wanted in wrong]
+    if problems := [*faults, *others]:
         raise ConfigError(problems)
 
 
@@ -246,7 +244,8 @@ def too_long(place: str, warmup: float, epochs: float) -> list[str]:
     """
     if not number(warmup) >= number(epochs) > 0:
         return []
-    return [f"{place}: expected less than the {epochs:g} epochs of training, got {warmup:g}"]
+    what = f"expected less than the {epochs:g} epochs of training, got {warmup:g}"
+    return [Fault(place, what)]
 
 
 def number(value: object) -> float:

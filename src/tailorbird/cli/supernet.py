@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailorbird.cli_exit import NOT_MET, plainly
+from tailorbird.cli.exits import Quiet, console, plainly
+from tailorbird.cli.outputs import check_outputs
+
+if TYPE_CHECKING:
+    from tailorbird.config.supernet_job import NamedSpace
+    from tailorbird.pipeline.supernet_run import SupernetRun
 
 app = typer.Typer(
     name="supernet",
@@ -23,16 +28,15 @@ Data = Annotated[
     Path | None,
     typer.Option(help="YAML file whose 'data' section is used instead of the run's own."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")]
 
 
 @app.command()
 @plainly
 def init() -> None:
     """Print a supernet's job to start from; it runs as it stands."""
-    from tailorbird.config.supernet_template import TEMPLATE
+    from tailorbird.config import template
 
-    typer.echo(TEMPLATE, nl=False)
+    typer.echo(template("supernet"), nl=False)
 
 
 @app.command()
@@ -51,12 +55,13 @@ def train(
     torchrun --nproc-per-node 2 -m tailorbird supernet train job.yaml
     """
     from tailorbird.config.supernet_job import build_job, load_job
-    from tailorbird.pipeline.supernet_training import train_run
+    from tailorbird.pipeline.supernet_training import SupernetJob, train_run
     from tailorbird.report.terminal import terminal
     from tailorbird.train.world import is_main
 
     progress = terminal(quiet=quiet)
-    folder = train_run(build_job(load_job(job)), accept_changes=accept_changes, progress=progress)
+    built = SupernetJob(**build_job(load_job(job), folder=job.resolve().parent))
+    folder = train_run(built, accept_changes=accept_changes, progress=progress)
     if is_main():
         typer.echo(f"supernet: {folder}; next: tailorbird supernet evaluate {folder}")
 
@@ -84,20 +89,16 @@ def evaluate(
     Accuracies are on validation images, each subnet with norm statistics of its own. Subnets that
     were evaluated before are not computed again.
     """
-    from rich.console import Console
-
     from tailorbird.files import write_json
     from tailorbird.measure.onnxruntime import OnnxRuntime
-    from tailorbird.pipeline.fleet_search import check_outputs
     from tailorbird.pipeline.supernet_evaluation import evaluate_run
-    from tailorbird.pipeline.supernet_run import open_run
     from tailorbird.report.supernet_evaluation import show
     from tailorbird.report.terminal import terminal
 
     check_outputs({"--json": json})
     device = OnnxRuntime(threads=threads) if latency else None
     found = evaluate_run(
-        open_run(run, data=data),
+        opened(run, data),
         subnets=subnets,
         seed=seed,
         images=images,
@@ -106,7 +107,7 @@ def evaluate(
     )
     if json is not None:
         write_json(json, found.plain())
-    show(found, Console())
+    show(found, console())
     typer.echo(f"all of them: {run / 'evaluation.json'}; picture: {run / 'evaluation.png'}")
 
 
@@ -130,10 +131,24 @@ def import_(
     seed: Annotated[int, typer.Option(min=0, help="Of the division of the images.")] = 0,
 ) -> None:
     """Make a run folder of a trained supernet's weights, for evaluate and fit."""
+    from tailorbird.config.run_data import load_data_file, read_data
+    from tailorbird.config.sections import as_written
     from tailorbird.pipeline.supernet_import import import_supernet
 
+    named = _space(space, resolutions)
+    section = None if data is None else load_data_file(data)
+    base = Path() if data is None else data.resolve().parent
     found = import_supernet(
-        checkpoint, run, space=space, resolutions=resolutions, data=data, seed=seed
+        checkpoint,
+        run,
+        space=named.architectures,
+        data=None if section is None else read_data(section, seed=seed, folder=base),
+        seed=seed,
+        description={
+            "space": named.plain(),
+            "data": None if section is None else as_written(section),
+        },
+        origin=base,
     )
     typer.echo(
         f"{found.architectures.name}, {found.classes} classes: {run}; next: tailorbird supernet "
@@ -145,7 +160,7 @@ def import_(
 @plainly
 def fit(
     run: Run,
-    fleet: Annotated[Path, typer.Argument(metavar="FLEET", help="Fleet file: devices, limits.")],
+    fleet: Annotated[Path, typer.Argument(metavar="FLEET", help="YAML file: devices and targets.")],
     *,
     subnets: Annotated[int, typer.Option(help="Evaluated for the accuracy predictor.")] = 200,
     images: Annotated[
@@ -172,15 +187,12 @@ def fit(
     """
     from functools import partial
 
-    from rich.console import Console
-
-    from tailorbird.config.measured_fleet import load_measured_fleet
+    from tailorbird.cli.house import tell
+    from tailorbird.config.targets import load_targets
     from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
-    from tailorbird.pipeline.supernet_run import evaluate_subnets, open_run
+    from tailorbird.pipeline.supernet_run import evaluate_subnets
     from tailorbird.report.record import RunReport
-    from tailorbird.report.table import show
     from tailorbird.report.terminal import terminal
-    from tailorbird.targets import Place, Target
 
     options = FitOptions(
         subnets=subnets,
@@ -191,21 +203,74 @@ def fit(
         layers_at_most=layers_at_most,
         seed=seed,
     )
-    wanted = load_measured_fleet(fleet)
-    opened, progress = open_run(run, data=data), terminal(quiet=quiet)
-    places = {
-        name: Place(name=name, device=one.device, table=one.table)
-        for name, one in wanted.devices.items()
-    }
+    targets = load_targets(fleet)
+    source, progress = opened(run, data), terminal(quiet=quiet)
     fit_run(
-        opened,
-        [Target(one.name, places[one.device], one.limits) for one in wanted.wanted],
+        source,
+        targets,
         options=options,
-        evaluate=partial(evaluate_subnets, opened, images=images, progress=progress),
+        evaluate=partial(evaluate_subnets, source, images=images, progress=progress),
         progress=progress,
     )
-    report = RunReport.load(run / "report.json")
-    show(report, Console())
-    typer.echo(f"report: {run / 'report.html'}")
-    if not report.met:
-        raise typer.Exit(NOT_MET)
+    tell(RunReport.load(run / "report.json"), run)
+
+
+def opened(run: Path, data: Path | None) -> SupernetRun:
+    """A run with its own images, or those that a data file names.
+
+    Raises:
+        ConfigError: where there are none.
+        TailorbirdError: for a folder or images that can't be used.
+    """
+    from tailorbird.config.run_data import load_data_file, read_data, stored_images
+    from tailorbird.errors import ConfigError
+    from tailorbird.pipeline.supernet_run import check_whole, open_run
+
+    check_whole(run)
+    stored = stored_images(run)
+    section, base = stored.images, stored.folder
+    if data is not None:
+        section, base = load_data_file(data), data.resolve().parent
+    if section is None:
+        raise ConfigError(
+            f"{run}: the supernet was imported without images; give --data FILE.yaml, which "
+            "holds 'data:' with the keys of a job's data section"
+        )
+    images = read_data(section, seed=stored.seed, folder=base)
+    return open_run(run, images, seed=stored.seed)
+
+
+def _space(name: str, resolutions: str | None) -> NamedSpace:
+    """The space that options name; faults of both at once.
+
+    Raises:
+        ConfigError: listing them.
+        SpaceError: for a file that describes no space.
+    """
+    from tailorbird.config.sections import near, short
+    from tailorbird.config.supernet_job import NamedSpace, space_called
+    from tailorbird.errors import ConfigError, Fault, SpaceError
+    from tailorbird.supernet.architecture import SPACES
+
+    problems = []
+    source = space_called(name, Path())
+    if source is None:
+        problems.append(f"--space: unknown space {short(name)}{near(name, SPACES)}")
+    sizes: tuple[int, ...] | None = None
+    try:
+        if resolutions is not None:
+            sizes = tuple(int(part) for part in resolutions.split(","))
+        # Where the space doesn't exist, resolutions are checked as if for another one.
+        found = NamedSpace(name=source or SPACES[0], resolutions=sizes)
+        assert found.architectures is not None  # loads it
+    except ValueError:
+        problems.append(
+            f"--resolutions: expected whole numbers with commas between, got {resolutions!r}"
+        )
+    except SpaceError as error:
+        fault = error.args[0]
+        about = "resolutions" if isinstance(fault, Fault) else "space"
+        problems.append(f"--{about}: {fault.what if isinstance(fault, Fault) else fault}")
+    if problems:
+        raise ConfigError(problems)
+    return found

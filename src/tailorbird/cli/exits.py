@@ -1,4 +1,4 @@
-"""How commands end: plain words about what is wrong, exit codes, ctrl-C in order."""
+"""What commands share: plain words about what is wrong, exit codes, ctrl-C in order."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
 from tailorbird.errors import TailorbirdError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 BAD_INPUT, NOT_MET, INTERRUPTED = 2, 3, 130
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")]
+
+
+def console() -> Console:
+    """Where tables are printed."""
+    from rich.console import Console
+
+    return Console()
 
 
 def plainly(command: Callable[P, R]) -> Callable[P, R]:

@@ -1,4 +1,4 @@
-"""A search for a fleet from Python: what is priced, what is described, what is refused."""
+"""A search for many targets from Python: what is priced, what is described, what is refused."""
 
 import os
 from pathlib import Path
@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tailorbird.config.fleet import Fleet, FleetTarget, plain_fleet
+from tailorbird.cli.outputs import check_outputs
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.estimate.features import architecture_features
 from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
 from tailorbird.estimate.predicted import PredictedFamily
 from tailorbird.estimate.predictor_files import open_predictor
 from tailorbird.estimate.train_predictor import fit
-from tailorbird.pipeline.fleet_search import Wish, check_outputs, describe, price, search_fleet
-from tailorbird.progress import Silent
+from tailorbird.pipeline.search import describe, price, search
+from tailorbird.search.baselines import Exhaustive
 from tailorbird.search.many_targets import AllAtOnce
 from tailorbird.supernet.architecture import load_space
+from tailorbird.targets import LATENCY, Place, Target
 
 from .fleets import RESOLUTIONS, SPACE, write_predictor, write_table
 
@@ -28,8 +29,13 @@ def phone(tmp_path):
     return write_table(tmp_path / "phone")
 
 
-def fleet(*tables: Path | None) -> Fleet:
-    return Fleet({f"d{number}": table for number, table in enumerate(tables)}, ())
+def fleet(*tables: Path | None) -> list[Place]:
+    return [Place(name=f"d{number}", table=table) for number, table in enumerate(tables)]
+
+
+def at(table: Path, *limits: float | str) -> list[Target]:
+    place = Place(name="phone", table=table)
+    return [Target(f"t{n}", place, {LATENCY: limit}) for n, limit in enumerate(limits)]
 
 
 def test_a_space_is_restricted_to_the_resolutions_that_all_tables_cover(phone, tmp_path):
@@ -79,10 +85,9 @@ def test_a_predictor_of_one_s_own_serves_a_restricted_space(phone, tmp_path):
     space = load_space(SPACE)
     genomes = space.space.sample(60, np.random.default_rng(0))
     fit(genomes, genomes.sum(axis=1), architecture_features(space)).save(tmp_path / "own")
-    wish = Wish(
-        space=SPACE, accuracy_predictor=tmp_path / "own", latency_table=phone, limits="9,20"
+    found = search(
+        at(phone, 9, 20), space=SPACE, accuracy_predictor=tmp_path / "own", strategy=Exhaustive()
     )
-    found = search_fleet(wish, strategy="exhaustive", seed=0, progress=Silent())
     assert found.winners[0].quality < found.winners[1].quality
     largest = found.winners[1].genome  # nothing binds: the largest network of 176 pixels
     assert largest[1:].tolist() == [2] * 5 and largest[0] == 1
@@ -142,14 +147,10 @@ def test_genomes_and_architectures_outside_the_space(phone):
 
 
 def test_the_order_of_limits_and_repetitions_do_not_matter(phone, tmp_path):
-    wish = {
-        "space": SPACE,
-        "accuracy_predictor": write_predictor(tmp_path / "p.safetensors"),
-        "latency_table": phone,
-    }
+    predictor = write_predictor(tmp_path / "p.safetensors")
     found = [
-        search_fleet(Wish(**wish, limits=limits), strategy="exhaustive", seed=0, progress=Silent())
-        for limits in ("9,10,12", "12,9,12,10,9")
+        search(at(phone, *limits), space=SPACE, accuracy_predictor=predictor, strategy=Exhaustive())
+        for limits in ((9, 10, 12), (12, 9, 12, 10, 9))
     ]
     best = {winner.limits["latency_ms"]: winner.quality for winner in found[0].winners}
     assert [winner.limits["latency_ms"] for winner in found[1].winners] == [12, 9, 12, 10, 9]
@@ -176,9 +177,39 @@ def test_a_folder_that_may_not_be_written(tmp_path):
         check_outputs({"--json": tmp_path / "x"})
 
 
-def test_a_wish_needs_a_table_for_latencies_only(tmp_path):
-    wish = Wish(space=SPACE, accuracy_predictor=tmp_path, limits="3e8", limit_on="macs")
-    assert wish.fleet() == plain_fleet(None, [{"macs": 3e8}])
-    assert wish.fleet().targets == (FleetTarget("device", {"macs": 3e8}),)
-    with pytest.raises(ConfigError, match="need --latency-table"):
-        Wish(space=SPACE, accuracy_predictor=tmp_path, limits="3").fleet()
+def test_shares_are_of_the_largest_network_that_the_tables_know(phone, tmp_path):
+    board = write_table(tmp_path / "board")
+    (board / "176.yaml").unlink()
+    places = fleet(phone, board, None)
+    priced = price(SPACE, places)
+    largest = (priced.architectures.space.sizes - 1)[None]
+    full = {name: float(of(largest)[0]) for name, of in priced.costs.items()}
+    first = Target("a", places[0], {"latency": "0.5x", "macs": "0.75x"})
+    assert priced.bounds(first) == {
+        "latency_ms@d0": pytest.approx(0.5 * full["latency_ms@d0"]),
+        "macs": pytest.approx(0.75 * full["macs"]),
+    }
+    last = Target("b", places[2], {"params": 5e6, "size": "0.5x"})
+    assert priced.bounds(last) == {"params": 5e6, "size_mb": 0.5}
+
+
+def test_metrics_without_a_figure_are_refused_with_those_there_are(phone, tmp_path):
+    place = Place(name="phone", table=phone)
+    targets = [
+        Target("a", place, {"size_mb": 4}),
+        Target("b", place, {"peak_memory": "0.5x"}),
+        Target("c", Place(name="bare"), {"latency_ms": 9}),
+    ]
+    asked = {"space": SPACE, "accuracy_predictor": write_predictor(tmp_path / "p.safetensors")}
+    with pytest.raises(ConfigError) as caught:
+        search(targets, **asked, strategy=QUICK)
+    known = "give one of macs, params, latency_ms@phone"
+    assert caught.value.problems == (
+        f"limits[0]: unknown metric 'size_mb'; {known}",
+        f"limits[1]: unknown metric 'peak_memory_mb'; {known}",
+        f"limits[2]: unknown metric 'latency_ms@bare'; {known}",
+    )
+    with pytest.raises(ConfigError, match="places: 'phone' is the name of two"):
+        search(
+            [*targets[:1], Target("d", Place(name="phone"), {"macs": 1e8})], **asked, strategy=QUICK
+        )

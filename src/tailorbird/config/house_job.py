@@ -1,0 +1,159 @@
+"""The job file of a model house: read, checked, and what it names built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tailorbird.config.images import Images, images
+from tailorbird.config.networks import Network, donors, network
+from tailorbird.config.reader import Document, read_file
+from tailorbird.config.sections import Faults, Field, Reader, as_written, fields_of, read_fields
+from tailorbird.config.targets import KEYS, Targets, read_targets
+from tailorbird.errors import ConfigError, DataError, TailorbirdError
+from tailorbird.export.options import ExportOptions
+from tailorbird.factories import make_importable
+from tailorbird.house.options import HouseOptions
+from tailorbird.train.recipe import Recipe
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HousePlan:
+    """A checked job: all is known to be well-formed, nothing but devices is built yet.
+
+    The fields are the keys of a job file; ``targets`` are those of two keys.
+
+    Args:
+        teacher: the trained network that students are made from.
+        donors: name -> network that blocks are taken from; may be left out.
+        data: images.
+        targets: list of targets, one student each.
+        house: sizes and budgets of the model house.
+        retrain: how students are retrained.
+        rounds: searches and retrainings per target, at most.
+        candidates: selections measured whole in each search.
+        export: what the ONNX files look like.
+        seed: of every random choice.
+        run: the run folder; None means ``runs/`` and the job file's name.
+    """
+
+    teacher: Network = field(metadata={"hint": "such as 'model: timm:resnet18'"})
+    donors: Mapping[str, Network] = field(default_factory=dict)
+    data: Images = field(metadata={"hint": "such as 'kind: folder'"})
+    targets: Targets
+    house: HouseOptions = field(default_factory=HouseOptions)
+    retrain: Recipe = field(default_factory=Recipe)
+    rounds: int = 3
+    candidates: int = 4
+    export: ExportOptions = field(default_factory=ExportOptions)
+    seed: int = 0
+    run: Path | None = None
+
+    def plain(self) -> dict[str, object]:
+        """The whole job with every default written out: itself a valid job file."""
+        values = {key: getattr(self, key) for key in FIELDS if key not in KEYS}
+        written = as_written({**values, **self.targets.written})
+        assert isinstance(written, dict)  # as values are
+        return {key: written[key] for key in FIELDS}
+
+
+def _fields() -> dict[str, Field]:
+    found: dict[str, Field] = {}
+    for key, one in fields_of(HousePlan).items():
+        found |= KEYS if key == "targets" else {key: one}
+    return found
+
+
+FIELDS: Mapping[str, Field] = _fields()
+"""The keys of a job file."""
+
+
+def load(path: Path) -> HousePlan:
+    """Read and check a job file.
+
+    Raises:
+        ConfigError: listing every fault with its place and line.
+    """
+    return check(read_file(path), folder=path.resolve().parent, stem=path.stem)
+
+
+def check(document: Document, *, folder: Path, stem: str = "job") -> HousePlan:
+    """Check a document in ``folder``; ``stem`` names the default run folder ``runs/STEM``.
+
+    Raises:
+        ConfigError: listing every fault with its place and line.
+    """
+    faults = Faults(document.lines)
+    readers: dict[str, Reader] = {
+        "teacher": partial(network, base=folder),
+        "donors": partial(donors, base=folder),
+        "data": partial(images, base=folder),
+    }
+    values: dict[str, Any] = read_fields(faults, (), document.data, FIELDS, readers)
+    faults.least(values, rounds=1, candidates=1, seed=0)
+    given = {key: values.pop(key) for key in KEYS}
+    targets = read_targets(faults, given, base=folder, reference="teacher", needs="device")
+    if faults.found or targets is None:
+        raise ConfigError(faults.found)
+    run = folder / Path(values["run"] or Path("runs", stem)).expanduser()
+    return HousePlan(**{**values, "targets": targets, "run": run})
+
+
+def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
+    """Build networks and images of a checked job.
+
+    Networks that start untrained get their weights from the job's seed. Modules in ``folder``, the
+    job file's, can be imported, here and for the rest of the process; installed ones go first.
+
+    Returns:
+        Keyword arguments of `tailorbird.pipeline.Job`.
+
+    Raises:
+        TailorbirdError: the fault itself where there is one, else a ConfigError with all of them.
+    """
+    make_importable(folder)
+    errors: list[tuple[str, TailorbirdError]] = []
+
+    def attempt(name: str, make: Callable[[int], Made]) -> Made | None:
+        try:
+            return make(plan.seed)
+        except TailorbirdError as error:
+            errors.append((name, error))
+            return None
+
+    teacher = attempt("teacher", plan.teacher.build)
+    made = {name: attempt(f"donors.{name}", one.build) for name, one in plan.donors.items()}
+    data = attempt("data", plan.data.read)
+    networks = {"teacher": plan.teacher, **plan.donors}
+    training = {name: one.train for name, one in networks.items() if one.train is not None}
+    if data is not None and training and not data.labelled:
+        unlabelled = DataError(
+            f"the images have no labels, and training {', '.join(training)} needs them; give a "
+            "checkpoint instead of train"
+        )
+        errors.append(("data", unlabelled))
+    if len(errors) == 1:
+        name, error = errors[0]
+        raise type(error)(f"{name}: {error}") from error
+    if errors:
+        raise ConfigError([f"{name}: {error}" for name, error in errors])
+    return {
+        "teacher": teacher,
+        "donors": made,
+        "data": data,
+        "targets": plan.targets.targets,
+        "run": plan.run,
+        "options": plan.house,
+        "recipe": plan.retrain,
+        "training": training,
+        "rounds": plan.rounds,
+        "candidates": plan.candidates,
+        "export": plan.export,
+        "seed": plan.seed,
+        "description": plan.plain(),
+    }

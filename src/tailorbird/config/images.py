@@ -1,0 +1,145 @@
+"""Images as jobs name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tailorbird.config.reader import Path_
+from tailorbird.config.sections import Faults, Field, fields_of, near, short
+from tailorbird.data.images import IMAGENET, ImageData, Normalisation
+from tailorbird.data.sources import cifar, digits, folder, from_datasets, parquet
+from tailorbird.errors import ConfigError, DataError
+from tailorbird.factories import call_factory, is_factory
+
+DATA: Mapping[str, tuple[Callable[..., ImageData], Mapping[str, object]]] = {
+    "digits": (digits, {}),
+    "cifar10": (cifar, {"kind": "cifar10"}),
+    "cifar100": (cifar, {"kind": "cifar100"}),
+    "folder": (folder, {}),
+    "parquet": (parquet, {}),
+}
+"""Kind of images -> what reads them, and what the kind fixes. A new source is a line here."""
+
+_LOCATIONS = ("root", "files", "test")
+"""Keys that hold paths."""
+
+_NORMALISATION = fields_of(Normalisation)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A checked section of images: its values, the ``kind`` among them, paths absolute."""
+
+    values: Mapping[str, object]
+
+    def plain(self) -> Mapping[str, object]:
+        """As it would be written in a job file."""
+        return self.values
+
+    def read(self, seed: int) -> ImageData:
+        """Read them.
+
+        Raises:
+            DataError: for images that can't be used.
+            ConfigError: for a factory that can't be called or returns something else.
+        """
+        given = {k: v for k, v in self.values.items() if k not in ("kind", "normalisation")}
+        norm = self.values.get("normalisation")
+        if isinstance(norm, dict):
+            given["normalisation"] = Normalisation(tuple(norm["mean"]), tuple(norm["std"]))
+        kind = str(self.values["kind"])
+        if kind in DATA:
+            source, fixed = DATA[kind]
+            return source(**given, **fixed, seed=seed)
+        return _own_images(kind, given, seed)
+
+
+def _own_images(source: str, given: dict[str, object], seed: int) -> ImageData:
+    arguments = given.pop("arguments")
+    made = call_factory(source, arguments if isinstance(arguments, dict) else None)
+    if isinstance(made, ImageData):
+        defaults = {key: one.default for key, one in data_fields(source).items()}
+        idle = [key for key, value in given.items() if value != defaults[key]]
+        if idle:
+            raise ConfigError(
+                f"{source} returns finished ImageData, on which {', '.join(idle)} have no effect; "
+                "remove them, or pass them as arguments"
+            )
+        return made
+    parts = made if isinstance(made, tuple) else (made,)
+    if not 1 <= len(parts) <= 2:
+        raise ConfigError(
+            f"{source}: expected a data set, a pair (train, test) or ImageData, "
+            f"got {len(parts)} things"
+        )
+    reader: Callable[..., ImageData] = from_datasets
+    return reader(*parts, **given, seed=seed)
+
+
+def data_fields(kind: str) -> dict[str, Field]:
+    """The keys that a kind of images takes; those of `from_datasets` for the user's own."""
+    start = {"kind": Field(str)}
+    if kind in DATA:
+        source, fixed = DATA[kind]
+        fields = fields_of(source, without=["seed", *fixed], normalisation=Field(object, None))
+        if kind == "digits":
+            fields.pop("normalisation")
+        return start | {name: one for name, one in fields.items() if name != "kind"}
+    own = fields_of(
+        from_datasets,
+        without=["train", "test", "plain", "seed"],
+        validation=Field(float, 0.1),
+        normalisation=Field(object, None),
+    )
+    return start | {"arguments": Field(dict[str, object] | None, None)} | own
+
+
+def images(faults: Faults, path: Path_, raw: object, *, base: Path) -> Images | None:
+    """Check where images come from; a text alone is the ``kind``."""
+    before = len(faults.found)
+    raw = {"kind": raw} if isinstance(raw, str) else raw
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if not isinstance(kind, str):
+        kinds = f"one of {', '.join(DATA)} or package.module:factory"
+        place = (*path, "kind") if isinstance(raw, dict) and "kind" in raw else path
+        faults.add(place, f"expected a kind: {kinds}, got {short(kind or raw)}")
+        return None
+    if kind not in DATA and not is_factory(kind):
+        faults.add((*path, "kind"), f"unknown kind {short(kind)}{near(kind, DATA)}")
+        return None
+    values = faults.values(path, raw, data_fields(kind))
+    share = values.get("validation")
+    if isinstance(share, float) and not 0 < share < 1:
+        faults.add((*path, "validation"), f"expected a share between 0 and 1, got {share}")
+    if values.get("normalisation") is not None:
+        place = (*path, "normalisation")
+        values["normalisation"] = _normalisation(faults, place, values["normalisation"])
+    if kind in DATA and kind != "digits":
+        for key in _LOCATIONS:
+            values |= {key: _located(base, values[key])} if values.get(key) is not None else {}
+    return Images(values) if len(faults.found) == before else None
+
+
+def _normalisation(faults: Faults, path: Path_, raw: object) -> dict[str, object] | None:
+    before = len(faults.found)
+    if raw == "imagenet":
+        raw = {"mean": list(IMAGENET.mean), "std": list(IMAGENET.std)}
+    if isinstance(raw, str):
+        faults.add(path, f"expected imagenet, or mean and std, got {short(raw)}")
+        return None
+    faults.values(path, raw, _NORMALISATION)
+    if len(faults.found) > before or not isinstance(raw, dict):
+        return None
+    try:
+        Normalisation(tuple(raw["mean"]), tuple(raw["std"]))
+    except DataError as error:
+        faults.add(path, str(error))
+    return {"mean": list(raw["mean"]), "std": list(raw["std"])}
+
+
+def _located(base: Path, value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_located(base, one) for one in value]
+    return str(base / Path(str(value)).expanduser())
