@@ -204,13 +204,8 @@ def fit(
     )
     targets = load_targets(fleet)
     source, progress = opened(run, data), terminal(quiet=quiet)
-    report = fit_fleet(
-        source,
-        targets,
-        options=options,
-        evaluate=partial(evaluate_subnets, source, images=images, progress=progress),
-        progress=progress,
-    )
+    evaluate = partial(evaluate_subnets, source, images=images, progress=progress)
+    report = fit_fleet(source, targets, options=options, evaluate=evaluate, progress=progress)
     tell(report, run)
 
 
