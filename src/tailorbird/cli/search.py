@@ -50,17 +50,12 @@ def search(
     written as well; the exit code is 130 then.
     """
     from tailorbird.config.strategies import strategy as strategy_called
-    from tailorbird.config.targets import load_targets
     from tailorbird.pipeline.search import search as search_for
     from tailorbird.report.search_table import show
     from tailorbird.report.terminal import terminal
 
     how = strategy_called(strategy, place="--strategy")
-    problems = _do_not_go_together(limits, limit_on, limits_file, latency_table)
-    if limits_file is not None and not problems:
-        targets = load_targets(limits_file, needs="table")
-    else:
-        targets = _targets(limits or "", limit_on, latency_table, problems)
+    targets = _asked(limits, limit_on, limits_file, latency_table)
     check_outputs({"--json": json, "--csv": csv, "--plot": plot})
     try:
         found = search_for(
@@ -143,6 +138,22 @@ def _do_not_go_together(
     if limits is not None and limit_on == LATENCY and latency_table is None:
         problems.append("--limits on latency_ms need --latency-table (or --limit-on macs)")
     return problems
+
+
+def _asked(
+    limits: str | None, limit_on: str, limits_file: Path | None, latency_table: Path | None
+) -> tuple[Target, ...]:
+    """The targets that the options ask for.
+
+    Raises:
+        ConfigError: listing all that is wrong with them.
+    """
+    from tailorbird.config.targets import load_targets
+
+    problems = _do_not_go_together(limits, limit_on, limits_file, latency_table)
+    if limits_file is not None and not problems:
+        return load_targets(limits_file, needs="table")
+    return _targets(limits or "", limit_on, latency_table, problems)
 
 
 def _targets(

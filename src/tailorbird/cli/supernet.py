@@ -205,13 +205,8 @@ def fit(
     )
     targets = load_targets(fleet)
     source, progress = opened(run, data), terminal(quiet=quiet)
-    fit_run(
-        source,
-        targets,
-        options=options,
-        evaluate=partial(evaluate_subnets, source, images=images, progress=progress),
-        progress=progress,
-    )
+    evaluate = partial(evaluate_subnets, source, images=images, progress=progress)
+    fit_run(source, targets, options=options, evaluate=evaluate, progress=progress)
     tell(RunReport.load(run / "report.json"), run)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -137,11 +137,7 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
             "checkpoint instead of train"
         )
         errors.append(("data", unlabelled))
-    if len(errors) == 1:
-        name, error = errors[0]
-        raise type(error)(f"{name}: {error}") from error
-    if errors:
-        raise ConfigError([f"{name}: {error}" for name, error in errors])
+    _raise(errors)
     return {
         "teacher": teacher,
         "donors": made,
@@ -157,3 +153,12 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "seed": plan.seed,
         "description": plan.plain(),
     }
+
+
+def _raise(errors: Sequence[tuple[str, TailorbirdError]]) -> None:
+    """One error as what it is, several as one, each with what it is about."""
+    if len(errors) == 1:
+        name, error = errors[0]
+        raise type(error)(f"{name}: {error}") from error
+    if errors:
+        raise ConfigError([f"{name}: {error}" for name, error in errors])

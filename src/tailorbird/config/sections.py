@@ -100,16 +100,8 @@ class Faults:
             elif isinstance(value, int) and value >= 2**63:
                 self.add((key,), f"expected less than 2^63, got {value}")
 
-    def check(
-        self, path: Path_, raw: object, fields: Mapping[str, Field]
-    ) -> dict[str, object] | None:
-        """Values of all ``fields``, defaults filled in; ``None`` when there was a fault."""
-        before = len(self.found)
-        values = self.values(path, raw, fields)
-        return None if len(self.found) > before else values
-
     def values(self, path: Path_, raw: object, fields: Mapping[str, Field]) -> dict[str, object]:
-        """As `check`, but faulty keys take their default, or ``None`` where they have none."""
+        """Values of all ``fields``; those absent or faulty are their defaults, ``None`` without."""
         values = {k: None if f.default is REQUIRED else f.default for k, f in fields.items()}
         raw = {} if raw is None else raw
         if not isinstance(raw, dict):
