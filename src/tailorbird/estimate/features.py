@@ -22,8 +22,6 @@ from tailorbird.supernet.counts import macs, params
 Figure = Callable[[Genomes], Floats]
 """Genomes (n, genes) -> one number each (n,)."""
 
-BLOCK_KINDS = ("mbconv", "bottleneck", "transformer_block")
-
 
 class Features(Protocol):
     """Groups of columns computed from genomes; any object of this form can feed a predictor."""
@@ -176,8 +174,8 @@ def _stages(space: ArchitectureSpace) -> dict[str, int]:
     stages: dict[str, int] = {}
     stage = -1
     for slot in space.slots:
-        shape = next((shape for shape in slot.variants.values() if shape is not None), None)
-        if shape is None or shape.kind not in BLOCK_KINDS:
+        shape = next(iter(slot.shapes()), None)
+        if shape is None or space.kind_of(shape).role != "block":
             continue
         if stage < 0 or shape.in_channels != shape.out_channels or shape.stride != 1:
             stage += 1

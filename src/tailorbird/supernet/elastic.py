@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -18,10 +19,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailorbird.supernet.architecture import LayerShape, make_divisible
+from tailorbird.errors import SpaceError
+from tailorbird.supernet.shapes import LayerShape, make_divisible
 
-Width = Literal["in_channels", "mid_channels", "out_channels", "attention"]
+Width = Literal["in_channels", "mid_channels", "out_channels", "attention", "squeezed"]
 """The attribute of a :class:`LayerShape` that a piece's width follows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tie:
+    """A tensor that has an entry per channel of a width, and follows when channels are permuted.
+
+    Args:
+        width: which.
+        tensor: or a view of it.
+        dimension: along which the channels lie.
+        reads: a layer's weight that mixes these channels: the last to know them, and its norm says
+            what each is worth.
+        group: so many neighbours stay together.
+    """
+
+    width: Width
+    tensor: Tensor
+    dimension: int
+    reads: bool = False
+    group: int = 1
 
 
 class Elastic(nn.Module):
@@ -34,6 +56,22 @@ class Elastic(nn.Module):
     @abstractmethod
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain layer of ``shape`` with copies of the weights; the active shape isn't used."""
+
+    @abstractmethod
+    def ties(self) -> Sequence[Tie]:
+        """What follows its channels: what it reads first, then what it makes.
+
+        Pieces inside it that are elastic themselves speak for themselves.
+        """
+
+    def initialise(self, generator: torch.Generator, std: float | None) -> None:
+        """Draw fresh weights for its own parameters; layers inside it are drawn as such.
+
+        Raises:
+            SpaceError: for a piece that has such parameters and no rule for them.
+        """
+        if next(self.parameters(recurse=False), None) is not None:
+            raise SpaceError(f"weights: no rule for how those of {type(self).__name__} start")
 
 
 class ElasticConv(Elastic):
@@ -86,6 +124,17 @@ class ElasticConv(Elastic):
         groups = len(weight) if self.conv.groups > 1 else 1
         half = weight.shape[-1] // 2
         return F.conv2d(images, weight, bias, self.conv.stride, (half, half), groups=groups)
+
+    def ties(self) -> Sequence[Tie]:
+        """Its weight; a depthwise one mixes nothing."""
+        weight = self.conv.weight
+        made = Tie(self.outside, weight, 0)
+        return [made] if self.conv.groups > 1 else [Tie(self.inside, weight, 1, reads=True), made]
+
+    def initialise(self, generator: torch.Generator, std: float | None) -> None:
+        """Kernel transforms start as the identity."""
+        for matrix in self.parameters(recurse=False):
+            nn.init.eye_(matrix)
 
     @property
     def active_weight(self) -> Tensor:
@@ -169,6 +218,11 @@ class ElasticNorm(Elastic):
                 layer.state_dict()[name].copy_(value[:width] if value.ndim else value)
         return layer.train(self.bn.training)
 
+    def ties(self) -> Sequence[Tie]:
+        """Scale, shift and statistics."""
+        tensors = self.bn.state_dict(keep_vars=True).values()
+        return [Tie(self.width, tensor, 0) for tensor in tensors if tensor.ndim]
+
 
 class SqueezeExcite(nn.Module):
     """Scales each channel by what two dense layers make of all channels' means.
@@ -225,6 +279,19 @@ class ElasticSqueezeExcite(Elastic):
         layer.fc = _squeeze(_conv(*reduce, (1, 1), 1), _conv(*expand, (1, 1), 1))
         return layer.train(self.training)
 
+    def ties(self) -> Sequence[Tie]:
+        """Both layers' outer channels, then those between them."""
+        reduce, expand = self.fc.get_submodule("reduce"), self.fc.get_submodule("expand")
+        into, out = reduce.get_parameter("weight"), expand.get_parameter("weight")
+        return [
+            Tie("mid_channels", into, 1),
+            Tie("mid_channels", out, 0),
+            Tie("mid_channels", expand.get_parameter("bias"), 0),
+            Tie("squeezed", into, 0),
+            Tie("squeezed", reduce.get_parameter("bias"), 0),
+            Tie("squeezed", out, 1, reads=True),
+        ]
+
     def _weights(self, width: int) -> list[tuple[Tensor, Tensor]]:
         inner = make_divisible(width // 4)
         reduce = self.fc.get_submodule("reduce")
@@ -269,6 +336,14 @@ class ElasticLinear(Elastic):
         layer = plain_linear(*self._weights(*self._sizes(shape)))
         return layer.train(self.training)
 
+    def ties(self) -> Sequence[Tie]:
+        """Its weight and, where the outputs are elastic, its bias."""
+        weight, outside = self.linear.weight, self.outside
+        made = (
+            () if outside is None else (Tie(outside, weight, 0), Tie(outside, self.linear.bias, 0))
+        )
+        return [Tie(self.inside, weight, 1, reads=True), *made]
+
     def _sizes(self, shape: LayerShape) -> tuple[int, int]:
         outputs = self.linear.out_features
         inside: int = getattr(shape, self.inside)
@@ -276,6 +351,11 @@ class ElasticLinear(Elastic):
 
     def _weights(self, inside: int, outside: int) -> tuple[Tensor, Tensor]:
         return leading(self.linear.weight, outside, inside), leading(self.linear.bias, outside)
+
+
+def draw(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill ``weight`` from a normal distribution that is cut off at 2 standard deviations."""
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def plain_linear(weight: Tensor, bias: Tensor) -> nn.Linear:

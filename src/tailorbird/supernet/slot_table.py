@@ -12,7 +12,8 @@ from tailorbird.errors import SpaceError
 from tailorbird.space import Genomes
 
 if TYPE_CHECKING:
-    from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, Slot
+    from tailorbird.supernet.layout import ArchitectureSpace
+    from tailorbird.supernet.shapes import LayerShape, Slot
 
 Floats = npt.NDArray[np.float64]
 _CHUNK = 4096

@@ -7,12 +7,14 @@ whose width is always the same (Chen et al., AutoFormer, ICCV 2021, sec. 3.2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailorbird.supernet.architecture import LayerShape
-from tailorbird.supernet.elastic import Elastic, ElasticLinear, leading, plain_linear
+from tailorbird.supernet.elastic import Elastic, ElasticLinear, Tie, draw, leading, plain_linear
+from tailorbird.supernet.shapes import LayerShape
 
 
 class Patches(nn.Module):
@@ -81,6 +83,15 @@ class ElasticPatches(Elastic):
             placed = positions_at(positions, shape.out_size, shape.out_size).clone()
         return Patches(conv, placed).train(self.training)
 
+    def ties(self) -> Sequence[Tie]:
+        """What makes the embedding's channels, and places."""
+        made = ((self.conv.weight, 0), (self.conv.get_parameter("bias"), 0), (self.positions, 1))
+        return [Tie("out_channels", tensor, dimension) for tensor, dimension in made]
+
+    def initialise(self, generator: torch.Generator, std: float | None) -> None:
+        """Positions are drawn, with a standard deviation of 0.02 if none is given."""
+        draw(self.positions, std or 0.02, generator)
+
     def _weights(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
         bias = leading(self.conv.get_parameter("bias"), width)
         return leading(self.conv.weight, width), bias, leading(self.positions, 1, width)
@@ -118,6 +129,10 @@ class ElasticLayerNorm(Elastic):
             layer.weight.copy_(full.weight[:width])
             layer.bias.copy_(full.bias[:width])
         return layer.train(self.training)
+
+    def ties(self) -> Sequence[Tie]:
+        """Scale and shift."""
+        return [Tie("in_channels", tensor, 0) for tensor in (self.norm.weight, self.norm.bias)]
 
 
 class Attention(nn.Module):
@@ -174,6 +189,12 @@ class ElasticAttention(Elastic):
         qkv = plain_linear(*self._weights(shape.in_channels, shape.attention))
         projection = self.projection.extract(shape)
         return Attention(qkv, projection, shape.heads).train(self.training)
+
+    def ties(self) -> Sequence[Tie]:
+        """What comes in; then heads, which lie in thirds of one tensor and stay whole."""
+        read = Tie("in_channels", self.qkv.weight, 1, reads=True)
+        made = [Tie("attention", third, 1, group=self.head_channels) for third in self.thirds()]
+        return [read, *made]
 
     def _weights(self, inside: int, attended: int) -> tuple[Tensor, Tensor]:
         """Weight (3 * attended, inside) and bias of the layer before attention."""
