@@ -121,8 +121,7 @@ def architecture_features(space: ArchitectureSpace) -> SpaceFeatures:
         "log resolution": _Logarithm(_resolution(space)),
     }
     stages = _stages(space)
-    shapes = (shape for slot in space.slots for shape in slot.variants.values())
-    attends = any(shape is not None and shape.heads for shape in shapes)
+    attends = any(shape.heads for slot in space.slots for shape in slot.shapes())
     of_block = {**_BLOCK_FIGURES, **(_ATTENTION_FIGURES if attends else {})}
     for stage in (None, *sorted(set(stages.values()))):
         for name, value in of_block.items():

@@ -53,7 +53,7 @@ SPACES: tuple[str, ...] = tuple(
 
 
 def load_space(
-    name: str | Path, *, resolutions: Sequence[int] | None = None, kinds: Kinds = KINDS
+    name: str | Path, *, resolutions: Sequence[int] | None = None, kinds: Kinds | None = None
 ) -> ArchitectureSpace:
     """The space called ``name``, or the one that a file describes.
 
@@ -62,7 +62,7 @@ def load_space(
             (``supernet/spaces/``), which gives a user's space the file's name.
         resolutions: image sizes in pixels to choose from (in ascending order whatever the order
             given); the space's own when ``None``.
-        kinds: what the layers of a file may be.
+        kinds: what the layers of a file may be; the package's when ``None``.
 
     Raises:
         SpaceError: unknown name, or resolutions that are no whole numbers of 32 to 4,096, or no
@@ -88,7 +88,7 @@ def define_space(
     definition: Mapping[str, Any],
     *,
     resolutions: Sequence[int] | None = None,
-    kinds: Kinds = KINDS,
+    kinds: Kinds | None = None,
 ) -> ArchitectureSpace:
     """A user's own space.
 
@@ -96,18 +96,19 @@ def define_space(
         name: none of :data:`SPACES`.
         definition: as in a file of ``supernet/spaces/``, of bounded size.
         resolutions: as `load_space` takes them.
-        kinds: what its layers may be.
+        kinds: what its layers may be; the package's when ``None``.
 
     Raises:
         SpaceError: listing all faults of the definition; or saying why no network of it can run.
     """
     if name in SPACES:
         raise SpaceError(f"space '{name}': the package has one of this name; choose another")
-    check_definition(name, definition, kinds)
-    space = compile_space(name, definition, _sizes(resolutions), kinds)
+    known = KINDS if kinds is None else kinds
+    check_definition(name, definition, known)
+    remade = partial(define_space, name, definition, kinds=kinds)
+    space = compile_space(name, definition, _sizes(resolutions), known, remade)
     check_network(space)
-    remade = partial(_defined, name, definition, kinds)
-    return replace(space, definition=definition, remade=remade)
+    return replace(space, definition=definition)
 
 
 def _sizes(resolutions: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -127,14 +128,4 @@ def _sizes(resolutions: Sequence[int] | None) -> tuple[int, ...] | None:
 @lru_cache(maxsize=32)
 def _compiled(name: str, resolutions: tuple[int, ...] | None) -> ArchitectureSpace:
     data = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    return replace(compile_space(name, data, resolutions), remade=partial(_named, name))
-
-
-def _named(name: str, resolutions: Sequence[int] | None) -> ArchitectureSpace:
-    return load_space(name, resolutions=resolutions)
-
-
-def _defined(
-    name: str, definition: Mapping[str, Any], kinds: Kinds, resolutions: Sequence[int] | None
-) -> ArchitectureSpace:
-    return define_space(name, definition, resolutions=resolutions, kinds=kinds)
+    return compile_space(name, data, resolutions, KINDS, partial(load_space, name))

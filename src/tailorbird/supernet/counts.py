@@ -16,7 +16,7 @@ subnets (DyNAS-T): both figures of all of them are equal to these, nothing diffe
 
 from __future__ import annotations
 
-from tailorbird.supernet.kinds.table import KINDS, Kinds, kind_called
+from tailorbird.supernet.kinds.table import kind_called
 from tailorbird.supernet.layout import ArchitectureSpace
 from tailorbird.supernet.shapes import LayerShape
 from tailorbird.supernet.slot_table import SlotTable
@@ -32,7 +32,7 @@ def macs(space: ArchitectureSpace) -> SlotTable:
         >>> macs(space).sum(np.zeros((1, 46), dtype=np.int64))
         array([1.21278672e+08])
     """
-    return SlotTable(space, lambda shape: layer_macs(shape, space.kinds))
+    return SlotTable(space, lambda shape: space.kind_of(shape).macs(shape))
 
 
 def params(space: ArchitectureSpace) -> SlotTable:
@@ -45,22 +45,14 @@ def params(space: ArchitectureSpace) -> SlotTable:
         >>> params(space).sum(np.zeros((1, 46), dtype=np.int64))
         array([3410792.])
     """
-    return SlotTable(space, lambda shape: layer_params(shape, space.kinds))
+    return SlotTable(space, lambda shape: space.kind_of(shape).params(shape))
 
 
-def layer_macs(shape: LayerShape, kinds: Kinds = KINDS) -> int:
-    """MACs of one layer for one image.
-
-    Raises:
-        SpaceError: for a shape of a kind that isn't among ``kinds``.
-    """
-    return kind_called(shape.kind, kinds).macs(shape)
+def layer_macs(shape: LayerShape) -> int:
+    """MACs of one layer, of a kind of the package's, for one image."""
+    return kind_called(shape.kind).macs(shape)
 
 
-def layer_params(shape: LayerShape, kinds: Kinds = KINDS) -> int:
-    """Parameters of one layer.
-
-    Raises:
-        SpaceError: for a shape of a kind that isn't among ``kinds``.
-    """
-    return kind_called(shape.kind, kinds).params(shape)
+def layer_params(shape: LayerShape) -> int:
+    """Parameters of one layer of a kind of the package's."""
+    return kind_called(shape.kind).params(shape)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from tailorbird.errors import SpaceError
 from tailorbird.supernet.shapes import LayerShape, make_divisible
 
+Layer = TypeVar("Layer", bound=nn.Module)
 Width = Literal["in_channels", "mid_channels", "out_channels", "attention", "squeezed"]
 """The attribute of a :class:`LayerShape` that a piece's width follows."""
 
@@ -146,7 +148,15 @@ class ElasticConv(Elastic):
         inside, outside, kernel = self._sizes(shape)
         weight = self._weight(inside, outside, kernel)
         groups = inside if self.conv.groups > 1 else 1
-        return _conv(weight, None, self.conv.stride, groups)
+        layer = partial(
+            nn.Conv2d,
+            *(inside, outside, kernel),
+            stride=self.conv.stride[0],
+            padding=kernel // 2,
+            groups=groups,
+            bias=False,
+        )
+        return filled(layer, {"weight": weight})
 
     def _sizes(self, shape: LayerShape) -> tuple[int, int, int]:
         kernel = shape.kernel if self.kernels else self.conv.kernel_size[0]
@@ -209,14 +219,10 @@ class ElasticNorm(Elastic):
 
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain norm of ``shape``, with the running statistics as they are."""
-        width: int = getattr(shape, self.width)
-        with torch.device("meta"):
-            layer = nn.BatchNorm2d(width, eps=self.bn.eps, momentum=self.bn.momentum)
-        _allocate(layer, self.bn.weight)
-        with torch.no_grad():
-            for name, value in self.bn.state_dict().items():
-                layer.state_dict()[name].copy_(value[:width] if value.ndim else value)
-        return layer.train(self.bn.training)
+        bn, width = self.bn, getattr(shape, self.width)
+        values = {n: v[:width] if v.ndim else v for n, v in bn.state_dict().items()}
+        layer = partial(nn.BatchNorm2d, width, eps=bn.eps, momentum=bn.momentum)
+        return filled(layer, values).train(bn.training)
 
     def ties(self) -> Sequence[Tie]:
         """Scale, shift and statistics."""
@@ -234,7 +240,15 @@ class SqueezeExcite(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         inner = make_divisible(width // 4)
-        self.fc = _squeeze(nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1))
+        self.fc = nn.Sequential(
+            OrderedDict(
+                pool=nn.AdaptiveAvgPool2d(1),
+                reduce=nn.Conv2d(width, inner, 1),
+                relu=nn.ReLU(),
+                expand=nn.Conv2d(inner, width, 1),
+                h_sigmoid=nn.Hardsigmoid(),
+            )
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
@@ -251,8 +265,7 @@ class ElasticSqueezeExcite(Elastic):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = make_divisible(width // 4)
-        self.fc = _squeeze(nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1))
+        self.fc = SqueezeExcite(width).fc
         self._active = width
 
     def activate(self, shape: LayerShape) -> None:
@@ -273,11 +286,11 @@ class ElasticSqueezeExcite(Elastic):
 
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain squeeze-and-excitation of ``shape``."""
-        reduce, expand = self._weights(shape.mid_channels)
-        layer = SqueezeExcite.__new__(SqueezeExcite)
-        nn.Module.__init__(layer)
-        layer.fc = _squeeze(_conv(*reduce, (1, 1), 1), _conv(*expand, (1, 1), 1))
-        return layer.train(self.training)
+        (into, inner), (out, outer) = self._weights(shape.mid_channels)
+        values = {"reduce.weight": into, "reduce.bias": inner}
+        values |= {"expand.weight": out, "expand.bias": outer}
+        layer = partial(SqueezeExcite, shape.mid_channels)
+        return filled(layer, {f"fc.{k}": v for k, v in values.items()}).train(self.training)
 
     def ties(self) -> Sequence[Tie]:
         """Both layers' outer channels, then those between them."""
@@ -358,15 +371,20 @@ def draw(weight: Tensor, std: float, generator: torch.Generator) -> None:
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
+def filled(layer: Callable[[], Layer], values: Mapping[str, Tensor]) -> Layer:
+    """What ``layer`` makes, with copies of all its weights and buffers, where the first one is."""
+    with torch.device("meta"):  # building there draws nothing from the global generator
+        made = layer()
+    first = next(iter(values.values()))
+    made.to_empty(device=first.device).to(first.dtype)
+    made.load_state_dict(values)
+    return made
+
+
 def plain_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A dense layer with copies of the weights (outputs, inputs) and the bias."""
-    with torch.device("meta"):  # building there draws nothing from the global generator
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-    _allocate(layer, weight)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer
+    layer = partial(nn.Linear, weight.shape[1], weight.shape[0])
+    return filled(layer, {"weight": weight, "bias": bias})
 
 
 def leading(tensor: Tensor, *sizes: int) -> Tensor:
@@ -384,41 +402,3 @@ def leading(tensor: Tensor, *sizes: int) -> Tensor:
 
 def _matrix_name(large: int, small: int) -> str:
     return f"{large}to{small}_matrix"
-
-
-def _squeeze(reduce: nn.Conv2d, expand: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            pool=nn.AdaptiveAvgPool2d(1),
-            reduce=reduce,
-            relu=nn.ReLU(),
-            expand=expand,
-            h_sigmoid=nn.Hardsigmoid(),
-        )
-    )
-
-
-def _conv(weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], groups: int) -> nn.Conv2d:
-    """A convolution with copies of the weights, padded to keep the size at stride 1."""
-    outside, per_group, kernel, _ = weight.shape
-    with torch.device("meta"):  # building there draws nothing from the global generator
-        layer = nn.Conv2d(
-            per_group * groups,
-            outside,
-            kernel,
-            stride=(stride[0], stride[1]),
-            padding=kernel // 2,
-            groups=groups,
-            bias=bias is not None,
-        )
-    _allocate(layer, weight)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(bias)
-    return layer
-
-
-def _allocate(layer: nn.Module, like: Tensor) -> None:
-    """Give a layer built on the meta device memory where ``like`` is; its values are not set."""
-    layer.to_empty(device=like.device).to(like.dtype)

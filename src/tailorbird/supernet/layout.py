@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,6 @@ from tailorbird.supernet.kinds.table import KINDS, Kinds, kind_called
 from tailorbird.supernet.official import Entry, OfficialForm
 from tailorbird.supernet.shapes import LayerShape, Slot
 
-Remade: TypeAlias = "Callable[[Sequence[int] | None], ArchitectureSpace]"
-
-
-def _fixed(_: Sequence[int] | None) -> ArchitectureSpace:
-    raise SpaceError("resolutions: this space wasn't loaded; load it with others")
-
 
 @dataclass(frozen=True)
 class ArchitectureSpace:
@@ -33,12 +27,12 @@ class ArchitectureSpace:
         space: the genes, and what can be done with genomes.
         slots: the layers in the order in which they run.
         official: how genomes are read from and written in the official form.
+        remade: loads the space anew with other ``resolutions``.
         norm_epsilon: what norms add to the variance.
         initial_std: standard deviation of fresh weights; ``None`` where it follows each layer's
             connections.
         definition: of a user's own space, as its file has it; ``None`` for the package's.
         kinds: the kinds of layers that its shapes name.
-        remade: makes the space anew with other image sizes.
 
     Example:
         >>> from tailorbird.supernet.architecture import load_space
@@ -54,11 +48,11 @@ class ArchitectureSpace:
     space: Space
     slots: tuple[Slot, ...]
     official: OfficialForm
+    remade: Callable[..., ArchitectureSpace] = field(repr=False, compare=False)
     norm_epsilon: float = 1e-5
     initial_std: float | None = None
     definition: Mapping[str, Any] | None = None
     kinds: Kinds = field(default_factory=lambda: KINDS, repr=False, compare=False)
-    remade: Remade = field(default=_fixed, repr=False, compare=False)
 
     def genomes(self, architectures: Sequence[Mapping[str, object]]) -> Genomes:
         """Genomes (n, genes) of architectures in the official form.
@@ -83,7 +77,7 @@ class ArchitectureSpace:
 
     def with_resolutions(self, resolutions: Sequence[int] | None) -> ArchitectureSpace:
         """The space with other image sizes, as `load_space` takes them; classes as in its data."""
-        return self.remade(resolutions)
+        return self.remade(resolutions=resolutions)
 
     def kind_of(self, shape: LayerShape) -> Kind:
         """The kind of a layer's shape.
@@ -144,7 +138,11 @@ class _Genes:
 
 
 def compile_space(
-    name: str, data: Mapping[str, Any], resolutions: tuple[int, ...] | None, kinds: Kinds = KINDS
+    name: str,
+    data: Mapping[str, Any],
+    resolutions: tuple[int, ...] | None,
+    kinds: Kinds,
+    remade: Callable[..., ArchitectureSpace],
 ) -> ArchitectureSpace:
     """The space that checked data describe.
 
@@ -153,6 +151,7 @@ def compile_space(
         data: as in a file of ``spaces/``.
         resolutions: image sizes in ascending order; those of the data when ``None``.
         kinds: what layers may be.
+        remade: given ``resolutions``, makes the space with these.
 
     Raises:
         SpaceError: for a layer of an unknown kind, or resolutions that aren't whole patches.
@@ -184,6 +183,7 @@ def compile_space(
         space=Space(tuple(genes.choices), conditions=genes.conditions),
         slots=tuple(slots),
         official=OfficialForm(entries),
+        remade=remade,
         norm_epsilon=data.get("norm_epsilon", 1e-5),
         initial_std=data.get("initial_std"),
         kinds=kinds,

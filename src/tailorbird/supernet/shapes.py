@@ -40,14 +40,14 @@ class LayerShape:
     out_channels: int
     in_size: int
     out_size: int
-    kernel: int
-    stride: int
-    mid_channels: int
-    expand: float
-    se: bool
-    activation: str
-    residual: bool
-    norm: bool
+    kernel: int = 1
+    stride: int = 1
+    mid_channels: int = 0
+    expand: float = 1
+    se: bool = False
+    activation: str = "none"
+    residual: bool = False
+    norm: bool = False
     heads: int = 0
     head_channels: int = 0
 

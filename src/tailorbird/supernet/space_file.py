@@ -95,8 +95,7 @@ def check_network(space: ArchitectureSpace) -> None:
         if any(shape is None for shape in slot.variants.values())
         and any(
             shape.in_channels != shape.out_channels or shape.in_size != shape.out_size
-            for shape in slot.variants.values()
-            if shape is not None
+            for shape in slot.shapes()
         )
     ]
     [parameters] = params(space).sum((space.space.sizes - 1)[None])

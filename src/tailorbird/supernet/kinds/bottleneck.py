@@ -6,7 +6,6 @@ of what goes out.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +15,14 @@ from tailorbird.supernet.kinds.kind import Kind, ends, norm_params
 from tailorbird.supernet.shapes import LayerShape, make_divisible
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from tailorbird.supernet.kinds.maker import Maker
+    from tailorbird.supernet.kinds.maker import Maker, Module
 
 
 def _projects(shape: LayerShape) -> bool:
     return shape.in_channels != shape.out_channels or shape.stride != 1
 
 
-def _build(make: Maker) -> nn.Module:
+def _build(make: Maker) -> Module:
     from tailorbird.supernet.shortcuts import Bottleneck
 
     activation = make.shape.activation
@@ -43,7 +40,7 @@ def _build(make: Maker) -> nn.Module:
     )
 
 
-def _downsample(make: Maker) -> nn.Module | None:
+def _downsample(make: Maker) -> Module | None:
     from torch import nn
 
     projects = {_projects(shape) for shape in make.shapes}
@@ -58,7 +55,7 @@ def _downsample(make: Maker) -> nn.Module | None:
     if stride == 1:
         return unit
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
-    return nn.Sequential(OrderedDict(avg_pool=pool, **OrderedDict(unit.named_children())))
+    return make.chain(avg_pool=pool, **dict(unit.named_children()))
 
 
 def _macs(shape: LayerShape) -> int:

@@ -14,9 +14,7 @@ from tailorbird.supernet.kinds.attributes import Attribute
 from tailorbird.supernet.shapes import LayerShape, make_divisible
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from tailorbird.supernet.kinds.maker import Maker
+    from tailorbird.supernet.kinds.maker import Maker, Module
 
 Count = Callable[[LayerShape], int]
 Role = Literal["layer", "block", "pool", "classifier"]
@@ -84,7 +82,7 @@ class Kind:
 
     name: str
     attributes: tuple[Attribute, ...]
-    build: Callable[[Maker], nn.Module]
+    build: Callable[[Maker], Module]
     needed: tuple[str, ...] = ()
     macs: Count = nothing
     params: Count = nothing
@@ -101,24 +99,9 @@ class Kind:
         self, given: Mapping[str, Any], *, in_channels: int, in_size: int, stride: int
     ) -> LayerShape:
         """The shape of a layer with the attributes ``given``, for a map of this width and size."""
-        value = {**self.defaults, **given}
-        expand = value.get("expand", 1)
-        wide = in_channels if expand == 1 else make_divisible(round(in_channels * expand))
-        fields = {
-            "kind": self.name,
-            "in_channels": in_channels,
-            "out_channels": value.get("out_channels", in_channels),
-            "in_size": in_size,
-            "out_size": self.out_size(in_size, stride),
-            "kernel": value.get("kernel", 1),
-            "stride": stride,
-            "mid_channels": wide,
-            "expand": expand,
-            "se": value.get("se", False),
-            "activation": value.get("activation", "none"),
-            "residual": value.get("residual", False),
-            "norm": value.get("norm", False),
-            "heads": value.get("heads", 0),
-            "head_channels": value.get("head_channels", 0),
-        }
+        fields: dict[str, Any] = {"kind": self.name, "out_channels": in_channels, "expand": 1}
+        fields |= {**self.defaults, **given, "in_channels": in_channels, "in_size": in_size}
+        fields |= {"stride": stride, "out_size": self.out_size(in_size, stride)}
+        wide = make_divisible(round(in_channels * fields["expand"]))
+        fields["mid_channels"] = in_channels if fields["expand"] == 1 else wide
         return LayerShape(**{**fields, **self.derived(fields)})

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from torch import nn
+from torch.nn import Module
 
 from tailorbird.supernet.elastic import (
     ElasticConv,
@@ -16,9 +17,12 @@ from tailorbird.supernet.elastic import (
     Width,
 )
 from tailorbird.supernet.shapes import Slot
+from tailorbird.supernet.shortcuts import Residual
 from tailorbird.supernet.tokens import ElasticLayerNorm
 
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {
+__all__ = ["ACTIVATIONS", "Maker", "Module"]
+
+ACTIVATIONS: Mapping[str, type[Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "h_swish": nn.Hardswish,
@@ -54,7 +58,15 @@ class Maker:
         widest: int = max(getattr(shape, width) for shape in self.shapes)
         return widest
 
-    def activation(self) -> nn.Module:
+    def chain(self, **parts: Module) -> nn.Sequential:
+        """Named parts one after the other."""
+        return nn.Sequential(OrderedDict(parts))
+
+    def residual(self, body: Module) -> Module:
+        """The body with its input added."""
+        return Residual(body)
+
+    def activation(self) -> Module:
         """The activation that the shapes have; there has to be one."""
         return ACTIVATIONS[self.shape.activation]()
 
@@ -80,8 +92,7 @@ class Maker:
             groups=width if depthwise else 1,
             bias=False,
         )
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        parts["conv"] = conv
+        parts: dict[str, Module] = {"conv": conv}
         if self.elastic:
             choice = tuple(kernels) if len(kernels) > 1 else ()
             parts["conv"] = ElasticConv(conv, inside=inside, outside=outside, kernels=choice)
@@ -92,7 +103,7 @@ class Maker:
             parts["act"] = ACTIVATIONS[activation]()
         if se:
             parts["se"] = ElasticSqueezeExcite(width) if self.elastic else SqueezeExcite(width)
-        return nn.Sequential(parts)
+        return self.chain(**parts)
 
     def dense(self, inside: Width, outside: Width) -> ElasticLinear:
         """A dense layer, elastic whatever the slot."""

@@ -5,7 +5,6 @@ There is no expansion where ``expand`` is 1, and a shortcut where the shape stay
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +13,12 @@ from tailorbird.supernet.kinds.kind import Kind, ends, norm_params
 from tailorbird.supernet.shapes import LayerShape
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from tailorbird.supernet.kinds.maker import Maker
+    from tailorbird.supernet.kinds.maker import Maker, Module
 
 
-def _build(make: Maker) -> nn.Module:
-    from torch import nn
-
-    from tailorbird.supernet.shortcuts import Residual
-
+def _build(make: Maker) -> Module:
     shape = make.shape
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    parts: dict[str, Module] = {}
     if shape.expand != 1:
         parts["inverted_bottleneck"] = make.unit(
             "in_channels", "mid_channels", activation=shape.activation
@@ -40,8 +33,8 @@ def _build(make: Maker) -> nn.Module:
         se=shape.se,
     )
     parts["point_linear"] = make.unit("mid_channels", "out_channels")
-    body = nn.Sequential(parts)
-    return Residual(body) if shape.residual else nn.Sequential(OrderedDict(conv=body))
+    body = make.chain(**parts)
+    return make.residual(body) if shape.residual else make.chain(conv=body)
 
 
 def _depthwise_macs(shape: LayerShape) -> int:
@@ -57,10 +50,8 @@ def _macs(shape: LayerShape) -> int:
 
 
 def _params(shape: LayerShape) -> int:
-    inside, mid, out, norm = (
-        *(shape.in_channels, shape.mid_channels, shape.out_channels),
-        norm_params(shape),
-    )
+    inside, mid, out = shape.in_channels, shape.mid_channels, shape.out_channels
+    norm = norm_params(shape)
     expansion = inside * mid + norm * mid if shape.expand != 1 else 0
     squeeze = 2 * mid * shape.squeezed + shape.squeezed + mid if shape.se else 0
     return expansion + mid * shape.kernel**2 + norm * mid + squeeze + mid * out + norm * out

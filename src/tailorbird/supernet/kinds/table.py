@@ -6,11 +6,9 @@ from collections.abc import Mapping
 
 from tailorbird.errors import SpaceError
 from tailorbird.supernet.kinds.bottleneck import BOTTLENECK
-from tailorbird.supernet.kinds.conv import CONV
 from tailorbird.supernet.kinds.kind import Kind
-from tailorbird.supernet.kinds.linear import LINEAR
 from tailorbird.supernet.kinds.mbconv import MBCONV
-from tailorbird.supernet.kinds.pools import GLOBAL_AVG_POOL, MAX_POOL
+from tailorbird.supernet.kinds.plain import CONV, GLOBAL_AVG_POOL, LINEAR, MAX_POOL
 from tailorbird.supernet.kinds.transformer import PATCH_EMBED, TOKEN_MEAN, TRANSFORMER_BLOCK
 
 Kinds = Mapping[str, Kind]

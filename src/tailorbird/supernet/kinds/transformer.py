@@ -5,7 +5,6 @@ Maps are tokens from the first of these to the last, whose channels all of them 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,10 @@ from tailorbird.supernet.kinds.kind import Kind, conv_macs, to_one
 from tailorbird.supernet.shapes import LayerShape
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from tailorbird.supernet.kinds.maker import Maker
+    from tailorbird.supernet.kinds.maker import Maker, Module
 
 
-def _patches(make: Maker) -> nn.Module:
+def _patches(make: Maker) -> Module:
     import torch
     from torch import nn
 
@@ -46,28 +43,24 @@ def _whole_patch(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"kernel": given["stride"]}
 
 
-def _block(make: Maker) -> nn.Module:
+def _block(make: Maker) -> Module:
     from torch import nn
 
-    from tailorbird.supernet.shortcuts import Residual
     from tailorbird.supernet.tokens import ElasticAttention
 
     width, attended = make.most("in_channels"), make.most("attention")
     qkv, projection = nn.Linear(width, 3 * attended), nn.Linear(attended, width)
-    attention: OrderedDict[str, nn.Module] = OrderedDict(
+    attention = make.chain(
         norm=make.layer_norm(),
         attention=ElasticAttention(qkv, projection, make.shape.head_channels),
     )
-    mlp: OrderedDict[str, nn.Module] = OrderedDict(
+    mlp = make.chain(
         norm=make.layer_norm(),
         expand=make.dense("in_channels", "mid_channels"),
         act=make.activation(),
         project=make.dense("mid_channels", "out_channels"),
     )
-    parts = {"attention": attention, "mlp": mlp}
-    return nn.Sequential(
-        OrderedDict((name, Residual(nn.Sequential(part))) for name, part in parts.items())
-    )
+    return make.chain(attention=make.residual(attention), mlp=make.residual(mlp))
 
 
 def _block_macs(shape: LayerShape) -> int:
@@ -82,12 +75,10 @@ def _block_params(shape: LayerShape) -> int:
     return attention + (inside + 1) * mid + (mid + 1) * out + 4 * inside
 
 
-def _token_mean(make: Maker) -> nn.Module:
-    from torch import nn
-
+def _token_mean(make: Maker) -> Module:
     from tailorbird.supernet.tokens import TokenMean
 
-    return nn.Sequential(OrderedDict(norm=make.layer_norm(), pool=TokenMean()))
+    return make.chain(norm=make.layer_norm(), pool=TokenMean())
 
 
 def _mean_params(shape: LayerShape) -> int:
