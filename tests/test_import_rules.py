@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,49 @@ def import_faults(module: str, text: str) -> list[str]:
         if wrong:
             faults.append(f"{module}:{line} must not import tailorbird.{part}")
     return sorted(set(faults))
+
+
+def files_imported(module: str, text: str, files: Collection[str]) -> set[str]:
+    """Those of ``files`` that a file imports, in functions and for types too; packages by name."""
+    found = set()
+    names = [name for _, name in imported(module, text)]
+    longer = {name.rpartition(".")[0] for name in names}
+    for name in names:
+        inside = name.removeprefix("tailorbird").lstrip(".")
+        if name in longer and inside not in files:
+            continue  # the package of `from package import file`, where it is no file itself
+        while inside and not {inside, f"{inside}.__init__"} & set(files):
+            inside = inside.rpartition(".")[0]
+        if name.startswith("tailorbird"):
+            found.add(inside if inside in files else f"{inside}.__init__".lstrip("."))
+    return found - {module}
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one node, each in alphabetical order (Tarjan)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        order[node] = low[node] = len(order)
+        stack.append(node)
+        for other in graph.get(node, ()):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == order[node]:
+            place = stack.index(node)
+            if len(stack) - place > 1:
+                found.append(sorted(stack[place:]))
+            del stack[place:]
+
+    for node in sorted(graph):
+        if node not in order:
+            visit(node)
+    return found
 
 
 def dotted(node: ast.expr) -> str:
@@ -210,6 +253,12 @@ def test_imports_follow_the_layout(module):
     assert import_faults(module, FILES[module]) == []
 
 
+def test_no_files_import_each_other_in_a_circle():
+    graph = {module: files_imported(module, text, FILES) for module, text in FILES.items()}
+    assert sum(map(len, graph.values())) > len(graph)
+    assert circles(graph) == []
+
+
 @pytest.mark.parametrize("module", [*FILES, *SCRIPTS])
 def test_nothing_reads_code_from_data(module):
     assert safety_faults(module, (FILES | SCRIPTS)[module]) == []
@@ -248,6 +297,25 @@ def test_a_forbidden_import_is_found(module, text, part):
     faults = import_faults(module, text)
     assert len(faults) == 1
     assert faults[0].endswith(f"must not import tailorbird.{part}")
+
+
+def test_a_circle_of_files_is_found():
+    texts = {
+        "a": "def f():\n    from tailorbird.b.c import g",
+        "b.__init__": "",
+        "b.c": "if TYPE_CHECKING:\n    from tailorbird.b import d",
+        "b.d": "import tailorbird.a",
+        "e": "from tailorbird import a, b\nfrom tailorbird import e",
+    }
+    graph = {module: files_imported(module, text, texts) for module, text in texts.items()}
+    assert graph == {
+        "a": {"b.c"},
+        "b.__init__": set(),
+        "b.c": {"b.d"},
+        "b.d": {"a"},
+        "e": {"a", "b.__init__"},
+    }
+    assert circles(graph) == [["a", "b.c", "b.d"]]
 
 
 @pytest.mark.parametrize(

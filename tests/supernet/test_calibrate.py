@@ -12,7 +12,8 @@ from tailorbird.supernet import calibrate
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.calibrate import accuracies, logits, recalibrate
 from tailorbird.supernet.extract import extract
-from tailorbird.supernet.network import Residual, build_supernet, resize
+from tailorbird.supernet.network import build_supernet, resize
+from tailorbird.supernet.shortcuts import Residual
 from tailorbird.train import norm_stats
 from tailorbird.train.checkpoint import digest
 

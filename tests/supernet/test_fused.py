@@ -11,7 +11,7 @@ from torch import nn
 
 from tailorbird.supernet.elastic import ElasticConv, ElasticNorm, ElasticSqueezeExcite
 from tailorbird.supernet.fused import FusedConv, FusedResidual, FusedSqueezeExcite, fused
-from tailorbird.supernet.network import Residual
+from tailorbird.supernet.shortcuts import Residual
 
 
 def layers(*, outputs=8, kernel=3, stride=1, groups=1, activation=nn.ReLU):

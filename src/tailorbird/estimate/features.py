@@ -22,8 +22,6 @@ from tailorbird.supernet.counts import macs, params
 Figure = Callable[[Genomes], Floats]
 """Genomes (n, genes) -> one number each (n,)."""
 
-BLOCK_KINDS = ("mbconv", "bottleneck", "transformer_block")
-
 
 class Features(Protocol):
     """Groups of columns computed from genomes; any object of this form can feed a predictor."""
@@ -123,8 +121,7 @@ def architecture_features(space: ArchitectureSpace) -> SpaceFeatures:
         "log resolution": _Logarithm(_resolution(space)),
     }
     stages = _stages(space)
-    shapes = (shape for slot in space.slots for shape in slot.variants.values())
-    attends = any(shape is not None and shape.heads for shape in shapes)
+    attends = any(shape.heads for slot in space.slots for shape in slot.shapes())
     of_block = {**_BLOCK_FIGURES, **(_ATTENTION_FIGURES if attends else {})}
     for stage in (None, *sorted(set(stages.values()))):
         for name, value in of_block.items():
@@ -176,8 +173,8 @@ def _stages(space: ArchitectureSpace) -> dict[str, int]:
     stages: dict[str, int] = {}
     stage = -1
     for slot in space.slots:
-        shape = next((shape for shape in slot.variants.values() if shape is not None), None)
-        if shape is None or shape.kind not in BLOCK_KINDS:
+        shape = next(iter(slot.shapes()), None)
+        if shape is None or space.kind_of(shape).role != "block":
             continue
         if stage < 0 or shape.in_channels != shape.out_channels or shape.stride != 1:
             stage += 1

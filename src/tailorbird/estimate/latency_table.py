@@ -330,8 +330,9 @@ def _shortened(problems: list[str]) -> list[str]:
 
 
 def _classes(space: ArchitectureSpace) -> int:
-    shapes = (shape for slot in space.slots for shape in slot.variants.values())
-    return max((s.out_channels for s in shapes if s and s.kind == "linear"), default=0)
+    shapes = (shape for slot in space.slots for shape in slot.shapes())
+    last = (s.out_channels for s in shapes if space.kind_of(s).role == "classifier")
+    return max(last, default=0)
 
 
 def _missing(table: LatencyTable, space: ArchitectureSpace, missing: list[str], needed: int) -> str:

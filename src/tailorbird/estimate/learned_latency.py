@@ -24,7 +24,6 @@ from tailorbird.family import Floats
 from tailorbird.files import write_bytes
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, SlotTable
-from tailorbird.supernet.counts import layer_macs, layer_params
 
 _FORMAT = "tailorbird-latency-2"
 
@@ -67,7 +66,7 @@ class LayerFeatures:
     def __init__(self, space: ArchitectureSpace, *, genes: bool = True) -> None:
         first = space.slots[0].name
         self._space = space.space
-        self._tables = [SlotTable(space, figure) for figure in _FIGURES]
+        self._tables = [SlotTable(space, figure) for figure in _figures(space)]
         self._tables.append(
             SlotTable.per_slot(space, lambda slot, _, shape: shape.in_size * (slot.name == first))
         )
@@ -104,30 +103,18 @@ class LayerFeatures:
         return np.concatenate([sums, *chosen], axis=1)
 
 
-def _depthwise(shape: LayerShape) -> int:
-    depthwise = shape.kind == "mbconv"
-    return shape.out_size**2 * shape.mid_channels * shape.kernel**2 if depthwise else 0
-
-
-def _moved(shape: LayerShape) -> int:
-    """Activations read and written by the convolutions of a layer."""
-    before, after = shape.in_size**2, shape.out_size**2
-    ends = before * shape.in_channels + after * shape.out_channels
-    if shape.kind not in ("mbconv", "bottleneck"):
-        return ends
-    again = 4 if shape.se else 2
-    return ends + shape.mid_channels * (2 * before + again * after)
-
-
-_FIGURES: tuple[Callable[[LayerShape], float], ...] = (
-    lambda shape: layer_macs(shape) - _depthwise(shape),
-    _depthwise,
-    _moved,
-    layer_params,
-    lambda shape: 1,
-    lambda shape: shape.se,
-    lambda shape: shape.kernel,
-)
+def _figures(space: ArchitectureSpace) -> tuple[Callable[[LayerShape], float], ...]:
+    """What is summed over the layers, in the order of the columns."""
+    of = space.kind_of
+    return (
+        lambda shape: of(shape).macs(shape) - of(shape).depthwise_macs(shape),
+        lambda shape: of(shape).depthwise_macs(shape),
+        lambda shape: of(shape).moved(shape),
+        lambda shape: of(shape).params(shape),
+        lambda shape: 1,
+        lambda shape: shape.se,
+        lambda shape: shape.kernel,
+    )
 
 
 @dataclass(frozen=True, eq=False)

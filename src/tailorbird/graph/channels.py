@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.dataflow import Flow, RawCut, Tag, walk
+from tailorbird.graph.dataflow import walk
+from tailorbird.graph.flow import Flow, RawCut, Tag
 
 Place = tuple[int, int]
 """One channel of a body: (group index, position in the group)."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import fx, nn
 
-from tailorbird.graph.dataflow import (
+from tailorbird.graph.flow import (
     Call,
     Flow,
     RawCut,

@@ -10,18 +10,42 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailorbird.supernet.architecture import LayerShape, make_divisible
+from tailorbird.errors import SpaceError
+from tailorbird.supernet.shapes import LayerShape, make_divisible
 
-Width = Literal["in_channels", "mid_channels", "out_channels", "attention"]
+Layer = TypeVar("Layer", bound=nn.Module)
+Width = Literal["in_channels", "mid_channels", "out_channels", "attention", "squeezed"]
 """The attribute of a :class:`LayerShape` that a piece's width follows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tie:
+    """A tensor that has an entry per channel of a width, and follows when channels are permuted.
+
+    Args:
+        width: which.
+        tensor: or a view of it.
+        dimension: along which the channels lie.
+        reads: a layer's weight that mixes these channels: the last to know them, and its norm says
+            what each is worth.
+        group: so many neighbours stay together.
+    """
+
+    width: Width
+    tensor: Tensor
+    dimension: int
+    reads: bool = False
+    group: int = 1
 
 
 class Elastic(nn.Module):
@@ -34,6 +58,22 @@ class Elastic(nn.Module):
     @abstractmethod
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain layer of ``shape`` with copies of the weights; the active shape isn't used."""
+
+    @abstractmethod
+    def ties(self) -> Sequence[Tie]:
+        """What follows its channels: what it reads first, then what it makes.
+
+        Pieces inside it that are elastic themselves speak for themselves.
+        """
+
+    def initialise(self, generator: torch.Generator, std: float | None) -> None:
+        """Draw fresh weights for its own parameters; layers inside it are drawn as such.
+
+        Raises:
+            SpaceError: for a piece that has such parameters and no rule for them.
+        """
+        if next(self.parameters(recurse=False), None) is not None:
+            raise SpaceError(f"weights: no rule for how those of {type(self).__name__} start")
 
 
 class ElasticConv(Elastic):
@@ -87,6 +127,17 @@ class ElasticConv(Elastic):
         half = weight.shape[-1] // 2
         return F.conv2d(images, weight, bias, self.conv.stride, (half, half), groups=groups)
 
+    def ties(self) -> Sequence[Tie]:
+        """Its weight; a depthwise one mixes nothing."""
+        weight = self.conv.weight
+        made = Tie(self.outside, weight, 0)
+        return [made] if self.conv.groups > 1 else [Tie(self.inside, weight, 1, reads=True), made]
+
+    def initialise(self, generator: torch.Generator, std: float | None) -> None:
+        """Kernel transforms start as the identity."""
+        for matrix in self.parameters(recurse=False):
+            nn.init.eye_(matrix)
+
     @property
     def active_weight(self) -> Tensor:
         """Weights (active outputs, active inputs per group, kernel, kernel)."""
@@ -97,7 +148,15 @@ class ElasticConv(Elastic):
         inside, outside, kernel = self._sizes(shape)
         weight = self._weight(inside, outside, kernel)
         groups = inside if self.conv.groups > 1 else 1
-        return _conv(weight, None, self.conv.stride, groups)
+        layer = partial(
+            nn.Conv2d,
+            *(inside, outside, kernel),
+            stride=self.conv.stride[0],
+            padding=kernel // 2,
+            groups=groups,
+            bias=False,
+        )
+        return filled(layer, {"weight": weight})
 
     def _sizes(self, shape: LayerShape) -> tuple[int, int, int]:
         kernel = shape.kernel if self.kernels else self.conv.kernel_size[0]
@@ -160,14 +219,15 @@ class ElasticNorm(Elastic):
 
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain norm of ``shape``, with the running statistics as they are."""
-        width: int = getattr(shape, self.width)
-        with torch.device("meta"):
-            layer = nn.BatchNorm2d(width, eps=self.bn.eps, momentum=self.bn.momentum)
-        _allocate(layer, self.bn.weight)
-        with torch.no_grad():
-            for name, value in self.bn.state_dict().items():
-                layer.state_dict()[name].copy_(value[:width] if value.ndim else value)
-        return layer.train(self.bn.training)
+        bn, width = self.bn, getattr(shape, self.width)
+        values = {n: v[:width] if v.ndim else v for n, v in bn.state_dict().items()}
+        layer = partial(nn.BatchNorm2d, width, eps=bn.eps, momentum=bn.momentum)
+        return filled(layer, values).train(bn.training)
+
+    def ties(self) -> Sequence[Tie]:
+        """Scale, shift and statistics."""
+        tensors = self.bn.state_dict(keep_vars=True).values()
+        return [Tie(self.width, tensor, 0) for tensor in tensors if tensor.ndim]
 
 
 class SqueezeExcite(nn.Module):
@@ -180,7 +240,15 @@ class SqueezeExcite(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         inner = make_divisible(width // 4)
-        self.fc = _squeeze(nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1))
+        self.fc = nn.Sequential(
+            OrderedDict(
+                pool=nn.AdaptiveAvgPool2d(1),
+                reduce=nn.Conv2d(width, inner, 1),
+                relu=nn.ReLU(),
+                expand=nn.Conv2d(inner, width, 1),
+                h_sigmoid=nn.Hardsigmoid(),
+            )
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
@@ -197,8 +265,7 @@ class ElasticSqueezeExcite(Elastic):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = make_divisible(width // 4)
-        self.fc = _squeeze(nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1))
+        self.fc = SqueezeExcite(width).fc
         self._active = width
 
     def activate(self, shape: LayerShape) -> None:
@@ -219,11 +286,24 @@ class ElasticSqueezeExcite(Elastic):
 
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain squeeze-and-excitation of ``shape``."""
-        reduce, expand = self._weights(shape.mid_channels)
-        layer = SqueezeExcite.__new__(SqueezeExcite)
-        nn.Module.__init__(layer)
-        layer.fc = _squeeze(_conv(*reduce, (1, 1), 1), _conv(*expand, (1, 1), 1))
-        return layer.train(self.training)
+        (into, inner), (out, outer) = self._weights(shape.mid_channels)
+        values = {"reduce.weight": into, "reduce.bias": inner}
+        values |= {"expand.weight": out, "expand.bias": outer}
+        layer = partial(SqueezeExcite, shape.mid_channels)
+        return filled(layer, {f"fc.{k}": v for k, v in values.items()}).train(self.training)
+
+    def ties(self) -> Sequence[Tie]:
+        """Both layers' outer channels, then those between them."""
+        reduce, expand = self.fc.get_submodule("reduce"), self.fc.get_submodule("expand")
+        into, out = reduce.get_parameter("weight"), expand.get_parameter("weight")
+        return [
+            Tie("mid_channels", into, 1),
+            Tie("mid_channels", out, 0),
+            Tie("mid_channels", expand.get_parameter("bias"), 0),
+            Tie("squeezed", into, 0),
+            Tie("squeezed", reduce.get_parameter("bias"), 0),
+            Tie("squeezed", out, 1, reads=True),
+        ]
 
     def _weights(self, width: int) -> list[tuple[Tensor, Tensor]]:
         inner = make_divisible(width // 4)
@@ -269,6 +349,14 @@ class ElasticLinear(Elastic):
         layer = plain_linear(*self._weights(*self._sizes(shape)))
         return layer.train(self.training)
 
+    def ties(self) -> Sequence[Tie]:
+        """Its weight and, where the outputs are elastic, its bias."""
+        weight, outside = self.linear.weight, self.outside
+        made = (
+            () if outside is None else (Tie(outside, weight, 0), Tie(outside, self.linear.bias, 0))
+        )
+        return [Tie(self.inside, weight, 1, reads=True), *made]
+
     def _sizes(self, shape: LayerShape) -> tuple[int, int]:
         outputs = self.linear.out_features
         inside: int = getattr(shape, self.inside)
@@ -278,15 +366,25 @@ class ElasticLinear(Elastic):
         return leading(self.linear.weight, outside, inside), leading(self.linear.bias, outside)
 
 
+def draw(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill ``weight`` from a normal distribution that is cut off at 2 standard deviations."""
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def filled(layer: Callable[[], Layer], values: Mapping[str, Tensor]) -> Layer:
+    """What ``layer`` makes, with copies of all its weights and buffers, where the first one is."""
+    with torch.device("meta"):  # building there draws nothing from the global generator
+        made = layer()
+    first = next(iter(values.values()))
+    made.to_empty(device=first.device).to(first.dtype)
+    made.load_state_dict(values)
+    return made
+
+
 def plain_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A dense layer with copies of the weights (outputs, inputs) and the bias."""
-    with torch.device("meta"):  # building there draws nothing from the global generator
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-    _allocate(layer, weight)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer
+    layer = partial(nn.Linear, weight.shape[1], weight.shape[0])
+    return filled(layer, {"weight": weight, "bias": bias})
 
 
 def leading(tensor: Tensor, *sizes: int) -> Tensor:
@@ -304,41 +402,3 @@ def leading(tensor: Tensor, *sizes: int) -> Tensor:
 
 def _matrix_name(large: int, small: int) -> str:
     return f"{large}to{small}_matrix"
-
-
-def _squeeze(reduce: nn.Conv2d, expand: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            pool=nn.AdaptiveAvgPool2d(1),
-            reduce=reduce,
-            relu=nn.ReLU(),
-            expand=expand,
-            h_sigmoid=nn.Hardsigmoid(),
-        )
-    )
-
-
-def _conv(weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], groups: int) -> nn.Conv2d:
-    """A convolution with copies of the weights, padded to keep the size at stride 1."""
-    outside, per_group, kernel, _ = weight.shape
-    with torch.device("meta"):  # building there draws nothing from the global generator
-        layer = nn.Conv2d(
-            per_group * groups,
-            outside,
-            kernel,
-            stride=(stride[0], stride[1]),
-            padding=kernel // 2,
-            groups=groups,
-            bias=bias is not None,
-        )
-    _allocate(layer, weight)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(bias)
-    return layer
-
-
-def _allocate(layer: nn.Module, like: Tensor) -> None:
-    """Give a layer built on the meta device memory where ``like`` is; its values are not set."""
-    layer.to_empty(device=like.device).to(like.dtype)

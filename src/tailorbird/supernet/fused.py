@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailorbird.supernet.elastic import ElasticConv, ElasticNorm, ElasticSqueezeExcite
-from tailorbird.supernet.network import Residual
+from tailorbird.supernet.shortcuts import Residual
 
 
 def fused(module: nn.Module) -> nn.Module:

@@ -52,8 +52,7 @@ def distinct_layers(space: ArchitectureSpace) -> list[LayerShape]:
         >>> len(distinct_layers(load_space("ofa-mbv3-w1.0")))
         1257
     """
-    shapes = (shape for slot in space.slots for shape in slot.variants.values())
-    return list(dict.fromkeys(shape for shape in shapes if shape is not None))
+    return list(dict.fromkeys(shape for slot in space.slots for shape in slot.shapes()))
 
 
 def single_layers(supernet: Supernet, wanted: Collection[LayerShape]) -> Iterator[SingleLayer]:

@@ -213,24 +213,10 @@ def _plain_layer(reader: _Reader) -> LayerShape | None:
     return kinds[name](reader)
 
 
-def _shape(reader: _Reader, kind: str, **more: Any) -> LayerShape:  # noqa: ANN401  # its own fields
-    inside = reader.whole("in_features" if kind == "linear" else "in_channels")
-    plain = {
-        "kind": kind,
-        "in_channels": inside,
-        "out_channels": reader.whole("out_features" if kind == "linear" else "out_channels"),
-        "in_size": 0,
-        "out_size": 0,
-        "kernel": 1,
-        "stride": 1,
-        "mid_channels": inside,
-        "expand": 1,
-        "se": False,
-        "activation": "none",
-        "residual": False,
-        "norm": True,
-    }
-    return LayerShape(**{**plain, **more})
+def _shape(reader: _Reader, kind: str, unit: str = "channels", **given: Any) -> LayerShape:  # noqa: ANN401  # attributes
+    """A layer's shape; what isn't ``given`` is as a plain layer has it."""
+    inside, outside = reader.whole(f"in_{unit}"), reader.whole(f"out_{unit}")
+    return LayerShape(kind, inside, outside, 0, 0, **{"mid_channels": inside, **given})
 
 
 def _conv(reader: _Reader) -> LayerShape:
@@ -251,7 +237,7 @@ def _conv(reader: _Reader) -> LayerShape:
 def _linear(reader: _Reader) -> LayerShape:
     reader.expect("bias", True)
     reader.expect("use_bn", False)
-    return _shape(reader, "linear", norm=False)
+    return _shape(reader, "linear", "features")
 
 
 def _mbconv(reader: _Reader) -> LayerShape:
@@ -264,7 +250,7 @@ def _bottleneck(reader: _Reader) -> LayerShape:
     return _block(reader, "bottleneck", "out_channels", residual=True)
 
 
-def _block(reader: _Reader, kind: str, widened: str, **more: bool) -> LayerShape:
+def _block(reader: _Reader, kind: str, widened: str, **more: Any) -> LayerShape:  # noqa: ANN401
     expand = reader.ratio("expand_ratio")
     mid = make_divisible(round(reader.whole(widened) * expand))
     if expand == 1:
@@ -277,6 +263,7 @@ def _block(reader: _Reader, kind: str, widened: str, **more: bool) -> LayerShape
         expand=expand,
         mid_channels=reader.whole("mid_channels") if reader.has("mid_channels") else mid,
         activation=reader.activation(),
+        norm=True,
         **more,
     )
 
@@ -292,7 +279,7 @@ def _matched(space: ArchitectureSpace, layers: Layers) -> tuple[Any, list[str]]:
     allowed = [set(range(int(size))) for size in space.space.sizes]
     differences = []
     for slot in space.slots:
-        shapes = [shape for shape in slot.variants.values() if shape is not None]
+        shapes = slot.shapes()
         if shapes[0].kind in _UNSAID:
             continue
         name, layer = left[0] if left else ("", None)

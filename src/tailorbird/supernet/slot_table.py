@@ -13,7 +13,8 @@ from tailorbird.space import Genomes
 from tailorbird.threads import one_thread
 
 if TYPE_CHECKING:
-    from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, Slot
+    from tailorbird.supernet.layout import ArchitectureSpace
+    from tailorbird.supernet.shapes import LayerShape, Slot
 
 Floats = npt.NDArray[np.float64]
 _CHUNK = 4096

@@ -8,14 +8,15 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tailorbird.errors import SpaceError
-
-if TYPE_CHECKING:
-    from tailorbird.supernet.architecture import ArchitectureSpace
+from tailorbird.supernet.counts import params
+from tailorbird.supernet.kinds.attributes import Attribute, is_number, is_whole
+from tailorbird.supernet.kinds.table import KINDS, Kinds
+from tailorbird.supernet.layout import ArchitectureSpace
 
 LEAST_RESOLUTION, MOST_RESOLUTION = 32, 4096
 _MOST_BYTES, _MOST_FAULTS = 2**20, 30
@@ -23,21 +24,6 @@ _MOST_GENES, _MOST_VALUES, _MOST_LAYERS, _MOST_SHAPES = 512, 64, 512, 200_000
 _MOST_PARAMETERS = 10**9
 """Bounds on what a file may ask for; the package's largest space has 48 genes, 9,350 shapes."""
 
-_WHOLE = {"out_channels": 2**14, "kernel": 31, "heads": 256, "head_channels": 1024}
-_ACTIVATIONS = ("none", "relu", "relu6", "h_swish", "gelu")
-_KINDS: Mapping[str, tuple[str, ...]] = {
-    "conv": ("out_channels", "kernel", "activation", "residual", "norm"),
-    "mbconv": ("out_channels", "kernel", "expand", "se", "activation"),
-    "bottleneck": ("out_channels", "kernel", "expand", "activation"),
-    "max_pool": ("kernel",),
-    "global_avg_pool": (),
-    "patch_embed": ("out_channels",),
-    "transformer_block": ("heads", "head_channels", "expand", "activation"),
-    "token_mean": (),
-    "linear": ("out_channels",),
-}
-"""Kind of layer -> the attributes that it may have."""
-_NEEDED = ("out_channels", "heads", "head_channels")
 _PLACE = ("name", "kind", "stride", "stage", "first", "blocks", "depth")
 _ALWAYS = ("resolutions", "genes", "official", "layers")
 _MAY = ("description", "source", "norm_epsilon", "initial_std")
@@ -71,12 +57,13 @@ def read_definition(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_definition(name: str, data: Mapping[str, Any]) -> None:
+def check_definition(name: str, data: Mapping[str, Any], kinds: Kinds = KINDS) -> None:
     """Refuse a description that can't be compiled.
 
     Args:
         name: of the space, for the message.
         data: as in a file of ``spaces/``.
+        kinds: what layers may be.
 
     Raises:
         SpaceError: listing every fault, the first 30 and the count.
@@ -90,7 +77,7 @@ def check_definition(name: str, data: Mapping[str, Any]) -> None:
           - resolutions: missing
           - layers: missing
     """
-    _refuse(name, _Check(data).faults)
+    _refuse(name, _Check(data, kinds).faults)
 
 
 def check_network(space: ArchitectureSpace) -> None:
@@ -101,8 +88,6 @@ def check_network(space: ArchitectureSpace) -> None:
     Raises:
         SpaceError: saying which layer, where that is known.
     """
-    from tailorbird.supernet.counts import params
-
     faults = [
         f"layers: {slot.name} may be absent, so it has to keep width and size; a depth of 0, or a "
         "width that differs from the one before, doesn't"
@@ -110,8 +95,7 @@ def check_network(space: ArchitectureSpace) -> None:
         if any(shape is None for shape in slot.variants.values())
         and any(
             shape.in_channels != shape.out_channels or shape.in_size != shape.out_size
-            for shape in slot.variants.values()
-            if shape is not None
+            for shape in slot.shapes()
         )
     ]
     [parameters] = params(space).sum((space.space.sizes - 1)[None])
@@ -161,7 +145,8 @@ def _refuse(name: str, faults: Sequence[str]) -> None:
 class _Check:
     """Looks at all of a description; ``faults`` are what it found, in the file's order."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: Mapping[str, Any], kinds: Kinds) -> None:
+        self.kinds = kinds
         self.faults: list[str] = []
         self.genes: dict[str, int] = {}
         self.covered: set[str] = set()
@@ -174,7 +159,7 @@ class _Check:
             if wrong := [r for r in data["resolutions"] if not is_resolution(r)]:
                 self._fault("resolutions", "whole numbers of pixels from 32 to 4,096", wrong)
         for key in ("norm_epsilon", "initial_std"):
-            if key in data and not (_is_number(data[key]) and 0 < data[key] <= 1):
+            if key in data and not (is_number(data[key]) and 0 < data[key] <= 1):
                 self._fault(key, "a number above 0, at most 1", data[key])
         if self._is("genes", data.get("genes", {}), dict):
             for gene, values in data.get("genes", {}).items():
@@ -190,11 +175,17 @@ class _Check:
     def _layers(self, layers: Sequence[Any]) -> list[Mapping[str, Any]]:
         """Check layers in their order; returns the stages."""
         known = [layer for layer in layers if isinstance(layer, dict)]
-        kinds = [str(layer.get("kind")) for layer in known]
-        if kinds.count("linear") != 1 or kinds[-1:] != ["linear"]:
-            self.faults.append("layers: expected one of kind linear, the classifier, as the last")
-        if not {"global_avg_pool", "token_mean"} & set(kinds):
-            self.faults.append("layers: global_avg_pool, or token_mean of tokens, is missing")
+        names = [str(layer.get("kind")) for layer in known]
+        roles = [self.kinds[name].role if name in self.kinds else "" for name in names]
+        if roles.count("classifier") != 1 or roles[-1:] != ["classifier"]:
+            wanted = " or ".join(k.name for k in self.kinds.values() if k.role == "classifier")
+            self.faults.append(
+                f"layers: expected one of kind {wanted}, the classifier, as the last"
+            )
+        if "pool" not in roles:
+            pools = [kind for kind in self.kinds.values() if kind.role == "pool"]
+            told = [f"{kind.name} of tokens" if kind.tokens else kind.name for kind in pools]
+            self.faults.append(f"layers: {', or '.join(told)}, is missing")
         into: set[str] = set()
         for number, layer in enumerate(layers):
             if self._is(f"layers[{number}]", layer, dict):
@@ -213,29 +204,26 @@ class _Check:
 
     def _layer(self, place: str, layer: Mapping[str, Any], into: set[str]) -> set[str]:
         """Check one layer; the genes that its outgoing width follows, given the incoming's."""
-        kind = layer.get("kind")
-        if not isinstance(kind, str) or kind not in _KINDS:
-            self._fault(f"{place}.kind", f"one of {', '.join(_KINDS)}", kind)
+        called = layer.get("kind")
+        if not isinstance(called, str) or called not in self.kinds:
+            self._fault(f"{place}.kind", f"one of {', '.join(self.kinds)}", called)
             return into
-        needed = ("name", "kind", *(key for key in _KINDS[kind] if key in _NEEDED))
-        if kind in ("max_pool", "patch_embed"):
-            needed = (*needed, "stride")
-        if kind == "transformer_block":
-            needed = (*needed, "activation")
-        self._keys(f"{place}.", layer, (*_PLACE, *_KINDS[kind]), needed)
+        kind = self.kinds[called]
+        own = [attribute.name for attribute in kind.attributes]
+        self._keys(f"{place}.", layer, (*_PLACE, *own), ("name", "kind", *kind.needed))
         for key, most in (("stride", 64), ("blocks", 64), ("stage", 10**6), ("first", 10**6)):
             least = 0 if key in ("first", "stage") else 1
-            if key in layer and not _is_whole(layer[key], least, most):
+            if key in layer and not is_whole(layer[key], least, most):
                 self._fault(f"{place}.{key}", f"a whole number of {least} to {most}", layer[key])
         blocks = layer.get("blocks", 1)
-        if not _is_whole(blocks, 1, 64):
+        if not is_whole(blocks, 1, 64):
             return into
         self._named(place, layer, blocks)
         bound = self._depth(place, layer, blocks)
         widths: set[str] = set()
-        for key in _KINDS[kind]:
-            if key in layer:
-                genes = self._attribute(f"{place}.{key}", key, layer[key], layer, blocks)
+        for attribute in kind.attributes:
+            if (key := attribute.name) in layer:
+                genes = self._attribute(f"{place}.{key}", attribute, layer, blocks)
                 bound |= genes
                 widths = genes if key == "out_channels" else widths
         both = bound | into
@@ -253,7 +241,7 @@ class _Check:
             self.faults.append(f"{place}: several blocks need stage and first, their numbers")
             return
         first = layer.get("first")
-        if first is not None and not _is_whole(first, 0, 10**6):
+        if first is not None and not is_whole(first, 0, 10**6):
             return
         made = [name if first is None else f"{name}.{first + n}" for n in range(blocks)]
         if again := sorted(self.names.intersection(made)):
@@ -267,7 +255,7 @@ class _Check:
         depth = layer["depth"]
         genes = self._follows(f"{place}.depth", depth)
         if genes and not (
-            all(_is_whole(v, 0, blocks) for v in depth["values"]) and depth["values"][-1] == blocks
+            all(is_whole(v, 0, blocks) for v in depth["values"]) and depth["values"][-1] == blocks
         ):
             self._fault(
                 f"{place}.depth", f"numbers of blocks up to all {blocks} of them", depth["values"]
@@ -277,21 +265,17 @@ class _Check:
         return genes
 
     def _attribute(
-        self,
-        place: str,
-        key: str,
-        value: Any,  # noqa: ANN401  # from JSON
-        layer: Mapping[str, Any],
-        blocks: int,
+        self, place: str, attribute: Attribute, layer: Mapping[str, Any], blocks: int
     ) -> set[str]:
         """Check a constant, or one value per index of a gene; the genes that it follows."""
+        value = layer[attribute.name]
         if not isinstance(value, dict):
-            self._constant(place, key, [value])
+            self._constant(place, attribute, [value])
             return set()
         if "each" not in value:
             genes = self._follows(place, value)
             if genes:
-                self._constant(place, key, value["values"])
+                self._constant(place, attribute, value["values"])
             return genes
         prefix, stage = value["each"], layer.get("stage")
         self._keys(f"{place}.", value, ("each", "values"), ("values",))
@@ -300,29 +284,17 @@ class _Check:
             return set()
         if not self._values(place, value.get("values"), strict=True):
             return set()
-        self._constant(place, key, value["values"])
+        self._constant(place, attribute, value["values"])
         made = [f"{prefix}{stage}_{n + 1}" for n in range(blocks)]
         if again := [gene for gene in made if gene in self.genes]:
             self.faults.append(f"{place}: there are genes called {', '.join(again[:3])} already")
         self.genes |= dict.fromkeys(made, len(value["values"]))
         return set(made[:1])
 
-    def _constant(self, place: str, key: str, values: Sequence[Any]) -> None:
+    def _constant(self, place: str, attribute: Attribute, values: Sequence[Any]) -> None:
         """Check the values that an attribute takes."""
-        if key in _WHOLE:
-            fine = all(_is_whole(v, 1, _WHOLE[key]) and (key != "kernel" or v % 2) for v in values)
-            odd = "odd " if key == "kernel" else ""
-            wanted = f"{odd}whole numbers of 1 to {_WHOLE[key]}"
-        elif key == "expand":
-            fine = all(_is_number(v) and 0 < v <= 64 for v in values)
-            wanted = "numbers above 0, at most 64"
-        elif key == "activation":
-            fine = all(isinstance(v, str) and v in _ACTIVATIONS for v in values)
-            wanted = f"one of {', '.join(_ACTIVATIONS)}"
-        else:
-            fine, wanted = all(isinstance(v, bool) for v in values), "true or false"
-        if not fine:
-            self._fault(place, wanted, values if len(values) > 1 else values[0])
+        if not all(map(attribute.fits, values)):
+            self._fault(place, attribute.wanted, values if len(values) > 1 else values[0])
 
     def _follows(self, place: str, value: Any) -> set[str]:  # noqa: ANN401  # from JSON
         """The gene of ``{"gene": ..., "values": ...}``; nothing for a constant or where faulty."""
@@ -361,7 +333,7 @@ class _Check:
                 for item in meaning:
                     if isinstance(item, str) and item in self.genes:
                         covered.add(item)
-                    elif not _is_whole(item, 0, 64):
+                    elif not is_whole(item, 0, 64):
                         self._fault(f"official.{key}", "genes and whole numbers", item)
         if missing := [gene for gene in self.genes if gene not in covered]:
             told = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -385,7 +357,7 @@ class _Check:
         if not isinstance(values, list) or not 1 <= len(values) <= _MOST_VALUES:
             self._fault(place, wanted, values)
             return False
-        fine = all(_is_number(v) for v in values) and all(
+        fine = all(is_number(v) for v in values) and all(
             a < b or (a == b and not strict) for a, b in pairwise(values)
         )
         if not fine:
@@ -400,12 +372,3 @@ class _Check:
 
     def _fault(self, place: str, wanted: str, got: object) -> None:
         self.faults.append(f"{place}: expected {wanted}, got {got!r:.80}")
-
-
-def _is_number(value: object) -> bool:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and abs(value) <= 2**31  # type: ignore[arg-type]  # plain says so; NaN isn't
-
-
-def _is_whole(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -7,12 +7,23 @@ whose width is always the same (Chen et al., AutoFormer, ICCV 2021, sec. 3.2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailorbird.supernet.architecture import LayerShape
-from tailorbird.supernet.elastic import Elastic, ElasticLinear, leading, plain_linear
+from tailorbird.supernet.elastic import (
+    Elastic,
+    ElasticLinear,
+    Tie,
+    draw,
+    filled,
+    leading,
+    plain_linear,
+)
+from tailorbird.supernet.shapes import LayerShape
 
 
 class Patches(nn.Module):
@@ -70,16 +81,20 @@ class ElasticPatches(Elastic):
     def extract(self, shape: LayerShape) -> nn.Module:
         """Plain patches of ``shape``, with positions for images of its size."""
         weight, bias, positions = self._weights(shape.out_channels)
-        full = self.conv
-        with torch.device("meta"):  # building there draws nothing from the global generator
-            conv = nn.Conv2d(full.in_channels, shape.out_channels, shape.stride, shape.stride)
-        conv.to_empty(device=weight.device).to(weight.dtype)
+        patch, width = shape.stride, shape.out_channels
+        conv = partial(nn.Conv2d, self.conv.in_channels, width, patch, patch)
         with torch.no_grad():
-            conv.weight.copy_(weight)
-            if conv.bias is not None:
-                conv.bias.copy_(bias)
             placed = positions_at(positions, shape.out_size, shape.out_size).clone()
-        return Patches(conv, placed).train(self.training)
+        return Patches(filled(conv, {"weight": weight, "bias": bias}), placed).train(self.training)
+
+    def ties(self) -> Sequence[Tie]:
+        """What makes the embedding's channels, and places."""
+        made = ((self.conv.weight, 0), (self.conv.get_parameter("bias"), 0), (self.positions, 1))
+        return [Tie("out_channels", tensor, dimension) for tensor, dimension in made]
+
+    def initialise(self, generator: torch.Generator, std: float | None) -> None:
+        """Positions are drawn, with a standard deviation of 0.02 if none is given."""
+        draw(self.positions, std or 0.02, generator)
 
     def _weights(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
         bias = leading(self.conv.get_parameter("bias"), width)
@@ -111,13 +126,13 @@ class ElasticLayerNorm(Elastic):
     def extract(self, shape: LayerShape) -> nn.Module:
         """A plain layer norm of ``shape``."""
         width, full = shape.in_channels, self.norm
-        with torch.device("meta"):
-            layer = nn.LayerNorm(width, eps=full.eps)
-        layer.to_empty(device=full.weight.device).to(full.weight.dtype)
-        with torch.no_grad():
-            layer.weight.copy_(full.weight[:width])
-            layer.bias.copy_(full.bias[:width])
-        return layer.train(self.training)
+        layer = partial(nn.LayerNorm, width, eps=full.eps)
+        values = {"weight": full.weight[:width], "bias": full.bias[:width]}
+        return filled(layer, values).train(self.training)
+
+    def ties(self) -> Sequence[Tie]:
+        """Scale and shift."""
+        return [Tie("in_channels", tensor, 0) for tensor in (self.norm.weight, self.norm.bias)]
 
 
 class Attention(nn.Module):
@@ -174,6 +189,12 @@ class ElasticAttention(Elastic):
         qkv = plain_linear(*self._weights(shape.in_channels, shape.attention))
         projection = self.projection.extract(shape)
         return Attention(qkv, projection, shape.heads).train(self.training)
+
+    def ties(self) -> Sequence[Tie]:
+        """What comes in; then heads, which lie in thirds of one tensor and stay whole."""
+        read = Tie("in_channels", self.qkv.weight, 1, reads=True)
+        made = [Tie("attention", third, 1, group=self.head_channels) for third in self.thirds()]
+        return [read, *made]
 
     def _weights(self, inside: int, attended: int) -> tuple[Tensor, Tensor]:
         """Weight (3 * attended, inside) and bias of the layer before attention."""

@@ -8,24 +8,18 @@ transformer, the embedding's channels, which all blocks write and read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tailorbird.supernet.architecture import LayerShape, Slot, make_divisible
-from tailorbird.supernet.elastic import (
-    Elastic,
-    ElasticConv,
-    ElasticLinear,
-    ElasticNorm,
-    ElasticSqueezeExcite,
-)
-from tailorbird.supernet.network import Bottleneck, Residual, Supernet
+from tailorbird.supernet.elastic import Elastic, ElasticLinear, Tie, Width
+from tailorbird.supernet.network import Supernet
 from tailorbird.supernet.samplers import Region
-from tailorbird.supernet.tokens import ElasticAttention, ElasticLayerNorm, ElasticPatches
+from tailorbird.supernet.shapes import Slot
+from tailorbird.supernet.shortcuts import Shortcut
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +28,14 @@ class Inner:
 
     Args:
         slot: the block that they are in; where all blocks share them, the layer that makes them.
-        width: how many of them a shape has.
+        width: the attribute of a shape that says how many of them there are.
         reader: weight (outputs, channels, ...) that reads them; its L1 norm says what matters.
         held: each tensor that has an entry per channel, and along which dimension.
         group: so many neighbours stay together.
     """
 
     slot: Slot
-    width: Callable[[LayerShape], int]
+    width: Width
     reader: Tensor
     held: tuple[tuple[Tensor, int], ...]
     group: int = 1
@@ -51,7 +45,7 @@ class Inner:
         least = 0 if region is None else region.floor[list(self.slot.genes)]
         return sorted(
             {
-                self.width(shape)
+                getattr(shape, self.width)
                 for index, shape in self.slot.variants.items()
                 if shape is not None and bool((np.array(index) >= least).all())
             }
@@ -60,93 +54,44 @@ class Inner:
 
 def inner_channels(supernet: Supernet) -> list[Inner]:
     """All permutable channels whose number is elastic, in the order in which they run."""
+    architectures = supernet.architectures
     found: list[Inner] = []
-    shared: list[tuple[Slot, Elastic]] = []
+    shared: list[tuple[Slot, Tie]] = []
     for slot, module in supernet.slots():
-        pieces = [part for part in module.modules() if isinstance(part, Elastic)]
-        found += _of_block(slot, pieces)
-        shared += [(slot, piece) for piece in pieces]
-    if any(isinstance(piece, ElasticAttention) for _, piece in shared):
+        ties = [
+            tie for part in module.modules() if isinstance(part, Elastic) for tie in part.ties()
+        ]
+        found += _of_block(slot, ties)
+        if shared or architectures.kind_of(slot.shapes()[0]).tokens:
+            shared += [(slot, tie) for tie in ties if tie.width in ("in_channels", "out_channels")]
+    if shared:
         found.append(_embedding(shared))
     return [inner for inner in found if len(inner.widths(None)) > 1]
 
 
-def _mid(shape: LayerShape) -> int:
-    return shape.mid_channels
-
-
-def _squeezed(shape: LayerShape) -> int:
-    return make_divisible(shape.mid_channels // 4)
-
-
-def _attention(shape: LayerShape) -> int:
-    return shape.attention
-
-
-def _out(shape: LayerShape) -> int:
-    return shape.out_channels
-
-
-def _of_block(slot: Slot, pieces: Sequence[Elastic]) -> list[Inner]:
-    """A dense layer that reads middle channels closes a set of them, and may open another."""
+def _of_block(slot: Slot, ties: Sequence[Tie]) -> list[Inner]:
+    """Channels inside a block: the layer that reads them closes a set of them."""
     found: list[Inner] = []
-    held: list[tuple[Tensor, int]] = []
-    for piece in pieces:
-        if isinstance(piece, ElasticConv):
-            weight, depthwise = piece.conv.weight, piece.conv.groups > 1
-            if piece.inside == "mid_channels" and not depthwise:
-                found.append(Inner(slot, _mid, weight, (*held, (weight, 1))))
-                held = []
-            if piece.outside == "mid_channels":
-                held.append((weight, 0))
-        elif isinstance(piece, ElasticLinear):
-            dense = piece.linear
-            if piece.inside == "mid_channels":
-                found.append(Inner(slot, _mid, dense.weight, (*held, (dense.weight, 1))))
-                held = []
-            if piece.outside == "mid_channels":
-                held += [(dense.weight, 0), (dense.bias, 0)]
-        elif isinstance(piece, ElasticAttention):
-            found.append(_heads(slot, piece))
-        elif isinstance(piece, ElasticNorm) and piece.width == "mid_channels":
-            held += [(value, 0) for value in piece.bn.state_dict(keep_vars=True).values()
-                     if value.ndim]  # fmt: skip
-        elif isinstance(piece, ElasticSqueezeExcite):
-            reduce, expand = piece.fc.get_submodule("reduce"), piece.fc.get_submodule("expand")
-            into, out = reduce.get_parameter("weight"), expand.get_parameter("weight")
-            held += [(into, 1), (out, 0), (expand.get_parameter("bias"), 0)]
-            squeezed = ((into, 0), (reduce.get_parameter("bias"), 0), (out, 1))
-            found.append(Inner(slot, _squeezed, out, squeezed))
+    held: dict[Width, list[Tie]] = {"mid_channels": [], "squeezed": [], "attention": []}
+    for tie in ties:
+        if tie.width not in held:
+            continue
+        held[tie.width].append(tie)
+        if tie.reads:
+            closed, held[tie.width] = held[tie.width], []
+            group = max(one.group for one in closed)
+            tensors = tuple((one.tensor, one.dimension) for one in closed)
+            found.append(Inner(slot, tie.width, tie.tensor, tensors, group))
     return found
 
 
-def _heads(slot: Slot, piece: ElasticAttention) -> Inner:
-    """Heads of attention; queries, keys and values lie in thirds of one tensor."""
-    thirds = [(value, 1) for value in piece.thirds()]
-    reader = piece.projection.linear.weight
-    return Inner(slot, _attention, reader, (*thirds, (reader, 1)), group=piece.head_channels)
-
-
-def _embedding(pieces: Sequence[tuple[Slot, Elastic]]) -> Inner:
-    """What patches make, and all blocks and the classifier read, write or normalise."""
-    held: list[tuple[Tensor, int]] = []
-    readers: list[Tensor] = []
-    makers = [slot for slot, piece in pieces if isinstance(piece, ElasticPatches)]
-    for _, piece in pieces:
-        if isinstance(piece, ElasticPatches):
-            conv = piece.conv
-            held += [(conv.weight, 0), (conv.get_parameter("bias"), 0), (piece.positions, 1)]
-        elif isinstance(piece, ElasticLayerNorm):
-            held += [(piece.norm.weight, 0), (piece.norm.bias, 0)]
-        elif isinstance(piece, ElasticAttention):
-            readers.append(piece.qkv.weight)
-        elif isinstance(piece, ElasticLinear):
-            if piece.inside == "in_channels":
-                readers.append(piece.linear.weight)
-            if piece.outside == "out_channels":
-                held += [(piece.linear.weight, 0), (piece.linear.bias, 0)]
-    held += [(weight, 1) for weight in readers]
-    return Inner(makers[0], _out, torch.cat([w.detach() for w in readers]), tuple(held))
+def _embedding(ties: Sequence[tuple[Slot, Tie]]) -> Inner:
+    """What the first layer of tokens makes, and all others read, write or normalise."""
+    makers = [tie for _, tie in ties if not tie.reads]
+    readers = [tie for _, tie in ties if tie.reads]
+    held = tuple((tie.tensor, tie.dimension) for tie in (*makers, *readers))
+    read = torch.cat([tie.tensor.detach() for tie in readers])
+    return Inner(ties[0][0], "out_channels", read, held)
 
 
 @torch.no_grad()
@@ -194,12 +139,7 @@ def zero_residual_gains(supernet: Supernet) -> None:
     with their norm at the start, gets an output layer of zeros.
     """
     for _, module in supernet.slots():
-        parts = module.modules()
-        branches = [
-            part.conv if isinstance(part, Residual) else part.conv3
-            for part in parts
-            if isinstance(part, Residual | Bottleneck)
-        ]
+        branches = [part.branch for part in module.modules() if isinstance(part, Shortcut)]
         for branch in branches:
             norms = [p for p in branch.modules() if isinstance(p, nn.BatchNorm2d)]
             last = [p for p in branch.modules() if isinstance(p, ElasticLinear)]
