@@ -25,7 +25,7 @@ def parameter_groups(
     Parameters of one dimension are the biases and the gains of normalisation layers: decaying
     them costs accuracy and regularises nothing. So do those that a module with a method
     ``no_weight_decay`` names, as timm's networks name their positions. Shared parameters appear
-    once.
+    once. Without decay there is one group.
 
     Args:
         decayed: names of the parameters that may decay; None for all.
@@ -48,6 +48,8 @@ def parameter_groups(
             decays = value.ndim > 1 and name not in spared
             decays &= decayed is None or name in decayed
             (may if decays else plain).append(value)
+    if not weight_decay:
+        may, plain = [], [*may, *plain]
     groups: list[dict[str, object]] = [
         {"params": may, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
