@@ -30,7 +30,7 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from cifar_resnet import trained
 from record import write_result
@@ -155,7 +155,7 @@ def forward(module: fx.GraphModule, images: Tensor, device: torch.device, precis
     return logits
 
 
-def own_step(module: fx.GraphModule, entering: Tensor, target: Tensor) -> Callable[[], None]:
+def own_step(module: nn.Module, entering: Tensor, target: Tensor) -> Callable[[], None]:
     """A plain training step of one module, as anyone would write it."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.001, momentum=0.9, nesterov=True)
     module.train()
