@@ -31,7 +31,7 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from cifar_resnet import trained
 from record import write_result
@@ -45,15 +45,14 @@ from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.build import sample_house
 from tailorbird.house.bunches import plan_bunches
-from tailorbird.house.distil import Bunch, distil, enlist, observe, train_step
-from tailorbird.house.layout import lay_out
+from tailorbird.house.distil import Bunch, Distillation, distil
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.latencies import Latencies
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.progress import Silent
-from tailorbird.train.precision import autocast, compute_device, resolve
+from tailorbird.train.precision import autocast, compute_device, lay_out, resolve
 
 SHAPE = (3, 32, 32)
 BATCH = 128
@@ -121,9 +120,9 @@ def distillation(
     chosen = [trainable[i * len(trainable) // m] for i in range(m)]
     with tempfile.TemporaryDirectory() as folder:
         store, options = HouseStore(Path(folder)), HouseOptions(batch_size=BATCH)
-    job = Bunch(teacher, sample, data, options, 0, store, device, 0, None)
-    trainees = [enlist(job, alternative) for alternative in chosen]
-    probe = observe(job, trainees)
+    job = Distillation(teacher, sample, data, options, 0, store, device)
+    bunch = Bunch(job, chosen, job.clock())
+    bunch.open()
     walk = itertools.chain.from_iterable(
         data.train.batches(
             BATCH, generator=torch.Generator().manual_seed(epoch), augment=True, device=device
@@ -131,18 +130,17 @@ def distillation(
         for epoch in itertools.count()
     )
     images, _ = next(walk)
-    seen = probe(images)
+    seen = bunch.ask(images)
     network = copy.deepcopy(teacher.module).to(device)
-    lay_out(network, SHAPE, device)
+    lay_out(network, torch.zeros(2, *SHAPE, device=device))
     teacher_format = resolve("auto", device, network)
     works: dict[str, Callable[[], object]] = {
-        "together": lambda: train_step(job, probe, trainees, next(walk)[0], step=0, rate=0.001),
+        "together": lambda: bunch.make(next(walk)[0], None),
         "teacher": lambda: forward(network, images, device, teacher_format),
     }
-    for trainee in trainees:
-        trainee.module.train()
+    for trainee in bunch.trainees:
         ends = seen[trainee.block.input], seen[trainee.block.output]
-        works[trainee.record.name] = own_step(enlist(job, trainee.record).module, *ends)
+        works[trainee.record.name] = own_step(job.enlist(trainee.record).state.module, *ends)
     times = interleaved(works, rounds)
     whole = times.pop("together")
     alone, alone_wall = (sum(t[i] for t in times.values()) for i in (0, 1))
@@ -163,7 +161,7 @@ def forward(module: fx.GraphModule, images: Tensor, device: torch.device, precis
     return logits
 
 
-def own_step(module: fx.GraphModule, entering: Tensor, target: Tensor) -> Callable[[], None]:
+def own_step(module: nn.Module, entering: Tensor, target: Tensor) -> Callable[[], None]:
     """A plain training step of one module, as anyone would write it."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.001, momentum=0.9, nesterov=True)
     module.train()
@@ -222,7 +220,7 @@ def scoring(
 def right(network: fx.GraphModule, split: Split, device: torch.device) -> int:
     """Images of the split whose label the network gives."""
     network = copy.deepcopy(network).to(device)
-    lay_out(network, SHAPE, device)
+    lay_out(network, torch.zeros(2, *SHAPE, device=device))
     precision = resolve("auto", device, network)
     total = 0
     for images, labels in split.batches(256, device=device):

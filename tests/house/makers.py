@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -12,6 +14,7 @@ from tailorbird.demo import digits_net, narrow_net
 from tailorbird.graph.trace import trace
 from tailorbird.house.build import sample_house
 from tailorbird.house.options import HouseOptions
+from tailorbird.progress import Silent
 
 OPTIONS = HouseOptions(
     teacher_blocks=6, donor_blocks=3, pruned=4, epochs=2.0, batch_size=64, precision="float32"
@@ -68,6 +71,31 @@ def donors():
 def small_sample():
     """A house before training; read only."""
     return sample_house(teacher(), donors(), images(), OPTIONS, seed=0)
+
+
+class Killed(BaseException):
+    """Stands for the process's end."""
+
+
+class Watched(Silent):
+    """Progress that counts the steps of this sitting, and ends the process after some."""
+
+    def __init__(self, dies_after=math.inf):
+        self.dies_after, self.resumed, self.steps = dies_after, [], 0
+
+    @contextmanager
+    def task(self, name, total):
+        self.begun = False
+        yield self
+
+    def advance(self, steps=1, note=""):
+        if not self.begun:  # says what earlier sittings have done
+            self.resumed.append(steps)
+            self.begun = True
+            return
+        self.steps += note != "time is spent" and steps
+        if self.steps >= self.dies_after:
+            raise Killed
 
 
 def weights(module):

@@ -1,10 +1,9 @@
+import pytest
 import torch
 from torch import fx, nn
 
-from tailorbird.house.bunches import step_bytes
-from tailorbird.house.layout import lay_out
-
-CPU = torch.device("cpu")
+from tailorbird.house.bunches import in_halves, step_bytes
+from tailorbird.train.precision import lay_out
 
 
 class Flat(nn.Module):
@@ -37,9 +36,33 @@ def test_step_bytes_leave_module_and_random_state_alone():
 
 def test_networks_that_view_images_flat_stay_contiguous():
     flat = Flat().eval()
-    lay_out(flat, (4, 8, 8), CPU)
+    lay_out(flat, torch.zeros(2, 4, 8, 8))
     assert flat.conv.weight.is_contiguous()
     flat(torch.zeros(2, 4, 8, 8))
     plain = nn.Conv2d(4, 4, 3)
-    lay_out(plain, (4, 8, 8), CPU)
+    lay_out(plain, torch.zeros(2, 4, 8, 8))
     assert plain.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_is_out_of_memory_is_halved_until_it_fits_or_given_up():
+    sizes, lost = [], []
+
+    def train(bunch):
+        sizes.append(len(bunch))
+        if len(bunch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if bunch == "c":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return {bunch: 1}
+
+    assert in_halves("abcde", train, lost.append) == {"a": 1, "b": 1, "d": 1, "e": 1}
+    assert sizes == [5, 2, 1, 1, 3, 1, 2, 1, 1]
+    assert lost == ["c"]
+
+
+def test_other_errors_are_not_taken_for_memory():
+    def broken(bunch):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        in_halves("abc", broken, print)

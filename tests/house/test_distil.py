@@ -1,28 +1,40 @@
 import copy
+import itertools
+import math
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tailorbird.errors import DataError
-from tailorbird.house import distil as module
+from tailorbird.errors import DataError, StoreError
 from tailorbird.house.alternative import Sample
-from tailorbird.house.distil import distil, plan_bunches
+from tailorbird.house.bunches import in_halves, plan_bunches
+from tailorbird.house.distil import Distillation, distil
 from tailorbird.house.store import HouseStore
+from tailorbird.progress import Silent
 
-from .makers import OPTIONS, images, same, small_sample, teacher, weights
+from .makers import OPTIONS, Killed, Watched, images, same, small_sample, teacher, weights
 
 
-def run(folder, *, sample=None, spent=0.0, **options):
+def run(folder, *, sample=None, progress=None, seed=0, spent=0.0, now=time.monotonic, **options):
     return distil(
         teacher(),
         sample or small_sample(),
         images(),
         replace(OPTIONS, **options),
-        seed=0,
+        seed=seed,
         store=HouseStore(folder),
         spent=spent,
+        progress=progress,
+        now=now,
     )
+
+
+def job(folder, **options):
+    options = replace(OPTIONS, **options)
+    cpu = torch.device("cpu")
+    return Distillation(teacher(), small_sample(), images(), options, 0, HouseStore(folder), cpu)
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +75,16 @@ def test_every_alternative_is_trained_and_inputs_are_left_alone(tmp_path):
     ("batch", "epochs", "per_epoch", "total"),
     [(64, 2.0, 2, 4), (32, 3.0, 5, 15), (64, 0.1, 2, 1), (159, 4.0, 1, 4), (1000, 3.0, 1, 3)],
 )
-def test_a_short_last_batch_is_neither_trained_on_nor_counted(batch, epochs, per_epoch, total):
-    options = replace(OPTIONS, batch_size=batch, epochs=epochs)
-    job = module.Bunch(
-        teacher(), small_sample(), images(), options, 0, None, torch.device("cpu"), 0, None
-    )
-    assert module.total_steps(images(), options) == total
-    step, sizes = 0, []
-    while step < total:
-        epoch = [len(batch) for batch in module._epoch(job, step, total)]
-        assert len(epoch) == min(per_epoch, total - step)
-        sizes += epoch
-        step += len(epoch)
-    assert set(sizes) == {min(batch, 160)}
+def test_a_short_last_batch_is_neither_trained_on_nor_counted(
+    tmp_path, batch, epochs, per_epoch, total
+):
+    walk = job(tmp_path, batch_size=batch, epochs=epochs).walk
+    assert walk.steps(epochs) == total
+    sizes = [len(images) for images, _ in walk.epoch(0)]
+    assert sizes == [min(batch, 160)] * per_epoch
+    progress = Watched()
+    run(tmp_path, batch_size=batch, epochs=epochs, learning_rate=1e-9, progress=progress)
+    assert progress.steps == total
 
 
 def test_training_brings_blocks_of_the_teacher_closer_to_what_they_replace(tmp_path):
@@ -142,94 +151,82 @@ def test_a_poisoned_image_is_named_and_stops_nobody_for_good(tmp_path, reference
     assert equal(run(tmp_path), reference)
 
 
-def test_out_of_memory_halves_the_bunch_and_drops_nothing(tmp_path, reference, monkeypatch):
-    sizes = []
-    train = module._train
+def test_out_of_memory_halves_the_bunch_and_drops_nothing(tmp_path, reference):
+    sizes, whole = [], job(tmp_path)
 
-    def tight(job, bunch, task):
+    def tight(bunch):
         sizes.append(len(bunch))
-        if len(bunch) > 1:
+        if len(bunch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train(job, bunch, task)
+        with Silent().task("distil", 1) as task:
+            return whole.train(bunch, number=0, seconds=math.inf, task=task)
 
-    monkeypatch.setattr(module, "_train", tight)
+    bunch = trainable(small_sample())
+    done = in_halves(bunch, tight, whole.give_up)
+    assert done.keys() == {a.name for a in bunch}
+    assert equal(done, {name: reference[name] for name in done})
+    assert sizes[0] == len(bunch) > 2
     assert equal(run(tmp_path), reference)
-    assert sizes[0] == len(trainable(small_sample()))
-    assert sizes.count(1) == sizes[0]
 
 
-def test_out_of_memory_even_alone_is_recorded(tmp_path, monkeypatch):
-    def never(job, bunch, task):
-        raise MemoryError
+def test_a_half_does_not_go_on_from_the_state_of_the_whole(tmp_path, reference):
+    with pytest.raises(Killed):
+        run(tmp_path, progress=Watched(3))
+    half = trainable(small_sample())[:2]
+    with Silent().task("distil", 1) as task:
+        done = job(tmp_path).train(half, number=0, seconds=math.inf, task=task)
+    assert equal(done, {name: reference[name] for name in done})
 
-    monkeypatch.setattr(module, "_train", never)
-    done = run(tmp_path)
-    assert done.keys() == {a.name for a in small_sample().alternatives if not a.trainable}
+
+def test_out_of_memory_even_alone_is_recorded(tmp_path):
     for alternative in trainable(small_sample()):
+        job(tmp_path).give_up(alternative)
         stored = HouseStore(tmp_path).load_trained(alternative.name)
         assert stored is not None
         assert "out of memory even alone" in stored[1]["stopped"]
+    assert run(tmp_path).keys() == {a.name for a in small_sample().alternatives if not a.trainable}
 
 
-def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
-    def broken(job, bunch, task):
-        raise RuntimeError("shapes differ")
-
-    monkeypatch.setattr(module, "_train", broken)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        run(tmp_path)
-
-
-class Killed(BaseException):
-    """Stands for the process's end."""
-
-
-def stop_in_last_epoch(monkeypatch):
-    """Let the first epoch be saved, then stop in the middle of the second; returns the undo."""
-    train = module.train_step
-
-    def dying(job, probe, trainees, batch, *, step, rate):
-        if step == 3:
-            raise Killed
-        train(job, probe, trainees, batch, step=step, rate=rate)
-
-    monkeypatch.setattr(module, "train_step", dying)
-    return lambda: monkeypatch.setattr(module, "train_step", train)
-
-
-def test_resuming_from_a_bunch_checkpoint_equals_an_uninterrupted_run(
-    tmp_path, reference, monkeypatch
-):
-    undo = stop_in_last_epoch(monkeypatch)
+def test_resuming_from_a_bunch_checkpoint_equals_an_uninterrupted_run(tmp_path, reference):
     HouseStore(tmp_path).save_sample(small_sample())
     again = HouseStore(tmp_path).load_sample()  # its modules list their weights in another order
     with pytest.raises(Killed):
-        run(tmp_path)
-    undo()
-    assert HouseStore(tmp_path).checkpoint(0).exists()
-    steps = []
-    train = module.train_step
-
-    def counting(job, probe, trainees, batch, *, step, rate):
-        steps.append(step)
-        train(job, probe, trainees, batch, step=step, rate=rate)
-
-    monkeypatch.setattr(module, "train_step", counting)
-    assert equal(run(tmp_path, sample=again), reference)
-    assert steps == [2, 3], "the first epoch was trained again"
+        run(tmp_path, progress=Watched(3))
+    assert list(HouseStore(tmp_path).checkpoint(0).iterdir())
+    rest = Watched()
+    assert equal(run(tmp_path, sample=again, progress=rest), reference)
+    assert (rest.resumed, rest.steps) == ([2], 2), "the first epoch was trained again"
     assert not HouseStore(tmp_path).checkpoint(0).exists()
-    steps.clear()
-    assert equal(run(tmp_path), reference)
-    assert steps == []
+    none = Watched()
+    assert equal(run(tmp_path, progress=none), reference)
+    assert none.steps == 0
+
+
+def test_a_bunch_that_was_begun_otherwise_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, progress=Watched(3))
+    with pytest.raises(StoreError, match=r"(?s)house.epochs: 2.0 there, 9.0 now.*seed: 0 there"):
+        run(tmp_path, epochs=9.0, seed=1)
+
+
+def test_the_state_of_an_earlier_version_is_refused_and_what_is_done_is_kept(tmp_path, reference):
+    with pytest.raises(Killed):
+        run(tmp_path, memory_mb=1, progress=Watched(5))
+    done = {path.stem for path in (tmp_path / "trained").glob("*.json")}
+    assert done
+    old = tmp_path / "bunches" / "001.safetensors"
+    old.write_bytes(b"what that version wrote")
+    with pytest.raises(StoreError, match=r"001.safetensors is the state .* remove the file"):
+        run(tmp_path, memory_mb=1)
+    old.unlink()
+    assert equal(run(tmp_path, memory_mb=1), reference)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "bit"])
-def test_a_damaged_checkpoint_is_made_anew(tmp_path, reference, monkeypatch, damage):
-    undo = stop_in_last_epoch(monkeypatch)
+def test_a_damaged_checkpoint_is_made_anew(tmp_path, reference, damage):
     with pytest.raises(Killed):
-        run(tmp_path)
-    undo()
-    path = HouseStore(tmp_path).checkpoint(0)
+        run(tmp_path, progress=Watched(3))
+    path = max(HouseStore(tmp_path).checkpoint(0).glob("*.safetensors"))
     content = bytearray(path.read_bytes())
     if damage == "bit":
         content[-3] ^= 0x40
@@ -257,25 +254,20 @@ def test_minutes_end_the_training_with_all_alternatives(tmp_path):
     assert done.keys() == small_sample().modules.keys()
 
 
-def test_time_that_is_spent_ends_training_within_an_epoch(tmp_path, monkeypatch):
-    steps = []
-    train = module.train_step
-
-    def counting(job, probe, trainees, batch, *, step, rate):
-        steps.append(step)
-        train(job, probe, trainees, batch, step=step, rate=rate)
-
-    monkeypatch.setattr(module, "train_step", counting)
-    monkeypatch.setattr(module, "_share", lambda deadline, left: 0.0)
-    done = run(tmp_path, epochs=50.0, minutes=1.0)
-    assert steps == [0]
+def test_time_that_is_spent_ends_training_within_an_epoch(tmp_path):
+    clock = itertools.count(0.0, 100.0)
+    progress = Watched()
+    done = run(tmp_path, epochs=50.0, minutes=1.0, progress=progress, now=clock.__next__)
+    assert progress.steps == 1
     assert done.keys() == small_sample().modules.keys()
 
 
-def test_what_earlier_processes_spent_is_taken_off_the_minutes(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
-    left = []
-    monkeypatch.setattr(module, "_share", lambda deadline, bunches: left.append(deadline - 1000.0))
-    run(tmp_path, epochs=0.1, minutes=1.0, spent=45.0)
-    assert left
-    assert set(left) == {15.0}
+def test_what_earlier_processes_spent_is_taken_off_the_minutes(tmp_path):
+    made = []
+    for spent in (0.0, 45.0):
+        progress = Watched()
+        clock = itertools.count(0.0, 1.0)
+        options = {"epochs": 50.0, "minutes": 1.0, "spent": spent, "now": clock.__next__}
+        run(tmp_path / str(spent), progress=progress, **options)
+        made.append(progress.steps)
+    assert made[0] > 2 * made[1] > 0

@@ -11,8 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from tailorbird.supernet.train import train_supernet
+from tests.supernet.bandit import Makes
 from tests.supernet.tiny import stripes, tiny_supernet
-from tests.supernet.together import RECIPE, SCHEME, SEED
+from tests.supernet.together import LEARNS, RECIPE, SCHEME, SEED
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,16 @@ def test_two_processes_do_what_one_does_with_two_parts(pair, alone):
                     pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
                 ), name
     assert found(pair, "main")["macs"] == alone.macs
+
+
+def test_all_processes_learn_the_same_from_losses(pair, tmp_path):
+    learnt = found(pair, "main")["learnt"]
+    assert learnt == found(pair, "other")["learnt"]
+    makes = Makes()
+    net = tiny_supernet(tmp_path, dropout=0.3)
+    recipe = replace(RECIPE, accumulate=2)
+    train_supernet(net, stripes(), replace(LEARNS, sampler=makes), seed=SEED, recipe=recipe)
+    assert learnt == pytest.approx(makes.made[0].losses.tolist(), rel=1e-4)
 
 
 def test_the_main_process_alone_is_observed_and_validates(pair):

@@ -15,11 +15,13 @@ from tailorbird.supernet.schemes.deps import DepS
 from tailorbird.supernet.train import train_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
 from tailorbird.train.world import is_main
+from tests.supernet.bandit import Makes
 from tests.supernet.tiny import stripes, tiny_supernet
 
 RECIPE = SupernetRecipe(batch_size=12, precision="float32", clip_norm=1.0)
 """Without an average and mixing: timm's import alone takes longer than all the rest."""
 SCHEME = DepS(epochs=4, ramp_epochs=1, learning_rate=0.05)
+LEARNS = BigNAS(epochs=2, learning_rate=0.05)
 SEED = 3
 
 
@@ -74,6 +76,9 @@ def main(folder):
         train_supernet(net, data, other, **options)
     except TailorbirdError as error:
         found["differs"] = str(error)
+    makes = Makes()
+    train_supernet(net, data, replace(LEARNS, sampler=makes), **options)
+    found["learnt"] = makes.made[0].losses.tolist()
     name = "main" if is_main() else "other"
     (folder / f"{name}.json").write_text(json.dumps(found))
     save_file(result.supernet.state_dict(), folder / f"{name}.safetensors")

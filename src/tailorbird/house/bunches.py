@@ -1,10 +1,11 @@
-"""Which alternatives are distilled together: as many as fit a memory budget."""
+"""Which alternatives are distilled together: as many as fit a memory budget, or the memory."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +14,9 @@ from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.options import HouseOptions
 from tailorbird.train.precision import compute_device
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 CPU_OVERHEAD = 2.0
 """Resident bytes per byte of live tensors on CPUs: the C library keeps freed tensors back for reuse
@@ -61,6 +65,45 @@ def plan_bunches(
             bunches.append([alternative])
             kept, params, largest = {block.input, block.output}, alternative.params, own
     return bunches
+
+
+def in_halves(
+    bunch: Sequence[Item],
+    train: Callable[[Sequence[Item]], dict[str, Made]],
+    give_up: Callable[[Item], None],
+) -> dict[str, Made]:
+    """Train a bunch; out of memory halves it, down to a single one, which is given up.
+
+    Args:
+        train: trains what it is given; what came of it, by name.
+        give_up: told of the one that doesn't fit even alone.
+
+    Example:
+        >>> def train(bunch):
+        ...     if len(bunch) > 2:
+        ...         raise MemoryError
+        ...     return {name: len(bunch) for name in bunch}
+        >>> in_halves("abcde", train, print)
+        {'a': 2, 'b': 2, 'c': 1, 'd': 2, 'e': 2}
+    """
+    try:
+        return train(bunch)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if len(bunch) == 1:
+            give_up(bunch[0])
+            return {}
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # here the failed attempt's tensors are free
+    half = len(bunch) // 2
+    return in_halves(bunch[:half], train, give_up) | in_halves(bunch[half:], train, give_up)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        hint in str(error).lower() for hint in ("out of memory", "can't allocate memory")
+    )
 
 
 def step_bytes(module: fx.GraphModule, in_shape: Sequence[int]) -> int:

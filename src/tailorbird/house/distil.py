@@ -14,91 +14,49 @@ memory, ends with the same weights.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, fx, nn
 
 from tailorbird.data.images import ImageData, blame_images
-from tailorbird.files import write_bytes
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
-from tailorbird.house.bunches import plan_bunches
-from tailorbird.house.layout import lay_out
+from tailorbird.house.bunches import in_halves, plan_bunches
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent, Task
+from tailorbird.train.checkpoint import Checkpoint, Json, digest, prefixed, under
+from tailorbird.train.clock import Clock
+from tailorbird.train.evaluate import Score
+from tailorbird.train.optimisers import build_optimizer, cosine
 from tailorbird.train.precision import (
     Format,
     autocast,
     compute_device,
+    lay_out,
     reproducible,
     reseed,
+    resolve,
     set_layout,
 )
-from tailorbird.train.precision import resolve as resolve_format
+from tailorbird.train.seeds import generator
+from tailorbird.train.state import State
+from tailorbird.train.walk import Walk, run
 
 VALIDATION_IMAGES = 1024
 """Images that decide which epoch of an alternative is kept."""
 
-MOMENTUM = 0.9
-
 CLIP_NORM = 1.0
 """Bound on an alternative's gradient. The error is relative, so where the teacher's tensor is small
 gradients are large; blocks without BatchNorm, such as those of transformers, diverge unbounded."""
-
-
-@dataclass
-class Trainee:
-    """An alternative under training."""
-
-    record: Alternative
-    block: Block
-    module: fx.GraphModule
-    optimizer: torch.optim.SGD
-    format: Format
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_loss: float = math.inf
-    stopped: str = ""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, momenta and best weights under names that fit one file."""
-        name = self.record.name
-        packed = {f"{name}/now/{k}": v for k, v in self.module.state_dict().items()}
-        packed |= {f"{name}/best/{k}": v for k, v in self.best.items()}
-        for key, parameter in self.module.named_parameters():
-            momentum = self.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                packed[f"{name}/momentum/{key}"] = momentum
-        return packed
-
-    def restore(self, packed: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
-        name = self.record.name
-
-        def part(kind: str) -> dict[str, Tensor]:
-            start = f"{name}/{kind}/"
-            return {k.removeprefix(start): v for k, v in packed.items() if k.startswith(start)}
-
-        self.module.load_state_dict(part("now"))
-        self.best = part("best")
-        momenta = part("momentum")
-        # By name: a module read back from disk lists its parameters in another order.
-        for key, parameter in self.module.named_parameters():
-            if key in momenta:
-                value = momenta[key].to(parameter.device)
-                self.optimizer.state[parameter]["momentum_buffer"] = value
 
 
 def distil(
@@ -111,6 +69,7 @@ def distil(
     store: HouseStore,
     spent: float = 0.0,
     progress: Progress | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> dict[str, fx.GraphModule]:
     """Train every alternative to mimic its block; continue from what is stored.
 
@@ -119,6 +78,7 @@ def distil(
         data: only images of the training split are trained on; labels are not used.
         seed: decides the order of images, augmentation and dropout.
         spent: seconds of ``options.minutes`` that earlier processes have used.
+        now: tells the time in seconds.
 
     Returns:
         name -> trained module, in evaluation mode on the CPU. One whose loss stopped being
@@ -126,19 +86,17 @@ def distil(
 
     Raises:
         DataError: naming images that hold NaN or infinity, once they have spoilt a loss.
+        StoreError: for the state of a bunch that was begun otherwise; says what differs.
     """
-    device = compute_device()
-    progress = progress or Silent()
-    done: dict[str, fx.GraphModule] = {}
-    for alternative in sample.alternatives:
-        if not alternative.trainable:
-            done[alternative.name] = sample.modules[alternative.name]
+    job = Distillation(teacher, sample, data, options, seed, store, compute_device(), now)
     trainable = [a for a in sample.alternatives if a.trainable]
-    minutes = options.minutes
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes - spent
-    bunches = plan_bunches(teacher, sample, trainable, options, device=device)
-    steps = total_steps(data, options)
-    with progress.task("distil", steps * len(bunches)) as task:
+    done = {a.name: sample.modules[a.name] for a in sample.alternatives if not a.trainable}
+    bunches = plan_bunches(teacher, sample, trainable, options, device=job.device)
+    steps = job.walk.steps(options.epochs)
+    limit = None if options.minutes is None else 60 * options.minutes
+    clock = Clock(limit=limit, now=now)
+    clock.resume(spent)
+    with (progress or Silent()).task("distil", steps * len(bunches)) as task:
         for number, bunch in enumerate(bunches):
             missing = []
             for alternative in bunch:
@@ -150,29 +108,25 @@ def distil(
             if not missing:
                 task.advance(steps)
                 continue
-            share = None if deadline is None else _share(deadline, len(bunches) - number)
-            job = Bunch(teacher, sample, data, options, seed, store, device, number, share)
-            done |= _train_or_halve(job, missing, task)
-            store.checkpoint(number).unlink(missing_ok=True)
+            share = max(1.0, clock.left / (len(bunches) - number))
+            train = partial(job.train, number=number, seconds=share, task=task)
+            done |= in_halves(missing, train, job.give_up)
     return done
 
 
-def total_steps(data: ImageData, options: HouseOptions) -> int:
-    """Steps that ``options.epochs`` passes over the training split take."""
-    return max(1, round(options.epochs * steps_per_epoch(data, options)))
+@dataclass
+class Trainee:
+    """An alternative under training."""
 
-
-def steps_per_epoch(data: ImageData, options: HouseOptions) -> int:
-    """Whole batches in the training split; one where it is smaller than a batch.
-
-    A last batch that is short is left out: one of a single image would break BatchNorm.
-    """
-    return max(1, len(data.train) // options.batch_size)
+    record: Alternative
+    block: Block
+    state: State[Any]
+    format: Format
 
 
 @dataclass(frozen=True)
-class Bunch:
-    """What the training of one bunch of alternatives needs."""
+class Distillation:
+    """What the training of a house's alternatives needs."""
 
     teacher: LayerGraph
     sample: Sample
@@ -181,156 +135,221 @@ class Bunch:
     seed: int
     store: HouseStore
     device: torch.device
-    number: int
-    seconds: float | None
+    now: Callable[[], float] = time.monotonic
+
+    @property
+    def walk(self) -> Walk:
+        """The batches; their order depends on seed and epoch only."""
+        size, seed = self.options.batch_size, self.seed
+        return Walk(self.data.train, size, lambda epoch: seed * 100_003 + epoch, self.device)
+
+    def train(
+        self, alternatives: Sequence[Alternative], *, number: int, seconds: float, task: Task
+    ) -> dict[str, fx.GraphModule]:
+        """Train a bunch, from its checkpoint if there is one; those that came through, by name.
+
+        Args:
+            number: of the bunch, or that which it is a half of.
+            seconds: what it may take.
+        """
+        clock = self.clock(seconds)
+        with reproducible(self.device):
+            bunch = Bunch(self, alternatives, clock)
+            bunch.resume(Checkpoint(self.store.checkpoint(number), self.identity()))
+            run(bunch, bunch.walk, clock, task, every=1)
+            if bunch.made < clock.planned:
+                task.advance(clock.planned - bunch.made, "time is spent")
+        return bunch.finish()
+
+    def give_up(self, alternative: Alternative) -> None:
+        """Write down that there is not enough memory for an alternative."""
+        reason = "out of memory even alone; lower house.batch_size"
+        module = self.sample.modules[alternative.name]
+        self.store.save_trained(alternative.name, module, {"stopped": reason})
+
+    def clock(self, seconds: float = math.inf) -> Clock:
+        """The time of one bunch."""
+        steps, per_epoch = self.walk.steps(self.options.epochs), self.walk.per_epoch
+        return Clock(steps, per_epoch, limit=seconds, now=self.now)
+
+    def identity(self) -> dict[str, Json]:
+        """What has to be the same for a bunch to go on from a checkpoint, beside its names."""
+        options = ("epochs", "learning_rate", "batch_size", "precision")
+        known: dict[str, Json] = {"kind": "distil", "seed": self.seed}
+        known |= {"data": self.data.fingerprint, "teacher": digest(self.teacher.module)}
+        return known | {f"house.{name}": getattr(self.options, name) for name in options}
+
+    def enlist(self, alternative: Alternative) -> Trainee:
+        """A copy of the alternative with an optimiser of its own."""
+        block = self.sample.blocks[alternative.block]
+        module = copy.deepcopy(self.sample.modules[alternative.name])
+        module = module.to(self.device).requires_grad_().eval()
+        lay_out(module, torch.zeros(2, *block.in_shape, device=self.device))
+        rate = self.options.learning_rate
+        make = partial(build_optimizer, "sgd", learning_rate=rate, fused=False)
+        return Trainee(alternative, block, State(module, make, dict), self.format(module))
 
     def format(self, module: nn.Module) -> Format:
         """The number format that ``module`` runs in."""
-        return resolve_format(self.options.precision, self.device, module)
+        return resolve(self.options.precision, self.device, module)
 
 
-@dataclass(frozen=True)
-class Probe:
-    """The frozen teacher, giving what enters and leaves the blocks of a bunch."""
+class Bunch:
+    """A step: one pass of the teacher, and each alternative's own on its own block's pair.
 
-    module: fx.GraphModule
-    device: torch.device
-    format: Format
+    Args:
+        job: what is the same for all bunches.
+        alternatives: to train; copied.
+        clock: of this bunch.
+    """
+
+    def __init__(
+        self, job: Distillation, alternatives: Sequence[Alternative], clock: Clock
+    ) -> None:
+        self.job, self.clock, self.walk = job, clock, job.walk
+        self.trainees = [job.enlist(alternative) for alternative in alternatives]
+        names = {name for t in self.trainees for name in (t.block.input, t.block.output)}
+        teacher = capture(job.teacher, sorted(names)).to(job.device).requires_grad_(False)
+        lay_out(teacher, torch.zeros(2, *job.teacher.input_shape, device=job.device))
+        self.teacher, self.format = teacher, job.format(job.teacher.module)
+        self.made = 0
+        self.pixels: list[Tensor] = []
+        self.checkpoint: Checkpoint | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps made so far; there are no more once all have been stopped."""
+        return self.made if self._running() else max(self.made, self.clock.total)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from the checkpoint, unless it is of other alternatives, as before a halving."""
+        self.checkpoint = checkpoint
+        if (found := checkpoint.load()) is None:
+            return
+        tensors, record = found
+        records = cast("dict[str, dict[str, Json]]", record["trainees"])
+        if records.keys() != {trainee.record.name for trainee in self.trainees}:
+            checkpoint.remove()
+            return
+        for trainee in self.trainees:
+            name = trainee.record.name
+            trainee.state.restore(under(f"{name}/", tensors), records[name])
+        self.made = cast("int", record["step"])
+
+    def begin(self) -> None:
+        """One that is stitched may begin better than it ends."""
+        if self.made == 0:
+            self.close()
+
+    def open(self) -> None:
+        """Train."""
+        for trainee in self.trainees:
+            trainee.state.module.train()
+
+    def make(self, images: Tensor, labels: Tensor | None) -> None:
+        """Pass the teacher once; let each trainee make its step, and free what that took."""
+        job, total = self.job, self.clock.total
+        seen = self.ask(images)
+        scales = _Scales(seen)
+        rate = cosine(self.made, total, peak=job.options.learning_rate)
+        for trainee in self._running():
+            number = int(trainee.record.name[1:])
+            reseed(job.device, hash((job.seed, number, self.made)) % 2**63)
+            loss = self._loss(trainee, seen, scales)
+            torch.autograd.backward(loss)
+            trainee.state.advance(rate, CLIP_NORM)
+        self.pixels.append(images.sum())
+        self.made += 1
+
+    def settle(self) -> str:
+        """Losses of steps are not looked at; how good the best weights are."""
+        losses = [t.state.best_score.loss for t in self.trainees]
+        known = [loss for loss in losses if math.isfinite(loss)]
+        return f"relative error {sum(known) / len(known):.3f}" if known else ""
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
-        """(n, C, H, W) -> node -> its tensor."""
-        with autocast(self.device, self.format):
-            seen: dict[str, Tensor] = self.module(images)
+    def close(self) -> None:
+        """Keep each trainee's weights if they mimic better than before; stop those gone astray.
+
+        Raises:
+            DataError: where a loss is not finite because images are not.
+        """
+        sums = {trainee.record.name: 0.0 for trainee in self.trainees}
+        pixels: list[Tensor] = []
+        for trainee in self.trainees:
+            trainee.state.module.eval()
+        split, size = self.job.data.validation, self.job.options.batch_size
+        # Files often come sorted by class: the images that decide are drawn from all of them.
+        order = generator(self.job.seed) if len(split) > VALIDATION_IMAGES else None
+        for images, _ in split.batches(size, generator=order, device=self.job.device):
+            seen = self.ask(images)
+            scales = _Scales(seen)
+            for trainee in self.trainees:
+                sums[trainee.record.name] += float(self._loss(trainee, seen, scales))
+            pixels.append(images.sum())
+            if len(pixels) * size >= VALIDATION_IMAGES:
+                break
+        for trainee in self._running():
+            loss = sums[trainee.record.name] / len(pixels)
+            if math.isfinite(loss):
+                epoch = self.made / self.walk.per_epoch
+                trainee.state.offer(trainee.state.module, Score(0.0, loss), epoch)
+                continue
+            blame_images(self.pixels, self.walk.split, "training")
+            blame_images(pixels, split, "validation")
+            reason = "the loss is not finite; lower house.learning_rate"
+            trainee.state.stop(reason, self.made)
+        self.pixels.clear()
+
+    def save(self) -> None:
+        """Write the bunch's state while there is more to train."""
+        if self.checkpoint is None or self.step >= self.clock.total:
+            return
+        tensors: dict[str, Tensor] = {}
+        for trainee in self.trainees:
+            tensors |= prefixed(f"{trainee.record.name}/", trainee.state.tensors())
+        records: dict[str, Json] = {t.record.name: t.state.record() for t in self.trainees}
+        epoch = -(-self.made // self.walk.per_epoch)
+        self.checkpoint.save(epoch, tensors, {"step": self.made, "trainees": records})
+
+    def finish(self) -> dict[str, fx.GraphModule]:
+        """Write each trainee's best weights; the modules that came through, by name."""
+        done = {}
+        for trainee in self.trainees:
+            name, state = trainee.record.name, trainee.state
+            if state.best:
+                state.module.load_state_dict(state.best)
+            module = cast("fx.GraphModule", state.module).cpu().eval().requires_grad_(False)
+            set_layout(module, torch.contiguous_format)
+            loss = state.best_score.loss
+            figures = {"relative_error": loss if math.isfinite(loss) else None}
+            self.job.store.save_trained(name, module, figures | {"stopped": state.stopped or ""})
+            if state.stopped is None:
+                done[name] = module
+        if self.checkpoint is not None:
+            self.checkpoint.remove()
+        return done
+
+    def _running(self) -> list[Trainee]:
+        return [trainee for trainee in self.trainees if trainee.state.stopped is None]
+
+    @torch.no_grad()
+    def ask(self, images: Tensor) -> Mapping[str, Tensor]:
+        """What enters and leaves the bunch's blocks: (n, C, H, W) -> node -> its tensor."""
+        with autocast(self.job.device, self.format):
+            seen: dict[str, Tensor] = self.teacher(images)
         return seen
 
-
-def _share(deadline: float, bunches_left: int) -> float:
-    return max(1.0, (deadline - time.monotonic()) / bunches_left)
-
-
-def _train_or_halve(
-    job: Bunch, bunch: Sequence[Alternative], task: Task
-) -> dict[str, fx.GraphModule]:
-    """Train a bunch; out of memory halves it, down to a single alternative."""
-    try:
-        return _train(job, bunch, task)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        if len(bunch) == 1:
-            reason = "out of memory even alone; lower house.batch_size"
-            module = job.sample.modules[bunch[0].name]
-            job.store.save_trained(bunch[0].name, module, {"stopped": reason})
-            return {}
-    if job.device.type == "cuda":
-        torch.cuda.empty_cache()  # here the failed attempt's tensors are free
-    job.store.checkpoint(job.number).unlink(missing_ok=True)
-    half = len(bunch) // 2
-    return _train_or_halve(job, bunch[:half], task) | _train_or_halve(job, bunch[half:], task)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        hint in str(error).lower() for hint in ("out of memory", "can't allocate memory")
-    )
-
-
-def _train(job: Bunch, bunch: Sequence[Alternative], task: Task) -> dict[str, fx.GraphModule]:
-    trainees = [enlist(job, alternative) for alternative in bunch]
-    probe = observe(job, trainees)
-    total = total_steps(job.data, job.options)
-    step = _resume(job, trainees)
-    task.advance(step)
-    start = time.monotonic()
-    with reproducible(job.device):
-        if step == 0:  # one that is stitched may begin better than it ends
-            _validate(job, probe, trainees, [])
-        while step < total:
-            for trainee in trainees:
-                trainee.module.train()
-            sums = []
-            for images in _epoch(job, step, total):
-                rate = job.options.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
-                train_step(job, probe, trainees, images, step=step, rate=rate)
-                sums.append(images.sum())
-                step += 1
-                task.advance(1, _note(trainees, step))
-                if _late(job, start):
-                    break
-            if step < total and _late(job, start):
-                task.advance(total - step, "time is spent")
-                step = total
-            _validate(job, probe, trainees, sums)
-            if step < total:
-                _save(job, trainees, step)
-    return {t.record.name: module for t in trainees if (module := _finish(job, t)) is not None}
-
-
-def _late(job: Bunch, start: float) -> bool:
-    """Whether the bunch's share of the time is spent."""
-    return job.seconds is not None and time.monotonic() - start > job.seconds
-
-
-def observe(job: Bunch, trainees: Sequence[Trainee]) -> Probe:
-    """The teacher as it serves ``trainees``."""
-    names = sorted({name for t in trainees for name in (t.block.input, t.block.output)})
-    module = capture(job.teacher, names).to(job.device).requires_grad_(False)
-    lay_out(module, job.teacher.input_shape, job.device)
-    return Probe(module, job.device, job.format(job.teacher.module))
-
-
-def enlist(job: Bunch, alternative: Alternative) -> Trainee:
-    """A copy of the alternative with an optimiser of its own."""
-    block = job.sample.blocks[alternative.block]
-    module = copy.deepcopy(job.sample.modules[alternative.name]).to(job.device).requires_grad_()
-    lay_out(module.eval(), block.in_shape, job.device)
-    optimizer = torch.optim.SGD(
-        module.parameters(), lr=job.options.learning_rate, momentum=MOMENTUM, nesterov=True
-    )
-    return Trainee(alternative, block, module, optimizer, job.format(module))
-
-
-def _epoch(job: Bunch, step: int, total: int) -> Iterator[Tensor]:
-    """Batches from ``step`` to the end of its epoch; the order depends on seed and epoch only."""
-    size = job.options.batch_size
-    epoch = step // steps_per_epoch(job.data, job.options)
-    batches = job.data.train.batches(
-        size,
-        generator=torch.Generator().manual_seed(job.seed * 100_003 + epoch),
-        augment=True,
-        drop_last=len(job.data.train) >= size,
-        device=job.device,
-    )
-    for images, _ in islice(batches, total - step):
-        yield images
-
-
-def train_step(
-    job: Bunch,
-    probe: Probe,
-    trainees: Sequence[Trainee],
-    images: Tensor,
-    *,
-    step: int,
-    rate: float,
-) -> None:
-    """One pass of the teacher, and one step of each trainee on its own block's pair.
-
-    Trainees are in training mode. Gradients are freed at once: one trainee's exist at a time.
-    """
-    seen = probe(images)
-    scales = _Scales(seen)
-    for trainee in trainees:
-        if trainee.stopped:
-            continue
-        reseed(job.device, hash((job.seed, int(trainee.record.name[1:]), step)) % 2**63)
-        loss = _loss(job, trainee, seen, scales)
-        trainee.optimizer.param_groups[0]["lr"] = rate
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trainee.optimizer.param_groups[0]["params"], CLIP_NORM)
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad(set_to_none=True)
+    def _loss(
+        self, trainee: Trainee, seen: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Squared error over the teacher's mean square: 1 is no better than answering zero."""
+        images = seen[trainee.block.input]
+        with autocast(self.job.device, trainee.format):
+            output = trainee.state.module(images.float() if trainee.format == "float32" else images)
+        error = (output.float() - seen[trainee.block.output].float()).square().mean()
+        loss: Tensor = error / scales[trainee.block.output]
+        return loss
 
 
 class _Scales(dict[str, Tensor]):
@@ -343,127 +362,3 @@ class _Scales(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         scale = self[name] = self._seen[name].float().square().mean().clamp_min(1e-12)
         return scale
-
-
-def _loss(
-    job: Bunch, trainee: Trainee, seen: Mapping[str, Tensor], scales: Mapping[str, Tensor]
-) -> Tensor:
-    """Squared error over the teacher's mean square: 1 is no better than answering zero."""
-    images = seen[trainee.block.input]
-    with autocast(job.device, trainee.format):
-        output = trainee.module(images.float() if trainee.format == "float32" else images)
-    error = (output.float() - seen[trainee.block.output].float()).square().mean()
-    loss: Tensor = error / scales[trainee.block.output]
-    return loss
-
-
-@torch.no_grad()
-def _validate(
-    job: Bunch, probe: Probe, trainees: Sequence[Trainee], trained_on: Sequence[Tensor]
-) -> None:
-    """Keep each trainee's weights if they mimic better than before; stop those gone astray.
-
-    Args:
-        trained_on: sum of the pixels of each batch of the epoch, to tell bad images.
-
-    Raises:
-        DataError: where a loss is not finite because images are not.
-    """
-    sums = dict.fromkeys((t.record.name for t in trainees), 0.0)
-    pixels: list[Tensor] = []
-    for trainee in trainees:
-        trainee.module.eval()
-    split = job.data.validation
-    # Files often come sorted by class: the images that decide are drawn from all of them.
-    order = torch.Generator().manual_seed(job.seed) if len(split) > VALIDATION_IMAGES else None
-    for images, _ in split.batches(job.options.batch_size, generator=order, device=job.device):
-        seen = probe(images)
-        scales = _Scales(seen)
-        for trainee in trainees:
-            sums[trainee.record.name] += float(_loss(job, trainee, seen, scales))
-        pixels.append(images.sum())
-        if len(pixels) * job.options.batch_size >= VALIDATION_IMAGES:
-            break
-    for trainee in trainees:
-        loss = sums[trainee.record.name] / len(pixels)
-        if trainee.stopped:
-            continue
-        if not math.isfinite(loss):
-            blame_images(trained_on, job.data.train, "training")
-            blame_images(pixels, split, "validation")
-            trainee.stopped = "the loss is not finite; lower house.learning_rate"
-        elif loss < trainee.best_loss:
-            trainee.best_loss = loss
-            trainee.best = {k: v.clone() for k, v in trainee.module.state_dict().items()}
-
-
-def _note(trainees: Sequence[Trainee], step: int) -> str:
-    losses = [t.best_loss for t in trainees if math.isfinite(t.best_loss)]
-    return f"relative error {sum(losses) / len(losses):.3f}" if losses and step else ""
-
-
-def _save(job: Bunch, trainees: Sequence[Trainee], step: int) -> None:
-    """Write the bunch's state; one file, so it is whole or absent."""
-    tensors = {
-        key: value.detach().cpu().contiguous()
-        for trainee in trainees
-        for key, value in trainee.tensors().items()
-    }
-    state = {
-        "step": step,
-        "total": total_steps(job.data, job.options),
-        "names": [t.record.name for t in trainees],
-        "best": [t.best_loss if math.isfinite(t.best_loss) else None for t in trainees],
-        "stopped": [t.stopped for t in trainees],
-        "sha256": _digest(tensors),
-    }
-    content = dump_tensors(tensors, metadata={"state": json.dumps(state)})
-    write_bytes(job.store.checkpoint(job.number), content)
-
-
-def _resume(job: Bunch, trainees: Sequence[Trainee]) -> int:
-    """Take back the bunch's saved state; returns the step to go on from, 0 for none."""
-    path = job.store.checkpoint(job.number)
-    if not path.exists():
-        return 0
-    try:
-        content = path.read_bytes()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        state = json.loads(header["__metadata__"]["state"])
-        packed = load_tensors(content)
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return 0  # damaged: this bunch is trained anew
-    if state.get("sha256") != _digest(packed):
-        return 0
-    names = [t.record.name for t in trainees]
-    if state["names"] != names or state["total"] != total_steps(job.data, job.options):
-        return 0
-    for trainee, best, stopped in zip(trainees, state["best"], state["stopped"], strict=True):
-        trainee.restore(packed)
-        trainee.best_loss = math.inf if best is None else best
-        trainee.stopped = stopped
-    return int(state["step"])
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """What tells a damaged file's tensors from those that were written."""
-    sha = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        sha.update(name.encode())
-        sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
-
-
-def _finish(job: Bunch, trainee: Trainee) -> fx.GraphModule | None:
-    """Write the best weights and give the trained module, or `None` for one that was stopped."""
-    if trainee.best:
-        trainee.module.load_state_dict(trainee.best)
-    module = trainee.module.cpu().eval()
-    set_layout(module, torch.contiguous_format)
-    module.requires_grad_(False)
-    figures = {
-        "relative_error": trainee.best_loss if math.isfinite(trainee.best_loss) else None,
-        "stopped": trainee.stopped,
-    }
-    job.store.save_trained(trainee.record.name, module, figures)
-    return None if trainee.stopped else module

@@ -21,7 +21,7 @@ class HouseOptions:
         identity: offer leaving a block out wherever its shapes allow.
         stem: let blocks begin at the image.
         epochs: passes over the training split for distilling the alternatives.
-        minutes: stop distilling after this time, whatever is left of ``epochs``.
+        minutes: distilling ends when these are spent, with the schedule shortened to fit.
         learning_rate: of SGD with momentum 0.9 and cosine decay (0.02 in the paper).
         batch_size: images per distillation step.
         memory_mb: budget for one bunch of alternatives trained together.

@@ -23,10 +23,9 @@ from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture, split
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
-from tailorbird.house.layout import lay_out
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent
-from tailorbird.train.precision import autocast, compute_device, resolve
+from tailorbird.train.precision import autocast, compute_device, lay_out, resolve
 
 T = TypeVar("T")
 
@@ -121,9 +120,10 @@ def _score_group(
     names = sorted({name for s in suffixes.values() for name in s.inputs})
     probe = capture(teacher, names).to(device)
     ready = {a.name: copy.deepcopy(modules[a.name]).to(device).eval() for a in group}
-    lay_out(probe, teacher.input_shape, device)
+    lay_out(probe, torch.zeros(2, *teacher.input_shape, device=device))
     for a in group:
-        lay_out(ready[a.name], sample.blocks[a.block].in_shape, device)
+        shape = sample.blocks[a.block].in_shape
+        lay_out(ready[a.name], torch.zeros(2, *shape, device=device))
     tallies = {a.name: _Tally() for a in group}
     base = _Tally()
     network_format = resolve(precision, device, teacher.module)

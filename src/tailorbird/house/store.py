@@ -80,8 +80,19 @@ class HouseStore:
             return None
 
     def checkpoint(self, bunch: int) -> Path:
-        """Where the training state of one bunch is kept."""
-        return self.folder / "bunches" / f"{bunch:03d}.safetensors"
+        """Folder of the training state of one bunch.
+
+        Raises:
+            StoreError: where the state is in the form of the first edition, one file per bunch.
+        """
+        folder = self.folder / "bunches" / f"{bunch:03d}"
+        if (old := folder.with_suffix(".safetensors")).exists():
+            raise StoreError(
+                f"{old} is the state of alternatives that an earlier version of Tailorbird was "
+                "training, which this one can't continue; remove the file to train them from the "
+                "start, or finish with that version: alternatives that are done are kept either way"
+            )
+        return folder
 
     # figures ----------------------------------------------------------------------------------
 

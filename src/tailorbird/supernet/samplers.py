@@ -1,18 +1,22 @@
 """Which subnets a training step looks at: regions of a space, and samplers that draw from them.
 
 A sampler is one small object; training asks it with the step's number and a generator that was
-derived from the run's seed and that number, so that draws repeat whatever happened in between. One
-that learns while it is used keeps what it learnt in `state`, which checkpoints store.
+derived from the run's seed and that number, so that draws repeat whatever happened in between.
+
+One that learns while it is used has a method `observe` too, and keeps what it learnt, numbers and
+tensors, in `state`, which checkpoints store. After each step, and before the next one is drawn, it
+is told the networks that were trained in its name, and their losses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from tailorbird.errors import ConfigError, SpaceError
 from tailorbird.space import Genomes
@@ -140,8 +144,26 @@ class Region:
         return self.architectures.space.canonical(np.concatenate([resolution, genes], axis=1))
 
 
-class Sampler(Protocol):
-    """Draws the subnets of a step."""
+Memory: TypeAlias = Mapping[str, "Json | Tensor"]
+"""What a sampler has learnt: checkpoints store tensors as they are, and the rest as JSON."""
+
+Observe: TypeAlias = Callable[[Genomes, Floats], None]
+"""Takes genomes (n, genes) of networks that were trained, and their losses (n,)."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """What has a memory: every sampler, and a plan that wants one."""
+
+    def state(self) -> Memory:
+        """What it has learnt so far; empty where draws depend on step and generator alone."""
+
+    def restore(self, state: Memory) -> None:
+        """Take up what `state` gave; tensors are on the CPU."""
+
+
+class Sampler(Keeper, Protocol):
+    """Draws the subnets of a step. One that learns has a method ``observe`` too, see `observer`."""
 
     @property
     def name(self) -> str:
@@ -150,25 +172,36 @@ class Sampler(Protocol):
     def sample(self, step: int, rng: np.random.Generator) -> Genomes:
         """Genomes (n, genes) for the step with this number; nothing random but ``rng``."""
 
-    def state(self) -> dict[str, Json]:
-        """What it has learnt so far; empty where draws depend on step and generator alone."""
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        """Take up what `state` gave."""
-
 
 SamplerOf: TypeAlias = Callable[[Region, int], Sampler]
 """Makes the sampler of a region that gives so many subnets per step: `Uniform` itself, for one."""
 
 
+def observer(listener: object) -> Observe | None:
+    """The ``observe`` of a sampler or plan; None where it has none, and doesn't care for losses.
+
+    Where there is one, it is called after every step with genomes (n, genes) of the networks that
+    were trained and their losses (n,), the same in all processes: the mean over the images of the
+    sum of the network's terms. To wait for the losses each time costs a GPU some of its speed.
+
+    Example:
+        >>> from tailorbird.supernet.architecture import load_space
+        >>> region = Region.whole(load_space("compofa-mbv3-w1.0"))
+        >>> observer(Uniform(region, 4)) is None
+        True
+    """
+    found: Observe | None = getattr(listener, "observe", None)
+    return found
+
+
 class _Stateless:
     """Draws depend on the step's generator alone."""
 
-    def state(self) -> dict[str, Json]:
+    def state(self) -> Memory:
         """Nothing to store."""
         return {}
 
-    def restore(self, state: Mapping[str, Json]) -> None:
+    def restore(self, state: Memory) -> None:
         """Nothing to take up."""
 
 
@@ -236,11 +269,16 @@ class Sandwich(_Stateless):
             return smallest
         return np.concatenate([smallest, self.between.sample(step, rng)])
 
-    def state(self) -> dict[str, Json]:
+    @property
+    def observe(self) -> Observe | None:
+        """That of the sampler between, which is told of the smallest too; None if it has none."""
+        return observer(self.between)
+
+    def state(self) -> Memory:
         """That of the sampler between."""
         return {} if self.between is None else self.between.state()
 
-    def restore(self, state: Mapping[str, Json]) -> None:
+    def restore(self, state: Memory) -> None:
         """Take up the state of the sampler between."""
         if self.between is not None:
             self.between.restore(state)

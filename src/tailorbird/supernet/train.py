@@ -10,26 +10,22 @@ are what they share out, so two processes do what one does with ``accumulate=2``
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from tailorbird.data.images import ImageData, check_head, resident
 from tailorbird.errors import ConfigError, DataError, TrainingError
-from tailorbird.progress import Progress, Silent, Task
+from tailorbird.progress import Progress, Silent
 from tailorbird.supernet.calibrate import accuracies, recalibrate
 from tailorbird.supernet.network import Supernet, resize
 from tailorbird.supernet.samplers import RESOLUTION
-from tailorbird.supernet.schemes.scheme import Plan, Scheme
+from tailorbird.supernet.schemes.scheme import Plan, Scheme, keepers, listener
 from tailorbird.supernet.train_ledger import Ledger
 from tailorbird.supernet.train_state import (
     SupernetEpoch,
@@ -41,22 +37,16 @@ from tailorbird.supernet.train_state import (
 )
 from tailorbird.supernet.train_step import Stepper
 from tailorbird.train import norm_stats
-from tailorbird.train.checkpoint import Checkpoint, Json
+from tailorbird.train.checkpoint import Checkpoint
+from tailorbird.train.clock import Clock
 from tailorbird.train.mixing import Mixer
-from tailorbird.train.precision import (
-    lay_out,
-    reproducible,
-    resolve,
-    set_layout,
-)
+from tailorbird.train.precision import lay_out, reproducible, resolve, set_layout
 from tailorbird.train.seeds import derive
+from tailorbird.train.walk import Walk, look_steps, run
 from tailorbird.train.world import World, joined
 
 _ORDER, _SUBNETS, _STATISTICS = 0, 1, 4
 """What a derived seed is for; steps have others."""
-
-_SETTLE_STEPS = {"cpu": 1, "cuda": 32}
-"""Steps between two looks at the losses, each of which waits for the device."""
 
 _STATISTICS_IMAGES = 2000
 """Training images that BatchNorm statistics are estimated from, for a validation or at the end."""
@@ -144,24 +134,26 @@ def train_supernet(
         raise ConfigError(problems)
     _check_labels(data, validates=validate_epochs is not None)
     with joined(device) as world, reproducible(world.device):
-        loop = _Loop(
+        work = _Training(
             supernet,
             data,
             scheme,
             recipe=recipe or SupernetRecipe(),
             seed=seed,
             world=world,
-            save_steps=save_steps,
             validate_epochs=validate_epochs,
             observe=observe if world.is_main else None,
             observe_steps=observe_steps if world.is_main else None,
         )
-        loop.open(supernet, folder, accept_changes=accept_changes)
-        return loop.run(progress if world.is_main and progress is not None else Silent())
+        work.resume(supernet, folder, accept_changes=accept_changes)
+        shown = progress if world.is_main and progress is not None else Silent()
+        with shown.task("train supernet", work.plan.total) as task:
+            run(work, work.walk, work.clock, task, every=work.every, save_steps=save_steps)
+        return work.finish()
 
 
-class _Loop:
-    """Steps and epochs of one run."""
+class _Training:
+    """A step: what the scheme's plan says of its number, on the batch at hand."""
 
     def __init__(
         self,
@@ -172,7 +164,6 @@ class _Loop:
         recipe: SupernetRecipe,
         seed: int,
         world: World,
-        save_steps: int | None,
         validate_epochs: int | None,
         observe: Callable[[SupernetEpoch], None] | None,
         observe_steps: Callable[[SupernetSteps], None] | None,
@@ -182,12 +173,16 @@ class _Loop:
         self.validate_epochs = validate_epochs
         self.observe, self.observe_steps = observe, observe_steps
         parts = _parts(recipe, data, world)
-        self.batch_size = min(recipe.batch_size, len(data.train))
-        self.batch_size -= self.batch_size % parts
-        self.per_epoch = len(data.train) // self.batch_size
-        self.save_steps = save_steps or self.per_epoch
-        self.split = resident(data.train, self.device)
-        self.plan: Plan = scheme.plan(supernet.architectures, self.per_epoch)
+        size = min(recipe.batch_size, len(data.train))
+        self.walk = Walk(
+            resident(data.train, self.device),
+            size - size % parts,
+            lambda epoch: derive(seed, _ORDER, epoch),
+            self.device,
+            share=(world.rank, world.size),
+        )
+        self.plan: Plan = scheme.plan(supernet.architectures, self.walk.per_epoch)
+        self.clock = Clock(self.plan.total, self.walk.per_epoch)
         self.sizes = cast("tuple[int, ...]", supernet.architectures.space.choices[0].values)
         module = copy.deepcopy(supernet).to(self.device).requires_grad_(True)
         precision = resolve(recipe.precision, self.device, module)
@@ -197,7 +192,7 @@ class _Loop:
         check_head(data, classes)
         self.state = TrainState(
             module,
-            optimizer_name=recipe.optimizer,
+            optimizer=recipe.optimizer,
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
             decayed=used if scheme.decays_largest_only else None,
@@ -217,100 +212,99 @@ class _Loop:
             clip_norm=recipe.clip_norm,
             seed=seed,
         )
-        self.ledger = Ledger(self.state, self.split, self._last_good)
+        tell = listener(self.plan)
+        # Who learns from losses is told after every step, so that draws don't depend on saves.
+        self.every = look_steps(self.device) if tell is None else 1
+        self.ledger = Ledger(
+            self.state, self.walk.split, clock=self.clock, tell=tell, last_good=self._last_good
+        )
         self.store: Checkpoint | None = None
         self.saved: int | None = None
 
-    def open(self, supernet: Supernet, folder: Path | None, *, accept_changes: bool) -> None:
+    def resume(self, supernet: Supernet, folder: Path | None, *, accept_changes: bool) -> None:
         """Make sure that all processes do the same, and take up the newest checkpoint."""
         if folder is None and self.world.size == 1:
             return
         made_of = identity(
             supernet, self.data, self.scheme, self.plan, recipe=self.recipe, seed=self.seed
         )
-        self._compare(made_of)
+        self.world.agree(made_of)
         if folder is None:
             return
         self.store = Checkpoint(folder, made_of)
-        found: tuple[dict[str, Tensor], dict[str, Json]] | None = None
-        if self.world.is_main:
-            found = self.store.load(any_identity=accept_changes)
-        if (state := self._distribute(found)) is not None:
-            self.state.restore(*state, self.plan.samplers)
-            self.saved = self.state.step
-            self.ledger.resumed()
+        found = self.store.load(any_identity=accept_changes) if self.world.is_main else None
+        if (state := self.world.state_from_main(found)) is not None:
+            self.state.restore(*state, keepers(self.plan))
+            self.saved = self.step
+            self.clock.resume(self.state.net.seconds)
 
-    def run(self, progress: Progress) -> TrainedSupernet:
-        state = self.state
-        with progress.task("train supernet", self.plan.total) as task:
-            task.advance(min(state.step, self.plan.total))
-            while state.step < self.plan.total:
-                self._epoch(task)
-        average = None if state.average is None else cast("Supernet", state.average.module)
-        for net in (state.module, average):
-            if net is not None:
-                self._close(net)
-        return TrainedSupernet(
-            supernet=state.module,
-            average=average,
-            history=tuple(state.history),
-            macs=state.macs,
-            seconds=state.seconds,
-        )
+    @property
+    def step(self) -> int:
+        """Steps made so far."""
+        return self.state.net.step
 
-    def _epoch(self, task: Task) -> None:
-        """Train to the end of the epoch or the run, from wherever in the epoch it was left."""
-        state, world = self.state, self.world
-        epoch, skipped = divmod(state.step, self.per_epoch)
-        walk = self.split.batches(
-            self.batch_size,
-            generator=torch.Generator().manual_seed(derive(self.seed, _ORDER, epoch)),
-            augment=True,
-            drop_last=True,
-            device=self.device,
-            share=(world.rank, world.size),
-        )
-        every = _SETTLE_STEPS.get(self.device.type, 1)
+    def begin(self) -> None:
+        """Nothing is validated before training."""
+
+    def open(self) -> None:
+        """Count the epoch's time."""
         self.ledger.open_epoch()
-        for images, labels in islice(walk, skipped, None):
-            rng = np.random.default_rng(derive(self.seed, _SUBNETS, state.step))
-            step = self.plan.step(state.step, rng)
-            figures = self.stepper.make(step, images, labels)
-            self.ledger.enter(step, figures, len(images) * world.size)
-            ends = state.step % self.per_epoch == 0 or state.step == self.plan.total
-            saves = ends or state.step % self.save_steps == 0
-            if saves or len(self.ledger.waiting) >= every:
-                self._settle(task)
-            if ends:
-                self._close_epoch()
-            if saves:
-                self._save()
-            if ends:
-                return
-        raise DataError(
-            f"data '{self.data.name}': epoch {epoch} ended after step {state.step - 1}, before its "
-            f"{self.per_epoch} batches; whole batches could not be read"
-        )
 
-    def _settle(self, task: Task) -> None:
-        steps = len(self.ledger.waiting)
+    def make(self, images: Tensor, labels: Tensor | None) -> None:
+        """Ask the plan, and do what it says."""
+        rng = np.random.default_rng(derive(self.seed, _SUBNETS, self.step))
+        step = self.plan.step(self.step, rng)
+        figures = self.stepper.make(step, images, labels)
+        self.ledger.enter(step, figures, len(images) * self.world.size)
+
+    def settle(self) -> str:
+        """Fetch the losses and tell them."""
         seen = self.ledger.settle()
         if self.observe_steps is not None:
             self.observe_steps(seen)
-        speed = f"{seen.images_per_second:.0f} images/s"
-        task.advance(steps, note=f"{seen.phase}, loss {seen.loss:.3f}, {speed}")
+        return f"{seen.phase}, loss {seen.loss:.3f}, {seen.images_per_second:.0f} images/s"
 
-    def _close_epoch(self) -> None:
+    def close(self) -> None:
         """Validate where asked, and enter the epoch's figures."""
-        state, every = self.state, self.validate_epochs
-        epoch = state.step / self.per_epoch
+        every, epoch = self.validate_epochs, self.step / self.walk.per_epoch
         found: tuple[float, float] | None = None
-        due = every is not None and (state.step == self.plan.total or round(epoch) % every == 0)
+        due = every is not None and (self.step == self.plan.total or round(epoch) % every == 0)
         if due and self.world.is_main:
             found = self._accuracies()
         closed = self.ledger.close_epoch(epoch, found)
         if self.observe is not None:
             self.observe(closed)
+
+    def save(self) -> None:
+        """Write a checkpoint, if they are kept and the weights are numbers."""
+        state = self.state
+        state.net.seconds = self.clock.seconds
+        self.ledger.check_weights()
+        if self.store is None:
+            return
+        state.saves += 1
+        if self.world.is_main:
+            learnt = keepers(self.plan)
+            self.store.save(state.saves, state.tensors(learnt), state.record(learnt))
+        self.saved = self.step
+
+    def finish(self) -> TrainedSupernet:
+        """Leave the networks as users want them: in full, with own statistics, on the CPU."""
+        state = self.state
+        average = None if state.net.average is None else state.kept()
+        for net in (state.module,) if average is None else (state.module, average):
+            net.activate(net.largest())
+            sized = (resize(images, self.sizes[-1]) for images in self._statistics_images())
+            norm_stats.recalibrate(net, sized)
+            set_layout(net, torch.contiguous_format)
+            net.eval().cpu()
+        return TrainedSupernet(
+            supernet=state.module,
+            average=average,
+            history=tuple(state.net.history),
+            macs=state.macs,
+            seconds=state.net.seconds,
+        )
 
     def _accuracies(self) -> tuple[float, float]:
         """Of the full and the smallest network on the validation images, each with its own norms.
@@ -318,9 +312,7 @@ class _Loop:
         Of the averaged weights where there are any: they are what is kept in the end.
         The supernet's own statistics stay as they are.
         """
-        state = self.state
-        kept = state.module if state.average is None else state.average.module
-        module = cast("Supernet", kept)
+        module = self.state.kept()
         genomes = np.stack([module.largest(), module.smallest()])
         statistics = recalibrate(module, genomes, self._statistics_images())
         found = accuracies(module, genomes, statistics, self._validation())
@@ -334,35 +326,8 @@ class _Loop:
 
     def _statistics_images(self) -> Iterator[Tensor]:
         size = min(self.recipe.batch_size, len(self.data.train))
-        walk = self.split.batches(
-            size,
-            generator=torch.Generator().manual_seed(derive(self.seed, _STATISTICS, 0)),
-            drop_last=True,
-            device=self.device,
-        )
-        for images, _ in islice(walk, -(-_STATISTICS_IMAGES // size)):
-            yield images.contiguous(memory_format=self.layout)
-
-    def _close(self, net: Supernet) -> None:
-        """Leave a network as users want it: in full, with its own statistics, on the CPU."""
-        net.activate(net.largest())
-        sized = (resize(images, self.sizes[-1]) for images in self._statistics_images())
-        norm_stats.recalibrate(net, sized)
-        set_layout(net, torch.contiguous_format)
-        net.zero_grad(set_to_none=True)
-        net.eval().cpu()
-
-    def _save(self) -> None:
-        """Write a checkpoint, if they are kept and the weights are numbers."""
-        state = self.state
-        state.seconds = self.ledger.seconds()
-        self.ledger.check_weights()
-        if self.store is None:
-            return
-        state.saves += 1
-        if self.world.is_main:
-            self.store.save(state.saves, state.tensors(), state.record(self.plan.samplers))
-        self.saved = state.step
+        batches, drawn = -(-_STATISTICS_IMAGES // size), derive(self.seed, _STATISTICS, 0)
+        return replace(self.walk, size=size).plain(batches, seed=drawn, layout=self.layout)
 
     def _last_good(self) -> str:
         if self.store is None:
@@ -370,37 +335,6 @@ class _Loop:
         if self.saved is None:
             return "no checkpoint had been written yet"
         return f"the last good checkpoint, of step {self.saved}, is in {self.store.folder}"
-
-    def _compare(self, made_of: dict[str, Json]) -> None:
-        """Refuse to work beside processes that do something else."""
-        mine = json.loads(json.dumps(made_of))
-        main = json.loads(self.world.from_main(json.dumps(made_of).encode()))
-        changed = [
-            f"process {self.world.rank} differs from the main one, start all with the same job and "
-            f"data: {name}: {main.get(name)!r} there, {mine.get(name)!r} here"
-            for name in sorted({*main, *mine})
-            if main.get(name) != mine.get(name)
-        ]
-        differing = torch.tensor([float(bool(changed))], device=self.device)
-        self.world.sum([differing])
-        if changed:
-            raise ConfigError(changed)
-        if differing.item():
-            raise ConfigError(
-                f"{differing.item():.0f} of {self.world.size} processes differ from this one in "
-                "job or data, and say in what; start all with the same"
-            )
-
-    def _distribute(
-        self, found: tuple[dict[str, Tensor], dict[str, Json]] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Json]] | None:
-        """The state that the main process found, in all processes."""
-        if self.world.size == 1:
-            return found
-        tensors, record = ({}, None) if found is None else found
-        known = json.loads(self.world.from_main(json.dumps(record).encode()))
-        content = self.world.from_main(save_tensors(tensors))
-        return None if known is None else (load_tensors(content), known)
 
 
 def _check_labels(data: ImageData, *, validates: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +14,10 @@ from torch import Tensor
 from tailorbird.data.images import Split, blame_images
 from tailorbird.errors import TrainingError
 from tailorbird.supernet.counts import macs
-from tailorbird.supernet.samplers import RESOLUTION, Genome
+from tailorbird.supernet.samplers import RESOLUTION, Genome, Observe
 from tailorbird.supernet.schemes.scheme import Step
 from tailorbird.supernet.train_state import Sums, SupernetEpoch, SupernetSteps, TrainState
+from tailorbird.train.clock import Clock
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,37 @@ class Ledger:
     Args:
         state: whose counters and history are kept.
         split: blamed where its images are not finite.
+        clock: of the run.
+        tell: told genomes and losses of each step's networks; None where nobody listens.
         last_good: says which checkpoint is left.
     """
 
-    def __init__(self, state: TrainState, split: Split, last_good: Callable[[], str]) -> None:
-        self.state, self.split, self.last_good = state, split, last_good
+    def __init__(
+        self,
+        state: TrainState,
+        split: Split,
+        *,
+        clock: Clock,
+        tell: Observe | None,
+        last_good: Callable[[], str],
+    ) -> None:
+        self.state, self.split, self.clock = state, split, clock
+        self.tell, self.last_good = tell, last_good
         self.macs = macs(state.module.architectures).sum
         self.largest = state.module.largest()
         self.waiting: list[_Made] = []
         self.last: Step | None = None
-        self.began = self.epoch_began = time.monotonic()
-
-    def resumed(self) -> None:
-        """Count time on from what the state says."""
-        self.began -= self.state.seconds
+        self.epoch_began = 0.0
 
     def open_epoch(self) -> None:
         """Time counts from here, or goes on where the epoch was left."""
-        self.epoch_began = time.monotonic() - self.state.sums.seconds
+        self.epoch_began = self.clock.seconds - self.state.sums.seconds
 
     def enter(self, step: Step, figures: Tensor, images: int) -> None:
         """Enter a step that was just made, from so many images; waits for nothing."""
         state = self.state
         self.last = step
-        self.waiting.append(_Made(state.step - 1, step, figures))
+        self.waiting.append(_Made(state.net.step - 1, step, figures))
         state.macs += self._cost(step) * images
         state.sums.images += images
 
@@ -80,14 +87,16 @@ class Ledger:
                 if self._is_full(member.genome):
                     sums.full += 1
                     sums.full_loss += value
+            if self.tell is not None:
+                self.tell(np.stack([m.genome for m in made.step.networks]), np.array(losses))
             mean = sum(losses) / len(losses)
             sums.steps += 1
             sums.networks += len(losses)
             sums.loss += sum(losses)
         self.waiting.clear()
-        sums.seconds = time.monotonic() - self.epoch_began
+        sums.seconds = self.clock.seconds - self.epoch_began
         return SupernetSteps(
-            step=self.state.step,
+            step=self.state.net.step,
             phase=self.phase,
             loss=mean,
             learning_rate=self.rate,
@@ -100,18 +109,18 @@ class Ledger:
         largest, smallest = (None, None) if accuracies is None else accuracies
         closed = SupernetEpoch(
             epoch=epoch,
-            step=state.step,
+            step=state.net.step,
             phase=self.phase,
             loss=sums.loss / sums.networks,
             full_loss=sums.full_loss / sums.full if sums.full else None,
             networks=sums.networks / sums.steps,
             learning_rate=self.rate,
             images_per_second=sums.images / max(sums.seconds, 1e-9),
-            seconds=self.seconds(),
+            seconds=self.clock.seconds,
             largest=largest,
             smallest=smallest,
         )
-        state.history.append(closed)
+        state.net.history.append(closed)
         state.sums = Sums()
         return closed
 
@@ -121,17 +130,13 @@ class Ledger:
         Raises:
             TrainingError: where they aren't finite.
         """
-        state = self.state
-        if not state.finite():
+        net = self.state.net
+        if not net.finite():
             raise TrainingError(
-                f"weights are not finite after step {state.step - 1}; {self.last_good()}; a lower "
+                f"weights are not finite after step {net.step - 1}; {self.last_good()}; a lower "
                 f"learning rate than {self.rate:g} or clip_norm usually helps",
-                step=state.step - 1,
+                step=net.step - 1,
             )
-
-    def seconds(self) -> float:
-        """Wall time so far, all sittings."""
-        return time.monotonic() - self.began
 
     @property
     def phase(self) -> str:

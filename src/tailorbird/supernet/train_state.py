@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from tailorbird.errors import ConfigError, Fault, StoreError
-from tailorbird.supernet.samplers import Sampler
+from tailorbird.errors import ConfigError, Fault
+from tailorbird.supernet.samplers import Keeper, Memory
 from tailorbird.supernet.schemes.channels import (
     channel_orders,
     reorder_channels,
@@ -27,18 +28,12 @@ from tailorbird.supernet.schemes.scheme import (
     SortChannels,
     ZeroResidualGains,
 )
-from tailorbird.train.checkpoint import Json, digest, under
-from tailorbird.train.optimisers import (
-    build_optimizer,
-    optimizer_numbers,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from tailorbird.train.checkpoint import Json, digest, prefixed, under
+from tailorbird.train.optimisers import build_optimizer
 from tailorbird.train.recipe import Optimizer, Precision, Recipe
+from tailorbird.train.state import State
 
 if TYPE_CHECKING:
-    from timm.utils.model_ema import ModelEmaV3
-
     from tailorbird.data.images import ImageData
     from tailorbird.supernet.network import Supernet
 
@@ -158,80 +153,80 @@ class Sums:
     seconds: float = 0.0
 
 
-@dataclass
 class TrainState:
-    """Weights, optimiser, average, teacher and counters of a run.
-
-    There is no random state: all that is random is derived from the seed and the step's number.
+    """A supernet in training: its `State`, the frozen teacher and the counters of the run.
 
     Args:
         module: in training, on its device.
-        optimizer_name: of `build_optimizer`; also ``weight_decay``, ``momentum``.
+        optimizer: of `build_optimizer`; also ``weight_decay``, ``momentum``.
         decayed: names of the parameters that may decay; None for all.
         ema: decay of the weights' running average; None for no average.
     """
 
-    module: Supernet
-    optimizer_name: Optimizer
-    weight_decay: float
-    momentum: float
-    decayed: frozenset[str] | None = None
-    ema: float | None = None
-    step: int = 0
-    saves: int = 0
-    seconds: float = 0.0
-    macs: float = 0.0
-    history: list[SupernetEpoch] = field(default_factory=list)
-    sums: Sums = field(default_factory=Sums)
-    teacher: Supernet | None = None
-
-    def __post_init__(self) -> None:
-        self.optimizer = self._fresh_optimizer()
-        self.average = self._fresh_average()
+    def __init__(
+        self,
+        module: Supernet,
+        *,
+        optimizer: Optimizer,
+        weight_decay: float,
+        momentum: float,
+        decayed: frozenset[str] | None = None,
+        ema: float | None = None,
+    ) -> None:
+        make = partial(
+            build_optimizer,
+            optimizer,
+            learning_rate=1.0,  # set before every step
+            weight_decay=weight_decay,
+            momentum=momentum,
+            decayed=decayed,
+        )
+        self.module = module
+        self.net = State(module, make, SupernetEpoch, ema=ema)
+        self.saves, self.macs, self.sums = 0, 0.0, Sums()
+        self.teacher: Supernet | None = None
 
     def act(self, action: Action) -> None:
         """Do what a step wants done first."""
         if isinstance(action, FreezeTeacher):
             self.teacher = self._frozen()
         elif isinstance(action, FreshOptimizer):
-            self.optimizer = self._fresh_optimizer()
+            self.net.renew_optimizer()
         elif isinstance(action, SortChannels):
             self._sort(action)
         elif isinstance(action, ZeroResidualGains):
             zero_residual_gains(self.module)
-            self.average = self._fresh_average()
+            self.net.renew_average()
 
-    def finite(self) -> bool:
-        """Whether all weights are numbers."""
-        return all(bool(p.isfinite().all()) for p in self.module.parameters())
+    def kept(self) -> Supernet:
+        """What a run leaves in the end: the averaged weights where there are any."""
+        average = self.net.average
+        return self.module if average is None else cast("Supernet", average.module)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, keepers: Sequence[Keeper]) -> dict[str, Tensor]:
         """What a checkpoint stores as tensors; `record` has the rest."""
-        found = {f"model/{name}": value for name, value in self.module.state_dict().items()}
-        if self.average is not None:
-            average = self.average.module.state_dict()
-            found |= {f"average/{name}": value for name, value in average.items()}
+        found = self.net.tensors()
         if self.teacher is not None:
-            frozen = self.teacher.state_dict()
-            found |= {f"teacher/{name}": value for name, value in frozen.items()}
-        return found | optimizer_tensors(self.optimizer)
+            found |= prefixed("teacher/", self.teacher.state_dict())
+        for number, keeper in enumerate(keepers):
+            learnt = {k: v for k, v in keeper.state().items() if isinstance(v, Tensor)}
+            found |= prefixed(f"samplers/{number}/", learnt)
+        return found
 
-    def record(self, samplers: Sequence[Sampler]) -> dict[str, Json]:
-        """What a checkpoint stores as JSON, samplers' states included."""
-        return {
-            "step": self.step,
+    def record(self, keepers: Sequence[Keeper]) -> dict[str, Json]:
+        """What a checkpoint stores as JSON, what samplers and plan have learnt included."""
+        return self.net.record() | {
             "saves": self.saves,
-            "seconds": self.seconds,
             "macs": self.macs,
-            "history": [cast("dict[str, Json]", asdict(epoch)) for epoch in self.history],
             "sums": cast("dict[str, Json]", asdict(self.sums)),
-            "optimizer": optimizer_numbers(self.optimizer),
-            "optimizer_name": self.optimizer_name,
-            "samplers": [sampler.state() for sampler in samplers],
+            "samplers": [
+                {k: v for k, v in keeper.state().items() if not isinstance(v, Tensor)}
+                for keeper in keepers
+            ],
         }
 
     def restore(
-        self, tensors: Mapping[str, Tensor], record: Mapping[str, Json], samplers: Sequence[Sampler]
+        self, tensors: Mapping[str, Tensor], record: Mapping[str, Json], keepers: Sequence[Keeper]
     ) -> None:
         """Take up what `tensors` and `record` gave.
 
@@ -239,75 +234,21 @@ class TrainState:
             StoreError: for the state of a run whose weights, average, optimiser or samplers are
                 others; says which. Nothing has been taken up then.
         """
-        if problems := self._misfits(tensors, record, samplers):
-            lines = "".join(f"\n  - {line}" for line in problems)
-            raise StoreError(
-                "the checkpoint can't be continued with these changes; go back to what it was "
-                f"made with, or begin anew in another folder:{lines}"
-            )
-        self.step = cast("int", record["step"])
-        self.saves = cast("int", record["saves"])
-        self.seconds = cast("float", record["seconds"])
-        self.macs = cast("float", record["macs"])
-        epochs = cast("list[dict[str, float]]", record["history"])
-        self.history = [SupernetEpoch(**epoch) for epoch in epochs]  # type: ignore[arg-type]  # as stored
+        stored = cast("list[dict[str, Json]]", record.get("samplers", []))
+        states: list[Memory] = [
+            {**under(f"samplers/{number}/", tensors), **numbers}
+            for number, numbers in enumerate(stored)
+        ]
+        there, needed = [sorted(one) for one in states], [sorted(k.state()) for k in keepers]
+        wrong = f"samplers: {len(there)} that keep {there} there, {needed} now"
+        self.net.restore(tensors, record, others=[wrong] if there != needed else [])
+        self.saves, self.macs = cast("int", record["saves"]), cast("float", record["macs"])
         self.sums = Sums(**cast("dict[str, int]", record["sums"]))
-        self.module.load_state_dict(under("model/", tensors))
-        if self.average is not None:
-            self.average.module.load_state_dict(under("average/", tensors))
         if frozen := under("teacher/", tensors):
             self.teacher = self._frozen()
             self.teacher.load_state_dict(frozen)
-        restore_optimizer(self.optimizer, tensors, record["optimizer"])
-        states = cast("list[dict[str, Json]]", record["samplers"])
-        for sampler, state in zip(samplers, states, strict=True):
-            sampler.restore(state)
-
-    def _misfits(
-        self, tensors: Mapping[str, Tensor], record: Mapping[str, Json], samplers: Sequence[Sampler]
-    ) -> list[str]:
-        """What of a stored state has no place in this one."""
-        problems = []
-        stored, own = under("model/", tensors), self.module.state_dict()
-        wrong = sorted(
-            name
-            for name in stored.keys() | own.keys()
-            if name not in stored or name not in own or stored[name].shape != own[name].shape
-        )
-        if wrong:
-            problems.append(
-                f"{len(wrong)} weights are missing, unexpected or misshaped: "
-                f"{', '.join(wrong[:10])}{', ...' if len(wrong) > 10 else ''}"
-            )
-        averaged = bool(under("average/", tensors))
-        if averaged != (self.average is not None):
-            told = ("without", "with")
-            problems.append(f"recipe.ema: {told[averaged]} there, {told[not averaged]} now")
-        optimizer = record.get("optimizer_name")
-        if optimizer != self.optimizer_name:
-            problems.append(f"recipe.optimizer: {optimizer!r} there, {self.optimizer_name!r} now")
-        there = cast("list[dict[str, Json]]", record.get("samplers", []))
-        kept, needed = [sorted(state) for state in there], [sorted(s.state()) for s in samplers]
-        if kept != needed:
-            problems.append(f"samplers: {len(kept)} that keep {kept} there, {needed} now")
-        return problems
-
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        return build_optimizer(
-            self.optimizer_name,
-            self.module,
-            learning_rate=1.0,  # set before every step
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            decayed=self.decayed,
-        )
-
-    def _fresh_average(self) -> ModelEmaV3 | None:
-        if self.ema is None:
-            return None
-        from timm.utils.model_ema import ModelEmaV3
-
-        return ModelEmaV3(self.module, decay=self.ema, use_warmup=True)
+        for keeper, state in zip(keepers, states, strict=True):
+            keeper.restore(state)
 
     def _frozen(self) -> Supernet:
         """A copy of the full network, in train mode but for dropout: it normalises by batch."""
@@ -324,11 +265,11 @@ class TrainState:
         inside: dict[Tensor, Tensor] = dict(
             zip(self.module.parameters(), shadow.parameters(), strict=True)
         )
-        names = {name for values in self.optimizer.state.values() for name in values}
+        names = {name for values in self.net.optimizer.state.values() for name in values}
         for name in sorted(names):
             moments = {
                 weight: values[name]
-                for weight, values in self.optimizer.state.items()
+                for weight, values in self.net.optimizer.state.items()
                 if isinstance(values.get(name), Tensor) and values[name].shape == weight.shape
             }
             for weight, moment in moments.items():
@@ -337,8 +278,8 @@ class TrainState:
             for weight, moment in moments.items():
                 moment.copy_(inside[weight])
         reorder_channels(self.module, orders)
-        if self.average is not None:
-            reorder_channels(self.average.module, orders)
+        if self.net.average is not None:
+            reorder_channels(self.net.average.module, orders)
 
 
 def part_problems(batch_size: int, parts: int) -> list[str]:

@@ -15,7 +15,6 @@ from tailorbird.supernet.schemes.scheme import Member, Step
 from tailorbird.supernet.train_state import TrainState
 from tailorbird.train.losses import Seen, total
 from tailorbird.train.mixing import Mixer
-from tailorbird.train.optimisers import set_rate
 from tailorbird.train.precision import autocast, reseed
 from tailorbird.train.seeds import derive
 from tailorbird.train.world import World
@@ -78,7 +77,6 @@ class Stepper:
         for action in step.before:
             state.act(action)
         state.module.train()
-        state.optimizer.zero_grad(set_to_none=True)
         own = self.parts // world.size
         known = [None] * own if labels is None else labels.tensor_split(own)
         figures: Tensor | None = None
@@ -88,18 +86,12 @@ class Stepper:
         assert figures is not None
         gradients = [value.grad for value in self.parameters if value.grad is not None]
         world.sum([*gradients, figures])
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        set_rate(state.optimizer, step.rate)
-        state.optimizer.step()
-        state.step += 1
-        if state.average is not None:
-            state.average.update(state.module, step=state.step)
+        state.net.advance(step.rate, self.clip_norm)
         return figures
 
     def _part(self, step: Step, part: int, images: Tensor, labels: Tensor | None) -> Tensor:
         """Add a part's share of the gradients; its share of the figures."""
-        number, device = self.state.step, self.world.device
+        number, device = self.state.net.step, self.world.device
         brightness = images.sum()
         if self.mixer is not None:
             mixing = derive(self.seed, _MIXING, number, part)
@@ -132,7 +124,7 @@ class Stepper:
                 raise TrainingError(
                     f"step {step.phase}: no term of a network's loss applies; the scheme asks for "
                     "a teacher that isn't there, or for labels where there are none",
-                    step=self.state.step,
+                    step=self.state.net.step,
                 )
             torch.autograd.backward(loss * (member.weight / self.parts))
             losses.append(loss.detach())
@@ -154,7 +146,7 @@ class Stepper:
         if teacher is None:
             raise TrainingError(
                 "a network learns from a frozen teacher, and the scheme has frozen none",
-                step=self.state.step,
+                step=self.state.net.step,
             )
         teacher.activate(teacher.largest())
         with autocast(self.world.device, self.precision):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,6 +18,9 @@ from tailorbird.errors import StoreError
 from tailorbird.files import write_bytes, write_json
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+Found: TypeAlias = tuple[dict[str, Tensor], dict[str, Json]]
+"""Tensors and record of a stored state."""
 
 _NAME = re.compile(r"epoch-(\d{6})\.json")
 
@@ -57,9 +61,7 @@ class Checkpoint:
                 self._path(old, "json").unlink(missing_ok=True)
                 self._path(old, "safetensors").unlink(missing_ok=True)
 
-    def load(
-        self, *, any_identity: bool = False
-    ) -> tuple[dict[str, Tensor], dict[str, Json]] | None:
+    def load(self, *, any_identity: bool = False) -> Found | None:
         """The newest whole state, or None where there is none.
 
         Args:
@@ -84,6 +86,14 @@ class Checkpoint:
             if hashlib.sha256(payload).hexdigest() == content.get("sha256"):
                 return load(payload), record
         return None
+
+    def remove(self) -> None:
+        """Remove all states: the run is done, and what came of it lies elsewhere."""
+        for epoch in self._epochs():
+            self._path(epoch, "json").unlink(missing_ok=True)
+            self._path(epoch, "safetensors").unlink(missing_ok=True)
+        with suppress(OSError):  # absent, or somebody keeps a file there
+            self.folder.rmdir()
 
     def _compare(self, there: Mapping[str, Json]) -> None:
         # Compared as JSON, where a tuple is a list and 30 is not 30.0 by type only.
@@ -133,6 +143,11 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ['weight']
     """
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with ``prefix`` before their names: what `under` takes off again."""
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
 def _plain(value: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from torch import nn
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError, DataError, TrainingError
 from tailorbird.progress import Progress
-from tailorbird.train.loop import Trained, train
 from tailorbird.train.losses import CrossEntropy
 from tailorbird.train.recipe import Recipe
-from tailorbird.train.trainee import Assignment
+from tailorbird.train.student import Assignment
+from tailorbird.train.students import Trained, train
 
 
 def fit(

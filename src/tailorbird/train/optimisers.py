@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def parameter_groups(
     Parameters of one dimension are the biases and the gains of normalisation layers: decaying
     them costs accuracy and regularises nothing. So do those that a module with a method
     ``no_weight_decay`` names, as timm's networks name their positions. Shared parameters appear
-    once.
+    once. Without decay there is one group.
 
     Args:
         decayed: names of the parameters that may decay; None for all.
@@ -48,6 +48,8 @@ def parameter_groups(
             decays = value.ndim > 1 and name not in spared
             decays &= decayed is None or name in decayed
             (may if decays else plain).append(value)
+    if not weight_decay:
+        may, plain = [], [*may, *plain]
     groups: list[dict[str, object]] = [
         {"params": may, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -63,6 +65,7 @@ def build_optimizer(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     decayed: Collection[str] | None = None,
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
     """The named optimiser over the module's trainable parameters.
 
@@ -73,9 +76,10 @@ def build_optimizer(
         name: ``sgd`` (Nesterov), ``adabelief`` or ``adamw``.
         momentum: of SGD; the first moment's decay of the other two.
         decayed: names of the parameters that may decay; None for all but biases and norms.
+        fused: off: no fused kernels, which round differently.
     """
     groups = parameter_groups(module, weight_decay, decayed=decayed)
-    return _BUILDERS[name](groups, learning_rate, momentum)
+    return _BUILDERS[name](groups, learning_rate, momentum, fused)
 
 
 def rate_factor(done: float, *, warmup: float, schedule: Schedule) -> float:
@@ -92,56 +96,91 @@ def rate_factor(done: float, *, warmup: float, schedule: Schedule) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (done - warmup) / (1.0 - warmup))))
 
 
+def cosine(number: int, total: int, *, peak: float, warmup: int = 0) -> float:
+    """Learning rate of step ``number`` of ``total``: linear warm-up, then half a cosine to near 0.
+
+    ``0.5 * peak * (1 + cos(pi * t / T))`` (Loshchilov & Hutter, SGDR, 2017, eq. 5).
+
+    Example:
+        >>> [round(cosine(n, 6, peak=1.0, warmup=2), 2) for n in range(6)]
+        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    if number < warmup:
+        return peak * (number + 1) / warmup
+    return 0.5 * peak * (1.0 + math.cos(math.pi * (number - warmup) / max(1, total - warmup)))
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a checkpoint stores of an optimiser as tensors; `optimizer_numbers` has the rest."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint stores of an optimiser as tensors; `optimizer_numbers` has the rest.
+
+    By the parameters' names: a network read back from disk may list them in another order.
+    """
     return {
-        f"{_PREFIX}{index}/{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
+        f"{_PREFIX}{weight}/{name}": value
+        for weight, values in _states(optimizer, module).items()
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
 
 
-def optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Json]:
+def optimizer_numbers(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Json]:
     """What a checkpoint stores of an optimiser as JSON."""
     return {
-        str(index): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-        for index, values in optimizer.state_dict()["state"].items()
+        weight: {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        for weight, values in _states(optimizer, module).items()
     }
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Json
+    optimizer: torch.optim.Optimizer,
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    numbers: Json,
 ) -> None:
-    """Take up, in place, what `optimizer_tensors` (among other tensors) and its fellow gave."""
-    stored = cast("dict[str, dict[str, float]]", numbers)
+    """Take up, in place, what `optimizer_tensors` (among other tensors) and its fellow gave.
+
+    Checkpoints of the first edition, which number the parameters in the optimiser's order, too.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in stored.items()}
+    numbered = {id(value): number for number, value in enumerate(parameters)}
+    place = {name: numbered.get(id(value)) for name, value in module.named_parameters()}
+    place |= {str(number): number for number in range(len(parameters)) if str(number) not in place}
+    state: dict[int | None, dict[str, object]] = {
+        place[weight]: dict(values)
+        for weight, values in cast("dict[str, dict[str, float]]", numbers).items()
+    }
     for key, value in under(_PREFIX, tensors).items():
-        index, name = key.split("/", 1)
-        owner = parameters[int(index)]
-        taken = value
+        weight, name = key.rsplit("/", 1)
+        number = place[weight]
+        assert number is not None
+        owner, taken = parameters[number], value
         if value.shape == owner.shape and value.ndim:
             # In the parameter's own layout, so that fused kernels go the same way as before.
             taken = torch.empty_like(owner, dtype=value.dtype).copy_(value)
-        state.setdefault(int(index), {})[name] = taken
+        state.setdefault(number, {})[name] = taken
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _states(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Mapping[str, Any]]:
+    """The optimiser's state by the parameters' names."""
+    known = optimizer.state
+    return {name: known[value] for name, value in module.named_parameters() if value in known}
 
 
 Groups = list[dict[str, object]]
 
 
-def _sgd(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
+def _sgd(groups: Groups, rate: float, momentum: float, fused: bool) -> torch.optim.Optimizer:
     optimizer = torch.optim.SGD(
-        groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=True
+        groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=fused or None
     )
-    if momentum:
+    if momentum and fused:
         # Fused SGD can't start one weight's momentum later than another's, as when its block is
         # trained for the first time. Zeros are what it starts from anyway.
         for group in optimizer.param_groups:
@@ -150,18 +189,18 @@ def _sgd(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _adamw(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=True)
+def _adamw(groups: Groups, rate: float, momentum: float, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused or None)
 
 
-def _adabelief(groups: Groups, rate: float, momentum: float) -> torch.optim.Optimizer:
+def _adabelief(groups: Groups, rate: float, momentum: float, _: bool) -> torch.optim.Optimizer:
     from timm.optim.adabelief import AdaBelief
 
     optimizer: torch.optim.Optimizer = AdaBelief(groups, lr=rate, betas=(momentum, 0.999))
     return optimizer
 
 
-_BUILDERS: dict[OptimizerName, Callable[[Groups, float, float], torch.optim.Optimizer]] = {
+_BUILDERS: dict[OptimizerName, Callable[[Groups, float, float, bool], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adabelief": _adabelief,
     "adamw": _adamw,

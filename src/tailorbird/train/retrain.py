@@ -12,10 +12,10 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError, TrainingError
 from tailorbird.progress import Progress
 from tailorbird.train.answers import Teacher
-from tailorbird.train.loop import Trained, train
 from tailorbird.train.losses import CrossEntropy, Distillation, Hints, Term
 from tailorbird.train.recipe import Recipe
-from tailorbird.train.trainee import Assignment, Epoch
+from tailorbird.train.student import Assignment, Epoch
+from tailorbird.train.students import Trained, train
 
 __all__ = ["Assignment", "Epoch", "Retrained", "Teacher", "retrain", "retrain_all"]
 

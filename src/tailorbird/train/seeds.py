@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 
 def derive(seed: int, purpose: int, *numbers: int) -> int:
@@ -19,3 +20,8 @@ def derive(seed: int, purpose: int, *numbers: int) -> int:
     """
     mixed = np.random.SeedSequence([seed, purpose, *numbers]).generate_state(1, np.uint64)
     return int(mixed[0] >> np.uint64(1))
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator on the CPU for what is drawn by one derived seed."""
+    return torch.Generator().manual_seed(seed)

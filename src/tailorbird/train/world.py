@@ -8,17 +8,20 @@ error leaves the others waiting for it: ``torchrun`` notices and ends them.
 from __future__ import annotations
 
 import atexit
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
 
 from tailorbird.errors import ConfigError, TrainingError
+from tailorbird.train.checkpoint import Found, Json
 from tailorbird.train.precision import compute_device
 
 PATIENCE = timedelta(hours=1)
@@ -81,6 +84,42 @@ class World:
         if self.size > 1:
             # A sum, since NCCL's own barrier guesses the device.
             self.sum([torch.zeros(1, device=self.device)])
+
+    def agree(self, made_of: Mapping[str, Json]) -> None:
+        """Refuse to work beside processes that do something else.
+
+        Args:
+            made_of: what the work is made of, by name.
+
+        Raises:
+            ConfigError: in every process where one differs; its own says in what.
+        """
+        mine = json.loads(json.dumps(made_of))
+        main = json.loads(self.from_main(json.dumps(made_of).encode()))
+        changed = [
+            f"process {self.rank} differs from the main one, start all with the same job and "
+            f"data: {name}: {main.get(name)!r} there, {mine.get(name)!r} here"
+            for name in sorted({*main, *mine})
+            if main.get(name) != mine.get(name)
+        ]
+        differing = torch.tensor([float(bool(changed))], device=self.device)
+        self.sum([differing])
+        if changed:
+            raise ConfigError(changed)
+        if differing.item():
+            raise ConfigError(
+                f"{differing.item():.0f} of {self.size} processes differ from this one in "
+                "job or data, and say in what; start all with the same"
+            )
+
+    def state_from_main(self, found: Found | None) -> Found | None:
+        """The tensors and the record that the main process found, in all processes."""
+        if self.size == 1:
+            return found
+        tensors, record = ({}, None) if found is None else found
+        known = json.loads(self.from_main(json.dumps(record).encode()))
+        content = self.from_main(save(tensors))
+        return None if known is None else (load(content), known)
 
     def _sum(self, tensors: Sequence[Tensor]) -> None:
         under_way = []

@@ -12,12 +12,13 @@ import numpy as np
 
 from tailorbird.errors import Fault
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
+from tailorbird.supernet.samplers import Observe, Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
     Member,
     Resolution,
     Step,
     ZeroResidualGains,
+    after_the_full,
     answers,
     check_numbers,
     labels,
@@ -134,6 +135,11 @@ class BigNASPlan:
     def samplers(self) -> Sequence[Sampler]:
         """The one."""
         return (self.sampler,)
+
+    @property
+    def observe(self) -> Observe | None:
+        """Tells the sampler of all but the full network."""
+        return after_the_full(self.sampler)
 
     def rate(self, number: int) -> float:
         """Linear warm-up, exponential decay, constant tail."""

@@ -13,16 +13,16 @@ import numpy as np
 
 from tailorbird.errors import Fault
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import Region, Sampler, SamplerOf, Sandwich
+from tailorbird.supernet.samplers import Observe, Region, Sampler, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
     Action,
     Member,
     Resolution,
     SortChannels,
     Step,
+    after_the_full,
     answers,
     check_numbers,
-    cosine,
     labels,
     number,
     settings,
@@ -32,6 +32,7 @@ from tailorbird.supernet.schemes.scheme import (
     too_long,
 )
 from tailorbird.train.checkpoint import Json
+from tailorbird.train.optimisers import cosine
 
 FIRST_EPSILON = 1e-4
 """The ramp's first value (sec. 4.2)."""
@@ -141,6 +142,11 @@ class DepSPlan:
     def samplers(self) -> Sequence[Sampler]:
         """The one."""
         return (self.sampler,)
+
+    @property
+    def observe(self) -> Observe | None:
+        """Tells the sampler of all but the full network."""
+        return after_the_full(self.sampler)
 
     def epsilon(self, number: int) -> float:
         """Weight of the subnets' gradients at a step; 0 while the full network is alone."""

@@ -9,8 +9,9 @@ from typing import cast
 import numpy as np
 
 from tailorbird.errors import ConfigError, Fault
+from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import Region, Sampler, SamplerOf
+from tailorbird.supernet.samplers import Floats, Observe, Region, Sampler, SamplerOf, observer
 from tailorbird.supernet.schemes.scheme import (
     Action,
     FreezeTeacher,
@@ -21,13 +22,13 @@ from tailorbird.supernet.schemes.scheme import (
     Step,
     answers,
     check_numbers,
-    cosine,
     labels,
     steps_of,
     together,
     too_long,
 )
 from tailorbird.train.checkpoint import Json
+from tailorbird.train.optimisers import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ class PhasedPlan:
         lengths = [steps_of(phase.epochs, per_epoch) for phase in self.phases]
         self.ends = np.cumsum(lengths)
         self.total = int(self.ends[-1])
+        self.at = 0
         self.regions = [Region.opened(architectures, phase.opens or {}) for phase in self.phases]
         self.per_phase = [
             None if phase.opens is None else sampler(region, phase.networks)
@@ -119,9 +121,19 @@ class PhasedPlan:
         """One per phase that samples."""
         return [sampler for sampler in self.per_phase if sampler is not None]
 
+    @property
+    def observe(self) -> Observe | None:
+        """Tells the sampler of the phase at hand."""
+        learns = any(observer(sampler) is not None for sampler in self.samplers)
+        return self._tell if learns else None
+
+    def _tell(self, genomes: Genomes, losses: Floats) -> None:
+        if (observe := observer(self.per_phase[self.at])) is not None:
+            observe(genomes, losses)
+
     def step(self, number: int, rng: np.random.Generator) -> Step:
         """What the phase says that the step lies in."""
-        at = int(np.searchsorted(self.ends, number, side="right"))
+        self.at = at = int(np.searchsorted(self.ends, number, side="right"))
         phase, region, sampler = self.phases[at], self.regions[at], self.per_phase[at]
         start = int(self.ends[at - 1]) if at else 0
         drawn = region.largest[None] if sampler is None else sampler.sample(number, rng)

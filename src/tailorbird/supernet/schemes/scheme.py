@@ -22,7 +22,16 @@ import numpy as np
 from tailorbird.errors import ConfigError, Fault
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import RESOLUTION, Genome, Region, Sampler
+from tailorbird.supernet.samplers import (
+    RESOLUTION,
+    Floats,
+    Genome,
+    Keeper,
+    Observe,
+    Region,
+    Sampler,
+    observer,
+)
 from tailorbird.train.checkpoint import Json
 from tailorbird.train.losses import CrossEntropy, Distillation, Term
 
@@ -101,7 +110,12 @@ class Step:
 
 
 class Plan(Protocol):
-    """A scheme laid out over the steps of one run."""
+    """A scheme laid out over the steps of one run.
+
+    A plan whose samplers learn, or which learns itself, has ``observe`` too: it is told the step
+    just made, genomes and losses of its networks in the step's order, and tells its samplers. One
+    that learns itself keeps what it learnt as samplers do, in ``state``.
+    """
 
     @property
     def total(self) -> int:
@@ -113,6 +127,27 @@ class Plan(Protocol):
 
     def step(self, number: int, rng: np.random.Generator) -> Step:
         """Step ``number`` of 0 to ``total - 1``; nothing random but ``rng``."""
+
+
+def keepers(plan: Plan) -> list[Keeper]:
+    """Those whose memory is part of checkpoints: a plan's samplers, and itself if it has one."""
+    return [*plan.samplers, *([plan] if isinstance(plan, Keeper) else [])]
+
+
+def listener(plan: Plan) -> Observe | None:
+    """What is told the losses of each step, if anybody listens.
+
+    Raises:
+        ConfigError: for a plan that wouldn't pass them on to a sampler that learns.
+    """
+    tell = observer(plan)
+    deaf = [s.name for s in plan.samplers if observer(s) is not None] if tell is None else []
+    if deaf:
+        raise ConfigError(
+            f"sampler {', '.join(deaf)} learns from losses, but the scheme's plan has no observe "
+            "to pass them on; give it one"
+        )
+    return tell
 
 
 class Scheme(Protocol):
@@ -155,6 +190,18 @@ def together(genomes: Genomes, rng: np.random.Generator, region: Region) -> Geno
     return shared
 
 
+def after_the_full(sampler: Sampler) -> Observe | None:
+    """What passes losses on to a sampler whose networks come after the full one in each step."""
+    if (observe := observer(sampler)) is None:
+        return None
+
+    def tell(genomes: Genomes, losses: Floats) -> None:
+        if len(genomes) > 1:
+            observe(genomes[1:], losses[1:])
+
+    return tell
+
+
 def subnets(drawn: Genomes, full: Genome) -> list[Genome]:
     """The distinct genomes among those drawn that are not the full network (eq. 4 of DepS)."""
     _, first = np.unique(drawn, axis=0, return_index=True)
@@ -178,20 +225,6 @@ def answers(weight: float = 1.0) -> tuple[Term, ...]:
 def steps_of(epochs: float, per_epoch: int) -> int:
     """Steps in so many epochs, rounded, 1 at least."""
     return max(1, round(epochs * per_epoch))
-
-
-def cosine(number: int, total: int, *, peak: float, warmup: int = 0) -> float:
-    """Learning rate of step ``number`` of ``total``: linear warm-up, then half a cosine to near 0.
-
-    ``0.5 * peak * (1 + cos(pi * t / T))`` (Loshchilov & Hutter, SGDR, 2017, eq. 5).
-
-    Example:
-        >>> [round(cosine(n, 6, peak=1.0, warmup=2), 2) for n in range(6)]
-        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
-    """
-    if number < warmup:
-        return peak * (number + 1) / warmup
-    return 0.5 * peak * (1.0 + math.cos(math.pi * (number - warmup) / max(1, total - warmup)))
 
 
 def check_numbers(
