@@ -304,7 +304,9 @@ KNOWN = "conv, mbconv, bottleneck, max_pool, global_avg_pool, patch_embed"
 
 
 @pytest.mark.parametrize(
-    "ask", [layer_macs, layer_params, lambda shape: kind_called(shape.kind)], ids=str
+    "ask",
+    [layer_macs, layer_params, lambda shape: kind_called(shape.kind)],
+    ids=["macs", "params", "name"],
 )
 def test_an_unknown_kind_costs_an_error_that_lists_the_known_ones(ask):
     told = f"no kind of layer is called 'lineal'; expected one of {KNOWN}"
