@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from tailorbird.errors import ConfigError
 
@@ -20,6 +23,9 @@ ALIASES = {"latency": LATENCY, "size": "size_mb", "peak_memory": "peak_memory_mb
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What names a folder."""
+
+Run = Callable[[Path, "npt.NDArray[np.float32]"], "npt.NDArray[np.float32]"]
+"""A file and images (n, C, H, W) to its outputs (n, ...)."""
 
 _SHARE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*x\s*$")
 
@@ -34,8 +40,27 @@ class Latency:
     warmup: int
 
 
+Precision = Literal["float32", "float16", "int8"]
+"""What an artifact computes in."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """What exported files are: a name, and what the file in a student's folder is called."""
+
+    name: str
+    file: str
+
+
+ONNX = Format("onnx", "model.onnx")
+
+
 class Device(Protocol):
-    """What runs and times exported networks. One instance is one deployment setting."""
+    """What times exported networks. One instance is one deployment setting.
+
+    It may have the members of `Runtime` as well; without them it takes ONNX files in float32, and
+    what a file answers is asked of ONNX Runtime on this machine.
+    """
 
     @property
     def key(self) -> str:
@@ -47,6 +72,43 @@ class Device(Protocol):
         Raises:
             MeasurementError: when a file can't be run on this device.
         """
+
+
+class Runtime(Device, Protocol):
+    """A device that also says what it takes, and tells what a file answers there."""
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions of artifacts that it runs."""
+
+    @property
+    def format(self) -> Format:
+        """The artifacts that it runs."""
+
+    def run(self, artifact: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What a file answers to images (n, C, H, W): outputs (n, ...).
+
+        Raises:
+            MeasurementError: when the file can't be run on these images.
+        """
+
+
+def format_of(device: Device) -> Format:
+    """The artifacts that a device runs; ONNX files where it doesn't say."""
+    given: Format = getattr(device, "format", ONNX)
+    return given
+
+
+def precisions_of(device: Device) -> tuple[Precision, ...]:
+    """The precisions that a device runs; float32 where it doesn't say."""
+    given: tuple[Precision, ...] = getattr(device, "precisions", ("float32",))
+    return given
+
+
+def run_of(device: Device | None) -> Run | None:
+    """What tells what files answer on a device; ``None`` where it can't."""
+    given: Run | None = getattr(device, "run", None)
+    return given
 
 
 @dataclass(frozen=True)

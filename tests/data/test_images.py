@@ -12,11 +12,11 @@ from tailorbird.data.images import (
     ImageData,
     Normalisation,
     TensorSplit,
-    check_head,
     shift,
     spaced,
 )
 from tailorbird.errors import DataError
+from tailorbird.task import check_head
 
 
 def split(count=37, **extra):

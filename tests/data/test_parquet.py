@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tailorbird.data.images import check_head
 from tailorbird.data.parquet import parquet
 from tailorbird.errors import DataError
+from tailorbird.task import check_head
 from tests.data.makers import encoded, write_table
 
 IMAGES = [encoded(number) for number in range(12)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -13,9 +14,11 @@ import torch
 from tailorbird.errors import ExportError
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.export.options import ExportOptions
+from tailorbird.export.verify import run_onnx
 from tailorbird.fit.candidates import Made
 from tailorbird.fit.ship import Shipping
 from tailorbird.graph.trace import trace
+from tests.fakes import FakeDevice
 from tests.house.makers import images, net, teacher
 
 SHAPE = (1, 8, 8)
@@ -80,6 +83,32 @@ def test_a_file_that_was_replaced_or_removed_is_not_copied(tmp_path):
     second.unlink()
     shipping.deliver(one, "third", key=(1,))
     assert len(exporter.converted) == 4
+
+
+class Runs(FakeDevice):
+    """A device that tells what files answer there: ``off`` beside what they should."""
+
+    def __init__(self, key, off=0.0):
+        super().__init__(key=key)
+        object.__setattr__(self, "off", off)
+        object.__setattr__(self, "ran", [])
+
+    def run(self, artifact, images):
+        self.ran.append(artifact)
+        return run_onnx(artifact, images) + np.float32(self.off)
+
+
+def test_a_file_is_compared_where_it_will_run_once_for_each_device(tmp_path):
+    exporter, student = Watched(), made(teacher().module)
+    shipping = Shipping(images(), tmp_path, ExportOptions(), exporter)
+    good, wrong = Runs("good"), Runs("wrong", off=3.0)
+    shipping.deliver(student, "first", key=(1,), device=good)
+    shipping.deliver(student, "second", key=(1,), device=good)
+    assert len(good.ran) == 1 and len(exporter.converted) == 1
+    with pytest.raises(ExportError, match="target 'third': the ONNX file disagrees"):
+        shipping.deliver(student, "third", key=(1,), device=wrong)
+    assert len(wrong.ran) == 1
+    assert not json.loads((tmp_path / "students/third/verify.json").read_text())["passed"]
 
 
 def test_a_file_that_disagrees_is_not_copied(tmp_path):

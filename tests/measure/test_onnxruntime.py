@@ -1,7 +1,9 @@
 import gc
 
+import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 from torch import nn
 
@@ -9,7 +11,7 @@ from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.onnx import export_many, export_onnx
 from tailorbird.measure import onnxruntime as measuring
 from tailorbird.measure.onnxruntime import OnnxRuntime
-from tailorbird.targets import Device
+from tailorbird.targets import ONNX, Device, format_of, precisions_of, run_of
 from tests.fakes import FakeDevice
 
 
@@ -125,3 +127,26 @@ def test_all_wrong_arguments_are_listed():
     assert len(error.value.problems) == 5
     assert "'NoProvider' is not available here; choose one of" in str(error.value)
     assert "CPUExecutionProvider" in str(error.value)
+
+
+def test_what_it_takes_and_what_files_answer_there(tmp_path):
+    device = OnnxRuntime(threads=1, runs=15)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+    path = export_onnx(network, (3, 2, 2), tmp_path / "model.onnx")
+    images = torch.rand(3, 3, 2, 2)
+    with torch.no_grad():
+        expected = network(images).numpy()
+    np.testing.assert_allclose(device.run(path, images.numpy()), expected, atol=1e-6)
+    assert (format_of(device), precisions_of(device)) == (ONNX, ("float32",))
+
+    class Plain:
+        key = "a board"
+
+        def measure(self, models):
+            return []
+
+    assert (format_of(Plain()), precisions_of(Plain()), run_of(Plain())) == (
+        ONNX,
+        ("float32",),
+        None,
+    )

@@ -13,7 +13,7 @@ from tailorbird.pipeline import ModelHouse
 from tailorbird.progress import Silent
 from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder
-from tailorbird.targets import Target
+from tailorbird.targets import Format, Target
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice, FakeExporter
 from tests.house.makers import images, net, same, weights
@@ -296,7 +296,7 @@ def test_a_student_that_comes_out_too_slow_is_searched_for_again(tmp_path):
 def test_a_deleted_file_is_delivered_again(tmp_path):
     run, limits = tmp_path / "run", {"edge": {"latency": "0.6x"}}
     first = run_job(job(run, limits=limits))
-    for name in DELIVERED:
+    for name in ("model.onnx", *DELIVERED):
         (run / "students/edge" / name).unlink()
         assert figures(run_job(job(run, limits=limits))) == figures(first)
         assert (run / "students/edge" / name).exists()
@@ -382,3 +382,11 @@ def test_minutes_count_over_all_processes(tmp_path):
     told = Told()
     run_job(asked, until="house", progress=told)
     assert "time is spent" in told.notes
+
+
+def test_a_device_of_other_files_than_are_made_is_refused(tmp_path):
+    class Other(FakeDevice):
+        format = Format("engine", "model.engine")
+
+    with pytest.raises(ConfigError, match="'edge': its device runs engine files, and onnx files"):
+        run_job(job(tmp_path / "run", limits={"edge": {"params": "0.9x"}}, device=Other()))

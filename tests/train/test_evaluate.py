@@ -4,7 +4,8 @@ from torch import nn
 
 from tailorbird.data.images import Normalisation, TensorSplit
 from tailorbird.errors import DataError
-from tailorbird.train.evaluate import Score, accuracy, agreement, logits, predictions, score
+from tailorbird.task import Score
+from tailorbird.train.evaluate import accuracy, agreement, logits, predictions, score
 
 
 def make_split(images=23, labelled=True):

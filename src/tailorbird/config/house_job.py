@@ -12,7 +12,9 @@ from tailorbird.config.images import Images, images
 from tailorbird.config.networks import Network, donors, network
 from tailorbird.config.reader import Document, read_file
 from tailorbird.config.sections import Faults, Field, Reader, as_written, fields_of, read_fields
+from tailorbird.config.strategies import strategy as named_strategy
 from tailorbird.config.targets import KEYS, Targets, read_targets
+from tailorbird.config.tasks import task as named_task
 from tailorbird.errors import ConfigError, DataError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import make_importable
@@ -37,6 +39,9 @@ class HousePlan:
         retrain: how students are retrained.
         rounds: searches and retrainings per target, at most.
         candidates: selections measured whole in each search.
+        task: what the networks' outputs mean: classification, or package.module:name.
+        strategy: how selections are searched: exact, annealing, random-selection, one of those of
+            ``tailorbird search`` or package.module:name; what suits the house where null.
         export: what the ONNX files look like.
         seed: of every random choice.
         run: the run folder; None means ``runs/`` and the job file's name.
@@ -50,6 +55,8 @@ class HousePlan:
     retrain: Recipe = field(default_factory=Recipe)
     rounds: int = 3
     candidates: int = 4
+    task: str = "classification"
+    strategy: str | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
     seed: int = 0
     run: Path | None = None
@@ -96,6 +103,12 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> HousePlan:
     }
     values: dict[str, Any] = read_fields(faults, (), document.data, FIELDS, readers)
     faults.least(values, rounds=1, candidates=1, seed=0)
+    for key, find in (("task", named_task), ("strategy", named_strategy)):
+        try:
+            if values[key] is not None:
+                find(str(values[key]), folder=folder)
+        except ConfigError as error:
+            faults.adopt((key,), error)
     given = {key: values.pop(key) for key in KEYS}
     targets = read_targets(faults, given, base=folder, reference="teacher", needs="device")
     if faults.found or targets is None:
@@ -151,6 +164,8 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "candidates": plan.candidates,
         "export": plan.export,
         "seed": plan.seed,
+        "task": named_task(plan.task, folder=folder),
+        "strategy": None if plan.strategy is None else named_strategy(plan.strategy, folder=folder),
         "description": plan.plain(),
     }
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tailorbird.config.sections import near
-from tailorbird.errors import ConfigError
+from tailorbird.errors import ConfigError, Fault
 from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.search.additive import Annealing, Exact, RandomSelection
 from tailorbird.search.baselines import Exhaustive, RandomSearch
 from tailorbird.search.evolution import BottomUp, Independent, TopDown
 from tailorbird.search.many_targets import AllAtOnce
@@ -22,6 +23,9 @@ _STRATEGIES: tuple[Callable[[], Strategy], ...] = (
     RandomSearch,
     Exhaustive,
     Nsga2,
+    Exact,
+    Annealing,
+    RandomSelection,
 )
 
 
@@ -48,7 +52,7 @@ def strategy(name: str, *, folder: Path = Path(), place: str = "strategy") -> St
     if name in known:
         return known[name]
     if not is_factory(name):
-        raise ConfigError(f"{place}: unknown name {name!r}{near(name, known)}")
+        raise ConfigError(Fault(place, f"unknown name {name!r}{near(name, known)}"))
     make_importable(folder)
     made: Strategy = own(name, Strategy)
     return made

@@ -155,10 +155,9 @@ class TensorSplit:
                 f"images have {self.images.shape[1]} channels, the normalisation is for "
                 f"{len(self.normalisation.mean)}"
             )
-        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
+        if self.labels is not None and self.labels.shape[:1] != self.images.shape[:1]:
             problems.append(
-                f"labels: expected shape {tuple(self.images.shape[:1])}, "
-                f"got {tuple(self.labels.shape)}"
+                f"labels: expected {len(self.images)} of them, got shape {tuple(self.labels.shape)}"
             )
         if self.crop_padding < 0:
             problems.append(f"crop_padding: expected 0 or more, got {self.crop_padding}")
@@ -390,33 +389,6 @@ class ImageData:
             pixels = ((images * std + mean) * 255).round().to(torch.int32)
             digest.update(pixels.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def check_head(data: ImageData, outputs: int) -> None:
-    """Make sure that a network with ``outputs`` logits fits the data's classes.
-
-    Raises:
-        DataError: naming both numbers and the way out. Unlabelled data fits every head.
-    """
-    if not data.labelled:
-        return
-    largest = -1
-    for split in (data.train, data.validation, data.test):
-        if split is not None and split.labels is not None and len(split.labels):
-            largest = max(largest, int(split.labels.max()))
-    if data.classes is not None and len(data.classes) != outputs:
-        named = ", ".join(data.classes[:3]) + (", ..." if len(data.classes) > 3 else "")
-        raise DataError(
-            f"data '{data.name}' has {len(data.classes)} classes "
-            f"({named}) but the network has {outputs} outputs; load the "
-            f"network with num_classes={len(data.classes)} and a checkpoint trained on these "
-            "classes, or leave the labels out (label column null) to distil without them"
-        )
-    if largest >= outputs:
-        raise DataError(
-            f"data '{data.name}' holds label {largest} but the network has {outputs} outputs "
-            f"(labels 0 to {outputs - 1}); check the labels or the network's num_classes"
-        )
 
 
 def classes_in(data: ImageData) -> int:

@@ -8,7 +8,7 @@ Example:
 from tailorbird.data.datasets import cifar, from_datasets
 from tailorbird.data.digits import digits
 from tailorbird.data.folder import folder
-from tailorbird.data.images import ImageData, check_head
+from tailorbird.data.images import ImageData
 from tailorbird.data.parquet import parquet
 
-__all__ = ["ImageData", "check_head", "cifar", "digits", "folder", "from_datasets", "parquet"]
+__all__ = ["ImageData", "cifar", "digits", "folder", "from_datasets", "parquet"]

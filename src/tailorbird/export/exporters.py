@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from tailorbird.export.onnx import export_many, export_onnx
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
+from tailorbird.targets import ONNX, Format, Run
 
 
 class Exporter(Protocol):
     """Makes files of networks and compares them to what they were made from."""
+
+    @property
+    def format(self) -> Format:
+        """What the files are."""
 
     def final(
         self,
@@ -44,13 +49,17 @@ class Exporter(Protocol):
             ExportError: when one can't be written.
         """
 
-    def verify(self, module: nn.Module, path: Path, images: Tensor) -> Parity:
-        """Whether the file answers as the network does."""
+    def verify(
+        self, module: nn.Module, path: Path, images: Tensor, run: Run | None = None
+    ) -> Parity:
+        """Whether the file answers as the network does, where it is run."""
 
 
 @dataclass(frozen=True)
 class OnnxExporter:
     """ONNX files: PyTorch's dynamo exporter for what is shipped, the older one for timing."""
+
+    format: Format = ONNX
 
     def final(
         self,
@@ -80,6 +89,8 @@ class OnnxExporter:
         """See `export_many`."""
         return export_many(networks, folder, names)
 
-    def verify(self, module: nn.Module, path: Path, images: Tensor) -> Parity:
+    def verify(
+        self, module: nn.Module, path: Path, images: Tensor, run: Run | None = None
+    ) -> Parity:
         """See `tailorbird.export.verify.verify`."""
-        return verify(module, path, images)
+        return verify(module, path, images, run=run)

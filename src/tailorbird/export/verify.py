@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tailorbird.errors import ExportError
+from tailorbird.targets import Run
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 
@@ -37,9 +38,14 @@ class Parity:
 
 
 def verify(
-    module: nn.Module, path: Path, images: Tensor, *, tolerance: float | None = None
+    module: nn.Module,
+    path: Path,
+    images: Tensor,
+    *,
+    tolerance: float | None = None,
+    run: Run | None = None,
 ) -> Parity:
-    """Run the file with ONNX Runtime on the CPU and compare it to ``module`` in eval mode.
+    """Run the file and compare its outputs to those of ``module`` in eval mode.
 
     Args:
         module: the network that was exported; a copy of it runs in float32 on the CPU.
@@ -47,6 +53,8 @@ def verify(
         images: (n, *input_shape), normalised as in training.
         tolerance: bound on the absolute difference; by default 1e-3 times the largest absolute
             output of the network plus 1e-4.
+        run: runs the file, such as the device that it is for; ONNX Runtime on the CPU where
+            ``None``.
 
     Raises:
         ExportError: when the file can't be run on these images, or its outputs have another shape.
@@ -57,7 +65,7 @@ def verify(
     own = copy.deepcopy(module).cpu().float().eval()
     with torch.no_grad():
         expected = torch.cat([own(batch) for batch in torch.split(images, 64)]).numpy()
-    actual = _run(path, images.numpy())
+    actual = (run or run_onnx)(path, images.numpy())
     if actual.shape != expected.shape:
         raise ExportError(
             f"{path.name}: the file's outputs have shape {actual.shape}, the network's "
@@ -76,16 +84,31 @@ def verify(
     )
 
 
-def _run(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Outputs for all images, in batches of the size that the file was exported with."""
+def run_onnx(
+    path: Path,
+    images: npt.NDArray[np.float32],
+    *,
+    provider: str = "CPUExecutionProvider",
+    threads: int = 0,
+) -> npt.NDArray[np.float32]:
+    """Outputs of an ONNX file for all images, in batches of the size that it was exported with.
+
+    Args:
+        path: the file.
+        images: (n, C, H, W).
+        provider: ONNX Runtime's execution provider.
+        threads: intra-op threads; 0 for what ONNX Runtime takes by itself.
+
+    Raises:
+        ExportError: when it can't be run.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         (entry,) = session.get_inputs()
         size = entry.shape[0] if isinstance(entry.shape[0], int) else 64
         outputs = [

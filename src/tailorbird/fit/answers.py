@@ -78,7 +78,7 @@ class Answers:
                 load_student(home)
             except StoreError:
                 return None
-            if not delivered(home):
+            if not delivered(self.folder / result.onnx):
                 return None
         return result
 

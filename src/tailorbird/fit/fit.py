@@ -36,14 +36,15 @@ from tailorbird.fit.bench import bench_at
 from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Choice, Chooser, Past
 from tailorbird.fit.judge import Judge
-from tailorbird.fit.ship import MODEL, Proof, Shipping, clear, export_reference
+from tailorbird.fit.ship import Proof, Shipping, clear, export_reference
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import TargetResult
 from tailorbird.report.words import figure
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import LATENCY, Place, Target, places_of
+from tailorbird.targets import LATENCY, Place, Target, format_of, places_of
+from tailorbird.task import CLASSIFICATION, Task
 
 Until = Literal["search", "retrain", "export"]
 """Where to stop; each value includes what comes before it."""
@@ -118,6 +119,7 @@ def fit(
     settings: Settings,
     reference: Callable[[], Network],
     beside: Path,
+    task: Task = CLASSIFICATION,
     strategy: Strategy | None = None,
     exporter: Exporter | None = None,
     until: Until = "export",
@@ -138,6 +140,7 @@ def fit(
         settings: bounds of the search.
         reference: the reference as it is exported, to be measured beside students.
         beside: the folder of its exported file, made when missing.
+        task: what outputs mean.
         strategy: how candidates are searched; what suits them where ``None``.
         exporter: makes the files; ONNX where ``None``.
         until: where to stop.
@@ -147,7 +150,14 @@ def fit(
         ConfigError: for no targets, names that occur twice or different places of one name.
         StoreError: when the folder can't be written.
     """
+    exporter = exporter or OnnxExporter()
     problems = check_targets(targets)
+    problems += [
+        f"target '{target.name}': its device runs {format_of(device).name} files, and "
+        f"{exporter.format.name} files are made"
+        for target in targets
+        if (device := target.place.device) is not None and format_of(device) != exporter.format
+    ]
     if problems:
         raise ConfigError(problems)
     return _Fitting(
@@ -158,8 +168,9 @@ def fit(
         settings=settings,
         reference=reference,
         beside=beside,
+        task=task,
         strategy=strategy or strategy_for(candidates),
-        exporter=exporter or OnnxExporter(),
+        exporter=exporter,
         progress=progress or Silent(),
     ).run(until)
 
@@ -177,6 +188,7 @@ class _Fitting:
         settings: Settings,
         reference: Callable[[], Network],
         beside: Path,
+        task: Task,
         strategy: Strategy,
         exporter: Exporter,
         progress: Progress,
@@ -184,7 +196,7 @@ class _Fitting:
         self.candidates, self.attempts = candidates, attempts
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
-        self._make_reference, self._beside = reference, beside
+        self._make_reference, self._beside, self._task = reference, beside, task
         self.answers = Answers(folder.path)
         self.shipping = Shipping(data, folder.path, settings.export, exporter)
         self.chooser = Chooser(
@@ -369,7 +381,7 @@ class _Fitting:
             accuracy=after,
             accuracy_before=before,
             teacher_accuracy=self._reference_accuracy,
-            onnx=f"students/{target.name}/{MODEL}",
+            onnx=f"students/{target.name}/{self.exporter.format.file}",
             lowest={} if proof.met else over,
             reason=self._reason(attempt, proof, over),
             minutes=attempt.seconds / 60,
@@ -413,7 +425,7 @@ class _Fitting:
             minutes=attempt.seconds / 60,
         )
         self.progress.say(f"{target.name}: {error}")
-        clear(self.shipping.home(target.name))
+        clear(self.shipping.home(target.name), self.exporter.format)
         attempt.result = result
         if infeasible:  # a device that does not answer is tried again by the next run
             self.answers.record(attempt.request, result)
@@ -468,7 +480,7 @@ class _Fitting:
 
     @cached_property
     def _judge(self) -> Judge:
-        return Judge(self.data, self._reference)
+        return Judge(self.data, self._reference, self._task)
 
     @cached_property
     def _reference_accuracy(self) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize, resized
 from tailorbird.fit.candidates import Network
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.evaluate import accuracy, agreement
 from tailorbird.train.precision import compute_device
 
@@ -22,18 +23,21 @@ class Judge:
     Args:
         data: the images.
         reference: what to agree with where they have no labels.
+        task: what outputs mean.
     """
 
-    def __init__(self, data: ImageData, reference: Network) -> None:
-        self.data, self.reference = data, reference
+    def __init__(self, data: ImageData, reference: Network, task: Task = CLASSIFICATION) -> None:
+        self.data, self.reference, self.task = data, reference, task
         self.split: Split = data.test or data.validation
 
     def accuracy(self, network: Network) -> float:
         """Share of right answers, or of those that agree with the reference without labels."""
         device, module = compute_device(), _at_size(network)
         if self.split.labelled:
-            return accuracy(module, self.split, device=device)
-        return agreement(module, _at_size(self.reference), self.split, device=device)
+            return accuracy(module, self.split, device=device, task=self.task)
+        return agreement(
+            module, _at_size(self.reference), self.split, device=device, task=self.task
+        )
 
 
 def parity_images(data: ImageData, input_shape: tuple[int, ...]) -> Tensor:

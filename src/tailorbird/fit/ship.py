@@ -21,25 +21,24 @@ from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import parity_images
 from tailorbird.measure.counts import count
 from tailorbird.search.selection import within
-from tailorbird.targets import LATENCY, Latency, Limit, Target
+from tailorbird.targets import LATENCY, Device, Format, Latency, Limit, Target, run_of
 
-MODEL = "model.onnx"
-DELIVERED = (MODEL, "student.json", "student.safetensors", "verify.json")
-"""What a target's folder holds for the user."""
-
-
-def delivered(home: Path) -> bool:
-    """Whether a target's folder holds everything that it should."""
-    return all((home / name).exists() for name in DELIVERED)
+DELIVERED = ("student.json", "student.safetensors", "verify.json")
+"""What a target's folder holds for the user, beside the artifact."""
 
 
-def clear(home: Path) -> None:
+def delivered(artifact: Path) -> bool:
+    """Whether a target's folder holds everything that it should, the artifact first."""
+    return all(path.exists() for path in (artifact, *map(artifact.with_name, DELIVERED)))
+
+
+def clear(home: Path, format: Format) -> None:  # noqa: A002  # the field's word
     """Remove what an earlier request or attempt left for the user, and is no answer to this one.
 
     Raises:
         StoreError: when a file can't be removed.
     """
-    for name in (*DELIVERED, "result.json"):
+    for name in (format.file, *DELIVERED, "result.json"):
         try:
             (home / name).unlink(missing_ok=True)
         except OSError as error:
@@ -79,43 +78,51 @@ class Shipping:
     ) -> None:
         self.data, self.folder, self.options = data, folder, options
         self.exporter = exporter
-        self._proven: dict[Path, tuple[Key, Parity]] = {}
+        self._proven: dict[Path, Key] = {}
+        self._parities: dict[tuple[Key, str | None], Parity] = {}
 
     def home(self, name: str) -> Path:
         """The folder of a target."""
         return self.folder / "students" / name
 
-    def deliver(self, student: Made, name: str, *, key: Key) -> Path:
+    def deliver(self, student: Made, name: str, *, key: Key, device: Device | None = None) -> Path:
         """Export a student to ``students/NAME`` and compare the file to PyTorch.
 
         Args:
             student: trained.
             name: of the target.
             key: equal for equal students, and for no others that go through this object.
+            device: where the file is run to be compared, if it can be.
 
         Raises:
             ExportError: when the file can't be written or disagrees with the network.
         """
         home, module = self.home(name), student.module
-        path, about = home / MODEL, metadata(self.data, name, student.input_shape)
+        run = run_of(device)
+        path, about = (
+            home / self.exporter.format.file,
+            metadata(self.data, name, student.input_shape),
+        )
         self._proven.pop(path, None)
         twin = self._twin(key)
         if twin is None:
             self.exporter.final(
                 module, student.input_shape, path, options=self.options, metadata=about
             )
-            images = parity_images(self.data, student.input_shape)
-            parity = self.exporter.verify(module, path, images)
         else:
-            source, parity = twin
-            relabel(source, path, about)
+            relabel(twin, path, about)
+        where = key, None if device is None or run is None else device.key
+        if where not in self._parities:
+            images = parity_images(self.data, student.input_shape)
+            self._parities[where] = self.exporter.verify(module, path, images, run)
+        parity = self._parities[where]
         write_json(home / "verify.json", asdict(parity))
         if not parity.passed:
             raise ExportError(
                 f"target '{name}': the ONNX file disagrees with PyTorch by "
                 f"{parity.max_difference:.3g}, expected at most {parity.tolerance:.3g}"
             )
-        self._proven[path] = key, parity
+        self._proven[path] = key
         return path
 
     def prove(
@@ -140,7 +147,7 @@ class Shipping:
             ExportError: when the file can't be written or disagrees with the network.
             MeasurementError: when the device can't run it.
         """
-        path = self.deliver(student, target.name, key=key)
+        path = self.deliver(student, target.name, key=key, device=target.place.device)
         counts = count(student.module, student.input_shape).as_metrics()
         measured, reference = dict(counts), None
         device = target.place.device
@@ -163,11 +170,11 @@ class Shipping:
             met=limits.keys() <= measured.keys() and within(measured, limits),
         )
 
-    def _twin(self, key: Key) -> tuple[Path, Parity] | None:
+    def _twin(self, key: Key) -> Path | None:
         """The file of the same network, if another target has been given it and it is there."""
-        for path, (known, parity) in self._proven.items():
+        for path, known in self._proven.items():
             if known == key and path.exists():
-                return path, parity
+                return path
         return None
 
 
@@ -204,7 +211,7 @@ def export_reference(
     Raises:
         ExportError: when it can't be exported or the file disagrees with the network.
     """
-    path = folder / MODEL
+    path = folder / exporter.format.file
     if path.exists():
         return path
     images = parity_images(data, reference.input_shape)
@@ -215,7 +222,7 @@ def export_reference(
                 "check its checkpoint and the images' normalisation"
             )
     # Under another name until it is proven: a kill leaves no unproven file behind.
-    draft = path.with_name("unproven.onnx")
+    draft = path.with_name(f"unproven{path.suffix}")
     about = metadata(data, name, reference.input_shape)
     try:
         exporter.final(

@@ -37,6 +37,7 @@ from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.counts import count
 from tailorbird.progress import Progress
+from tailorbird.task import CLASSIFICATION, Task
 
 CALIBRATION_IMAGES = 64
 """Training images that fit linear maps and feed the discrepancy scores of pruning."""
@@ -51,6 +52,7 @@ class House:
     Args:
         multiple: widths are multiples of this when masks are cut.
         rank_by: the score that a search adds up, ``divergence`` or ``accuracy_loss``.
+        task: what outputs mean.
     """
 
     teacher: LayerGraph
@@ -60,6 +62,7 @@ class House:
     store: HouseStore
     multiple: int = 8
     rank_by: str = "divergence"
+    task: Task = CLASSIFICATION
 
     def cut(self, network: fx.GraphModule) -> fx.GraphModule:
         """An induced network with its channel masks turned into narrower layers, on the CPU."""
@@ -144,11 +147,13 @@ def build_house(
     store: HouseStore,
     stage: Callable[[str], AbstractContextManager[None]],
     distilled: float = 0.0,
+    task: Task = CLASSIFICATION,
     progress: Progress,
 ) -> House:
     """Build or continue a house; ``stage`` is opened around each stage to count its time.
 
     Args:
+        task: what outputs mean.
         distilled: seconds that earlier processes spent on distilling, part of ``options.minutes``.
     """
     with stage("sample"):
@@ -182,6 +187,7 @@ def build_house(
             data.validation,
             store=store,
             precision=options.precision,
+            task=task,
             progress=progress,
         )
     return House(
@@ -192,4 +198,5 @@ def build_house(
         store=store,
         multiple=options.width_multiple,
         rank_by=options.rank_by,
+        task=task,
     )

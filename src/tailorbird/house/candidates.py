@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
@@ -201,16 +200,15 @@ class HouseCandidates:
 
     @cache  # noqa: B019  # as long as the candidates themselves
     def _judgement(self, key: Key) -> Judgement:
-        split = self.data.validation
-        answer = logits(self._induced(key), split, device=compute_device())
-        truth = split.labels
-        right = answer.argmax(1) == (self._answers.argmax(1) if truth is None else truth.cpu())
-        accuracy = int(right.sum()) / len(right)
+        split, task = self.data.validation, self.house.task
+        outputs = logits(self._induced(key), split, device=compute_device())
+        scorer = task.scorer(outputs.device)
+        targets = task.answers(self._answers) if split.labels is None else split.labels.cpu()
+        scorer.add(outputs, targets)
+        accuracy = scorer.result().value
         if self.house.rank_by == "accuracy_loss":
             return Judgement(accuracy, accuracy)
-        known = self._answers.log_softmax(1)
-        loss = F.kl_div(answer.log_softmax(1), known, reduction="batchmean", log_target=True)
-        return Judgement(-float(loss), accuracy)
+        return Judgement(-float(task.distil(outputs, self._answers)), accuracy)
 
     @cached_property
     def _answers(self) -> Tensor:
@@ -248,6 +246,7 @@ class HouseCandidates:
             self.data,
             recipe=self.recipe,
             seed=self.seed,
+            task=self.house.task,
             progress=self.progress,
         )
         made = {}

@@ -33,9 +33,9 @@ from tailorbird.house.bunches import in_halves, plan_bunches
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent, Task
+from tailorbird.task import Score
 from tailorbird.train.checkpoint import Checkpoint, Json, digest, prefixed, under
 from tailorbird.train.clock import Clock
-from tailorbird.train.evaluate import Score
 from tailorbird.train.optimisers import build_optimizer, cosine
 from tailorbird.train.precision import (
     Format,

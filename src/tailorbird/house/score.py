@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from tailorbird.data.images import Split
@@ -25,6 +24,7 @@ from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.precision import autocast, compute_device, lay_out, resolve
 
 T = TypeVar("T")
@@ -44,19 +44,15 @@ class Suffix:
 class _Tally:
     """Running figures of one network against the teacher."""
 
-    def __init__(self) -> None:
-        self.right = self.agree = self.images = 0
-        self.divergence = 0.0
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.task, self.scorer = task, task.scorer(device)
+        self.images, self.divergence = 0, 0.0
 
-    def add(self, logits: Tensor, reference: Tensor, labels: Tensor | None) -> None:
-        guess, truth = logits.argmax(1), reference.argmax(1)
-        self.images += len(guess)
-        self.agree += int((guess == truth).sum())
-        if labels is not None:
-            self.right += int((guess == labels).sum())
-        log_p = F.log_softmax(logits.float(), 1)
-        log_q = F.log_softmax(reference.float(), 1)
-        self.divergence += float(F.kl_div(log_p, log_q, reduction="sum", log_target=True))
+    def add(self, outputs: Tensor, reference: Tensor, labels: Tensor | None) -> None:
+        targets = self.task.answers(reference) if labels is None else labels
+        self.images += len(outputs)
+        self.scorer.add(outputs.float(), targets)
+        self.divergence += float(self.task.distil(outputs, reference, reduction="sum"))
 
 
 def score_accuracy(
@@ -69,6 +65,7 @@ def score_accuracy(
     batch_size: int = 256,
     precision: str = "auto",
     group: int = GROUP,
+    task: Task = CLASSIFICATION,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Accuracy loss and divergence of each alternative, continuing from what is stored.
@@ -77,6 +74,7 @@ def score_accuracy(
         modules: distilled alternatives by name; those absent are not scored.
         validation: split held out from training.
         group: alternatives scored per teacher pass.
+        task: what outputs mean.
 
     Returns:
         name -> ``accuracy_loss`` (fraction; of agreement where there are no labels) and
@@ -88,7 +86,7 @@ def score_accuracy(
         (a for a in sample.alternatives if a.name in modules and a.name not in scores),
         key=lambda a: (order[sample.blocks[a.block].output], a.block),
     )
-    with (progress or Silent()).task("score", len(todo)) as task:
+    with (progress or Silent()).task("score", len(todo)) as shown:
         for part in _chunks(todo, group):
             scores |= _score_group(
                 teacher,
@@ -98,9 +96,10 @@ def score_accuracy(
                 part,
                 batch_size=batch_size,
                 precision=precision,
+                task=task,
             )
             store.save_scores(scores)
-            task.advance(len(part))
+            shown.advance(len(part))
     return scores
 
 
@@ -114,6 +113,7 @@ def _score_group(
     *,
     batch_size: int,
     precision: str,
+    task: Task,
 ) -> dict[str, dict[str, float]]:
     device = compute_device()
     suffixes = {a.block: suffix(teacher, sample.blocks[a.block], device) for a in group}
@@ -124,8 +124,8 @@ def _score_group(
     for a in group:
         shape = sample.blocks[a.block].in_shape
         lay_out(ready[a.name], torch.zeros(2, *shape, device=device))
-    tallies = {a.name: _Tally() for a in group}
-    base = _Tally()
+    tallies = {a.name: _Tally(task, device) for a in group}
+    base = _Tally(task, device)
     network_format = resolve(precision, device, teacher.module)
     formats = {
         name: resolve(precision, device, module) if network_format != "float32" else "float32"
@@ -144,11 +144,10 @@ def _score_group(
             with autocast(device, network_format):
                 logits = tail.module(replaced, *(seen[name] for name in tail.inputs[1:]))
             tallies[a.name].add(logits, seen["output"], labels)
-    labelled = validation.labelled
-    reference = base.right if labelled else base.agree
+    reference = base.scorer.result().value
     return {
         name: {
-            "accuracy_loss": (reference - (t.right if labelled else t.agree)) / t.images,
+            "accuracy_loss": reference - t.scorer.result().value,
             "divergence": t.divergence / t.images,
         }
         for name, t in tallies.items()

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import ConfigError, MeasurementError
-from tailorbird.targets import Latency
+from tailorbird.export.verify import run_onnx
+from tailorbird.targets import ONNX, Format, Latency, Precision
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -131,6 +132,24 @@ class OnnxRuntime:
             for group in groups
             for latency in self._measure_together(group, self.seconds / len(groups))
         ]
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What is made for it today."""
+        return ("float32",)
+
+    @property
+    def format(self) -> Format:
+        """ONNX files."""
+        return ONNX
+
+    def run(self, artifact: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What a file answers to images (n, C, H, W), on this provider and number of threads.
+
+        Raises:
+            ExportError: when it can't be run on these images.
+        """
+        return run_onnx(artifact, images, provider=self.provider, threads=self.threads)
 
     def _measure_together(self, models: Sequence[Path], seconds: float) -> list[Latency]:
         runners: list[_Runner] = []

@@ -56,12 +56,15 @@ def execute(
         options=job.options,
         training=job.training,
         seed=job.seed,
+        task=job.task,
     )
     with folder.open(made_from):
         asked = _asked(job, until)
         stored = _finished(job.run, asked)
         if stored is not None:
-            check_structures(job.run, *trace_all(job.teacher, job.donors, job.data, job.options))
+            check_structures(
+                job.run, *trace_all(job.teacher, job.donors, job.data, job.options, job.task)
+            )
             shown.say(f"{job.run} holds this job, finished; nothing to do")
             return stored
         folder.event("started", until=until)
@@ -73,7 +76,7 @@ def execute(
         if job.data.skipped:
             shown.say(f"data: {job.data.skipped} corrupt images left out")
         if job.training:  # what is wrong with a network is told before time is spent on training
-            trace_all(job.teacher, job.donors, job.data, job.options)
+            trace_all(job.teacher, job.donors, job.data, job.options, job.task)
         with folder.stage("train"):
             models = {
                 name: _trained(job, name, model, shown)
@@ -87,6 +90,7 @@ def execute(
             folder=folder,
             made_from=made_from,
             seed=job.seed,
+            task=job.task,
             exporter=exporter or OnnxExporter(),
             write=write,
             progress=shown,
@@ -100,6 +104,7 @@ def execute(
                 rounds=job.rounds,
                 candidates=job.candidates,
                 export=job.export,
+                strategy=job.strategy,
                 until=until,
             )
             report = RunReport.load(job.run / "report.json")
@@ -141,7 +146,7 @@ def _delivered(run: Path, target: TargetResult, asked: Mapping[str, object]) -> 
     assert isinstance(requests, dict)
     if not isinstance(record, dict) or record.get("request") != requests.get(target.name):
         return False
-    return target.onnx is None or delivered(home)
+    return target.onnx is None or delivered(run / target.onnx)
 
 
 def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Module:
@@ -156,6 +161,7 @@ def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Mo
             job.data,
             recipe=recipe,
             seed=job.seed,
+            task=job.task,
             checkpoint=job.run / "models" / name,
             progress=progress,
         )

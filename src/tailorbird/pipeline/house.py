@@ -7,10 +7,17 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from tailorbird.data.images import ImageData, check_head
-from tailorbird.errors import ExportError, GraphError, MeasurementError, StoreError
+from tailorbird.data.images import ImageData
+from tailorbird.errors import (
+    ConfigError,
+    ExportError,
+    GraphError,
+    MeasurementError,
+    StoreError,
+)
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.files import read_json, write_json
@@ -34,6 +41,7 @@ from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder, differences, short_hash
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Device, Target
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.recipe import Recipe
 
 Write = Callable[[RunReport, Path], None]
@@ -81,6 +89,7 @@ class ModelHouse:
         donors: Sequence[nn.Module] | Mapping[str, nn.Module] = (),
         options: HouseOptions | None = None,
         seed: int = 0,
+        task: Task = CLASSIFICATION,
         exporter: Exporter | None = None,
         progress: Progress | None = None,
     ) -> ModelHouse:
@@ -93,6 +102,7 @@ class ModelHouse:
             donors: pretrained networks that blocks are taken from.
             options: sizes and budgets of the house.
             seed: of every random choice.
+            task: what the networks' outputs mean.
             exporter: makes files of networks; ONNX by default.
             progress: shown nothing by default.
 
@@ -106,7 +116,13 @@ class ModelHouse:
         chosen = options or HouseOptions()
         folder = RunFolder(Path(run))
         made_from = identity(
-            teacher=teacher, donors=named, data=data, options=chosen, training={}, seed=seed
+            teacher=teacher,
+            donors=named,
+            data=data,
+            options=chosen,
+            training={},
+            seed=seed,
+            task=task,
         )
         with folder.open(made_from):
             return assemble(
@@ -117,6 +133,7 @@ class ModelHouse:
                 folder=folder,
                 made_from=made_from,
                 seed=seed,
+                task=task,
                 exporter=exporter or OnnxExporter(),
                 progress=progress or Silent(),
             )
@@ -192,6 +209,7 @@ class ModelHouse:
             settings=settings,
             reference=lambda: self._teacher,
             beside=self.folder.path / "teacher",
+            task=self.house.task,
             strategy=strategy,
             exporter=self.exporter,
             until="search" if until == "house" else until,
@@ -225,7 +243,9 @@ class ModelHouse:
             stages=stage_costs(self.folder),
             rejections=dict(self.house.rejections),
             environment=environment(),
-            accuracy_kind="top-1" if self.data.labelled else "agreement with the teacher",
+            accuracy_kind=self.house.task.measure
+            if self.data.labelled
+            else "agreement with the teacher",
         )
         if not (keep and (self.folder.path / "report.json").exists()):
             self.write(report, self.folder.path)
@@ -275,7 +295,9 @@ class ModelHouse:
         """Of the teacher or a donor, on the last split; each is judged once."""
         if name not in self._accuracies:
             network = self._teacher if name == "teacher" else self._answering_donors[name]
-            self._accuracies[name] = Judge(self.data, self._teacher).accuracy(network)
+            self._accuracies[name] = Judge(self.data, self._teacher, self.house.task).accuracy(
+                network
+            )
         return self._accuracies[name]
 
     @cached_property
@@ -303,13 +325,14 @@ def assemble(
     folder: RunFolder,
     made_from: Mapping[str, object],
     seed: int,
+    task: Task = CLASSIFICATION,
     exporter: Exporter,
     write: Write = write_report,
     progress: Progress,
 ) -> ModelHouse:
     """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
     with folder.stage("trace"):
-        graph, traced = trace_all(teacher, donors, data, options)
+        graph, traced = trace_all(teacher, donors, data, options, task)
         export_reference(_network(graph), data, folder.path / "teacher", exporter, name="teacher")
         check_structures(folder.path, graph, traced)
     house = build_house(
@@ -321,6 +344,7 @@ def assemble(
         store=HouseStore(folder.path / "house"),
         stage=folder.stage,
         distilled=folder.seconds().get("distil", 0.0),
+        task=task,
         progress=progress,
     )
     return ModelHouse(
@@ -366,6 +390,7 @@ def trace_all(
     donors: Mapping[str, nn.Module],
     data: ImageData,
     options: HouseOptions,
+    task: Task = CLASSIFICATION,
 ) -> tuple[LayerGraph, dict[str, LayerGraph]]:
     """The teacher's graph and the donors', checked against the images.
 
@@ -382,13 +407,11 @@ def trace_all(
         )
     graph = trace(teacher, data.input_shape, leaves=_held(teacher, options.leaves))
     to_spec(graph.module)  # fails here, not after hours, for a leaf that can't be stored
-    shape = graph.layer(graph.output).shape
-    if len(shape) != 1:
-        raise GraphError(
-            f"{type(teacher).__name__} returns a tensor of shape {shape} per image; expected one "
-            "number per class: wrap the network so that forward returns its logits (n, classes)"
-        )
-    check_head(data, shape[0])
+    outputs = torch.zeros(2, *graph.layer(graph.output).shape)
+    try:
+        task.check(outputs, data, what=type(teacher).__name__)
+    except ConfigError as error:
+        raise GraphError(f"{error}; wrap the network so that forward returns just that") from error
     traced = {}
     for name, donor in donors.items():
         try:

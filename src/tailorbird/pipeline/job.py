@@ -16,7 +16,9 @@ from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.fit import check_targets
 from tailorbird.house.options import HouseOptions
+from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.recipe import Recipe
 
 Until = Literal["house", "search", "retrain", "export"]
@@ -40,6 +42,8 @@ class Job:
         candidates: selections measured whole in each search.
         export: of the ONNX files.
         seed: of every random choice.
+        task: what the networks' outputs mean.
+        strategy: how selections are searched; proven by integer programming where ``None``.
         description: the resolved job as plain data, written to ``config.yaml``.
 
     Raises:
@@ -58,6 +62,8 @@ class Job:
     candidates: int = 4
     export: ExportOptions = field(default_factory=ExportOptions)
     seed: int = 0
+    task: Task = CLASSIFICATION
+    strategy: Strategy | None = None
     description: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,10 +90,13 @@ def identity(
     options: HouseOptions,
     training: Mapping[str, Recipe],
     seed: int,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, object]:
     """What decides a house, as plain data: equal identities can share a run folder."""
     models = {"teacher": teacher, **donors}
+    own = {} if task == CLASSIFICATION else {"task": task.name}  # houses of before have none
     return {
+        **own,
         "models": {
             name: _structure_digest(model) if name in training else digest(model)
             for name, model in models.items()

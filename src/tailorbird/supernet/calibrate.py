@@ -22,6 +22,7 @@ from tailorbird.supernet.architecture import LayerShape
 from tailorbird.supernet.elastic import ElasticNorm
 from tailorbird.supernet.fused import fused
 from tailorbird.supernet.network import Supernet, resize
+from tailorbird.task import CLASSIFICATION, Scorer, Task
 
 LARGE = 2**22
 """Numbers in a tensor, 16 MB of float32, above which images are evaluated in parts."""
@@ -122,14 +123,16 @@ def accuracies(
     genomes: Genomes,
     statistics: Sequence[Statistics],
     batches: Iterable[tuple[Tensor, Tensor]],
+    task: Task = CLASSIFICATION,
 ) -> Floats:
-    """Shares (n,) of images that each genome's network classifies right, in one pass over them.
+    """Scores (n,) of each genome's network in one pass over images: shares of right answers.
 
     Args:
         supernet: whose subnets.
         genomes: (n, genes), n >= 1.
         statistics: one per genome, from :func:`recalibrate`.
         batches: images (m, 3, h, w) and their labels (m,).
+        task: what outputs mean.
 
     Raises:
         DataError: when there is no image.
@@ -142,14 +145,15 @@ def accuracies(
             waiting.append(labels)
             yield batch
 
-    right, seen = np.zeros(len(genomes)), 0
-    for answers in logits(supernet, genomes, statistics, images()):
+    scorers: list[Scorer] = []
+    for outputs in logits(supernet, genomes, statistics, images()):
         labels = waiting.pop()
-        right += (answers.argmax(dim=2) == labels).sum(dim=1).cpu().numpy()
-        seen += len(labels)
-    if not seen:
+        scorers = scorers or [task.scorer(outputs.device) for _ in genomes]
+        for scorer, own in zip(scorers, outputs, strict=True):
+            scorer.add(own, labels)
+    if not scorers:
         raise DataError("accuracy: no image to classify; give at least one")
-    return right / seen
+    return np.array([scorer.result().value for scorer in scorers])
 
 
 @dataclass(eq=False)

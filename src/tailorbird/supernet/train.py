@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tailorbird.data.images import ImageData, check_head, resident
+from tailorbird.data.images import ImageData, resident
 from tailorbird.errors import ConfigError, DataError, TrainingError
 from tailorbird.progress import Progress, Silent
 from tailorbird.supernet.calibrate import accuracies, recalibrate
@@ -36,6 +36,7 @@ from tailorbird.supernet.train_state import (
     part_problems,
 )
 from tailorbird.supernet.train_step import Stepper
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train import norm_stats
 from tailorbird.train.checkpoint import Checkpoint
 from tailorbird.train.clock import Clock
@@ -85,6 +86,7 @@ def train_supernet(
     save_steps: int | None = None,
     validate_epochs: int | None = None,
     accept_changes: bool = False,
+    task: Task = CLASSIFICATION,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     observe: Callable[[SupernetEpoch], None] | None = None,
@@ -111,6 +113,7 @@ def train_supernet(
             never. Has no influence on training.
         accept_changes: go on from a checkpoint even though seed, data, recipe or scheme differ, as
             long as its weights, average, optimiser and samplers' memories fit.
+        task: what outputs mean; a scheme's terms hold their own.
         device: None is the first CUDA device, else the CPU; each process of a machine has a CUDA
             device of its own.
         progress: told phase, loss and images per second.
@@ -140,6 +143,7 @@ def train_supernet(
             scheme,
             recipe=recipe or SupernetRecipe(),
             seed=seed,
+            task=task,
             world=world,
             validate_epochs=validate_epochs,
             observe=observe if world.is_main else None,
@@ -147,8 +151,8 @@ def train_supernet(
         )
         work.resume(supernet, folder, accept_changes=accept_changes)
         shown = progress if world.is_main and progress is not None else Silent()
-        with shown.task("train supernet", work.plan.total) as task:
-            run(work, work.walk, work.clock, task, every=work.every, save_steps=save_steps)
+        with shown.task("train supernet", work.plan.total) as told:
+            run(work, work.walk, work.clock, told, every=work.every, save_steps=save_steps)
         return work.finish()
 
 
@@ -163,6 +167,7 @@ class _Training:
         *,
         recipe: SupernetRecipe,
         seed: int,
+        task: Task,
         world: World,
         validate_epochs: int | None,
         observe: Callable[[SupernetEpoch], None] | None,
@@ -188,8 +193,9 @@ class _Training:
         precision = resolve(recipe.precision, self.device, module)
         example = data.train.sample(2).to(self.device)
         self.layout = _layout(module, resize(example, self.sizes[-1]), recipe)
-        classes, used = _rehearse(module, example, self.sizes)
-        check_head(data, classes)
+        outputs, used = _rehearse(module, example, self.sizes)
+        task.check(outputs, data, what="the supernet")
+        self.task, classes = task, outputs.shape[1]
         self.state = TrainState(
             module,
             optimizer=recipe.optimizer,
@@ -315,7 +321,7 @@ class _Training:
         module = self.state.kept()
         genomes = np.stack([module.largest(), module.smallest()])
         statistics = recalibrate(module, genomes, self._statistics_images())
-        found = accuracies(module, genomes, statistics, self._validation())
+        found = accuracies(module, genomes, statistics, self._validation(), self.task)
         return float(found[0]), float(found[1])
 
     def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -388,10 +394,9 @@ def _layout(module: Supernet, example: Tensor, recipe: SupernetRecipe) -> torch.
 
 def _rehearse(
     module: Supernet, example: Tensor, sizes: Sequence[int]
-) -> tuple[int, frozenset[str]]:
-    """Run the smallest and the full network; classes, and which weights the full one uses."""
+) -> tuple[Tensor, frozenset[str]]:
+    """Run the smallest and the full network; its outputs, and which weights it uses."""
     module.eval()
-    classes = 0
     for genome in (module.smallest(), module.largest()):
         module.activate(genome)
         size = sizes[int(genome[RESOLUTION])]
@@ -399,8 +404,7 @@ def _rehearse(
             logits = module(resize(example, size))
         except RuntimeError as error:
             raise TrainingError(f"the supernet can't run at {size} pixels: {error}") from error
-        classes = int(logits.shape[1])
     torch.autograd.backward(logits.sum())
     used = frozenset(name for name, value in module.named_parameters() if value.grad is not None)
     module.zero_grad(set_to_none=True)
-    return classes, used
+    return logits.detach(), used

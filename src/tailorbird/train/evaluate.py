@@ -8,33 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailorbird.data.images import Split
 from tailorbird.errors import DataError
+from tailorbird.task import CLASSIFICATION, Score, Task
 from tailorbird.train.precision import memory_format
 
 _ORDER = 0x7A11
 """Seed of the order in which a limited evaluation picks its images: one choice for all."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a network answers: share of right answers, and mean cross-entropy.
-
-    Networks are ranked by accuracy, and by the lower loss where that ties.
-    """
-
-    accuracy: float
-    loss: float
-
-    def beats(self, other: Score) -> bool:
-        """Whether this is strictly better."""
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
 def accuracy(
@@ -44,6 +28,7 @@ def accuracy(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
+    task: Task = CLASSIFICATION,
 ) -> float:
     """Share of images, 0 to 1, whose largest logit is at the label.
 
@@ -53,6 +38,7 @@ def accuracy(
         batch_size: images per forward pass.
         device: where to run (a copy, if the module is elsewhere); None is where the module is.
         limit: only this many images, an unordered choice that is the same for every network.
+        task: what outputs mean.
 
     Raises:
         DataError: when the split has no labels or no images.
@@ -69,7 +55,7 @@ def accuracy(
     """
     if not split.labelled:
         raise DataError("accuracy needs labels and this split has none; use agreement() instead")
-    return score(module, split, batch_size=batch_size, device=device, limit=limit).accuracy
+    return score(module, split, batch_size=batch_size, device=device, limit=limit, task=task).value
 
 
 def agreement(
@@ -80,6 +66,7 @@ def agreement(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
+    task: Task = CLASSIFICATION,
 ) -> float:
     """Share of images, 0 to 1, on which two networks give the same answer. No labels needed.
 
@@ -88,10 +75,12 @@ def agreement(
     Raises:
         DataError: when the split has no images.
     """
-    answers = predictions(teacher, split, batch_size=batch_size, device=device, limit=limit)
+    answers = predictions(
+        teacher, split, batch_size=batch_size, device=device, limit=limit, task=task
+    )
     return score(
-        module, split, answers=answers, batch_size=batch_size, device=device, limit=limit
-    ).accuracy
+        module, split, answers=answers, batch_size=batch_size, device=device, limit=limit, task=task
+    ).value
 
 
 def score(
@@ -103,6 +92,7 @@ def score(
     device: torch.device | None = None,
     limit: int | None = None,
     channels_last: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> Score:
     """Accuracy and cross-entropy in one pass, against the labels or given answers.
 
@@ -119,7 +109,7 @@ def score(
     with _ready(module, device) as (net, where):
         walk = _walk(split, batch_size, where, limit)
         compared = walk if answers is None else _with_answers(walk, answers.to(where))
-        return _score(net, compared, where, channels_last)
+        return _score(net, compared, where, channels_last, task)
 
 
 def logits(
@@ -153,9 +143,11 @@ def predictions(
     batch_size: int = 256,
     device: torch.device | None = None,
     limit: int | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Tensor:
-    """The class answered for each image, (n,) int64 on the CPU. Args are those of `accuracy`."""
-    return logits(module, split, batch_size=batch_size, device=device, limit=limit).argmax(1)
+    """The target answered for each image, (n, ...) on the CPU. Args are those of `accuracy`."""
+    outputs = logits(module, split, batch_size=batch_size, device=device, limit=limit)
+    return task.answers(outputs)
 
 
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -206,20 +198,14 @@ def _forward(net: nn.Module, images: Tensor) -> Tensor:
     return answer.float()
 
 
-def _score(net: nn.Module, walk: Batches, device: torch.device, channels_last: bool) -> Score:
-    # Sums stay on the device: one transfer for the whole split.
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    count = 0
-    for images, labels in walk:
-        if labels is None:
+def _score(
+    net: nn.Module, walk: Batches, device: torch.device, channels_last: bool, task: Task
+) -> Score:
+    scorer = task.scorer(device)
+    for images, targets in walk:
+        if targets is None:
             raise DataError("a batch without labels came from a split that says it has them")
         layout = memory_format(images.shape[1:])
         given = images.contiguous(memory_format=layout) if channels_last else images
-        answer = _forward(net, given)
-        right += (answer.argmax(1) == labels).sum()
-        loss += F.cross_entropy(answer, labels, reduction="sum").double()
-        count += len(images)
-    if not count:
-        raise DataError("this split has no images to evaluate on")
-    return Score(int(right) / count, float(loss) / count)
+        scorer.add(_forward(net, given), targets)
+    return scorer.result()

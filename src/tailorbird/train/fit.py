@@ -10,6 +10,7 @@ from torch import nn
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError, DataError, TrainingError
 from tailorbird.progress import Progress
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.losses import CrossEntropy
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.student import Assignment
@@ -23,6 +24,7 @@ def fit(
     recipe: Recipe,
     seed: int,
     checkpoint: Path | None = None,
+    task: Task = CLASSIFICATION,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
@@ -35,6 +37,7 @@ def fit(
         module: images (n, C, H, W) to logits (n, classes); copied.
         data: trained on ``train``, chosen on ``validation``; ``test`` is never read.
         checkpoint: folder for the state of each epoch; a run started again continues there.
+        task: what outputs mean.
         device: None is the first CUDA device, else the CPU.
 
     Raises:
@@ -46,13 +49,14 @@ def fit(
         raise DataError(f"data '{data.name}' has no labels, and training from scratch needs them")
     if not recipe.ce_weight > 0:
         raise ConfigError("recipe.ce_weight is 0, so there is nothing to learn; give it 1")
-    term = CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing)
+    term = CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing, task=task)
     [result] = train(
         [Assignment(name="network", student=module, checkpoint=checkpoint)],
         data,
         terms=lambda _: [term],
         recipe=recipe,
         seed=seed,
+        task=task,
         device=device,
         progress=progress,
         title="train",

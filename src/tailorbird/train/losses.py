@@ -21,6 +21,8 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from tailorbird.task import CLASSIFICATION, Task
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -52,21 +54,22 @@ class Term(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """Cross-entropy with the labels; nothing where there are none."""
+    """The task's loss with the labels, cross-entropy for classes; nothing without labels."""
 
     weight: float = 1.0
     smoothing: float = 0.0
+    task: Task = CLASSIFICATION
 
     def __call__(self, seen: Seen) -> Tensor | None:
         """The mean over the batch."""
         if seen.labels is None:
             return None
-        return F.cross_entropy(seen.logits, seen.labels, label_smoothing=self.smoothing)
+        return self.task.loss(seen.logits, seen.labels, smoothing=self.smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Divergence of the student's answer from the teacher's, KL(teacher || student).
+    """How far the student's answer is from the teacher's, KL(teacher || student) for classes.
 
     Both are softened by the temperature T, and the value is scaled by T^2 so that the gradient
     keeps its size (Hinton et al., 2015).
@@ -74,15 +77,14 @@ class Distillation:
 
     weight: float = 0.5
     temperature: float = 1.0
+    task: Task = CLASSIFICATION
 
     def __call__(self, seen: Seen) -> Tensor | None:
         """The mean over the batch."""
         if "output" not in seen.teacher:
             return None
-        student = F.log_softmax(seen.logits / self.temperature, dim=1)
-        teacher = F.log_softmax(seen.teacher["output"].float() / self.temperature, dim=1)
-        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        return divergence * self.temperature**2
+        teacher = seen.teacher["output"]
+        return self.task.distil(seen.logits, teacher, temperature=self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch import nn
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError, TrainingError
 from tailorbird.progress import Progress
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Teacher
 from tailorbird.train.losses import CrossEntropy, Distillation, Hints, Term
 from tailorbird.train.recipe import Recipe
@@ -31,6 +32,7 @@ def retrain(
     recipe: Recipe,
     seed: int,
     checkpoint: Path | None = None,
+    task: Task = CLASSIFICATION,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     name: str = "student",
@@ -46,6 +48,7 @@ def retrain(
             labels the teacher's answers stand in for them.
         hints: pairs of a submodule of the student and a node that the teacher gives.
         checkpoint: folder for the state of each epoch; a run started again continues there.
+        task: what outputs mean.
         device: None is the first CUDA device, else the CPU.
         name: what messages call the student.
 
@@ -73,6 +76,7 @@ def retrain(
         data,
         recipe=recipe,
         seed=seed,
+        task=task,
         device=device,
         progress=progress,
     )
@@ -94,6 +98,7 @@ def retrain_all(
     *,
     recipe: Recipe,
     seed: int,
+    task: Task = CLASSIFICATION,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> list[Retrained]:
@@ -115,10 +120,11 @@ def retrain_all(
 
     def terms(assignment: Assignment) -> list[Term]:
         found: list[Term] = [
-            Distillation(weight=recipe.kl_weight, temperature=recipe.temperature),
+            Distillation(weight=recipe.kl_weight, temperature=recipe.temperature, task=task),
         ]
         if data.labelled:
-            found.append(CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing))
+            smoothing = recipe.label_smoothing
+            found.append(CrossEntropy(weight=recipe.ce_weight, smoothing=smoothing, task=task))
         if assignment.hints:
             found.append(Hints(pairs=tuple(assignment.hints), weight=recipe.mse_weight))
         return found
@@ -137,6 +143,7 @@ def retrain_all(
         recipe=recipe,
         seed=seed,
         teacher=teacher,
+        task=task,
         device=device,
         progress=progress,
         title="retrain",

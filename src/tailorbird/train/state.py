@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tailorbird.errors import StoreError
+from tailorbird.task import Score
 from tailorbird.train.checkpoint import Json, prefixed, under
-from tailorbird.train.evaluate import Score
 from tailorbird.train.optimisers import (
     optimizer_numbers,
     optimizer_tensors,
@@ -118,7 +118,7 @@ class State(Generic[Figures]):
             "step": self.step,
             "seconds": self.seconds,
             "history": [asdict(cast("Any", epoch)) for epoch in self.history],
-            "best_score": [self.best_score.accuracy, self.best_score.loss] if scored else None,
+            "best_score": [self.best_score.value, self.best_score.loss] if scored else None,
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,
             "stopped_step": self.stopped_step,

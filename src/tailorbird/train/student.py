@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tailorbird.data.images import Split
 from tailorbird.errors import ConfigError, TrainingError
+from tailorbird.task import Score, Task
 from tailorbird.train.checkpoint import Checkpoint, Json, digest
-from tailorbird.train.evaluate import Score, score
+from tailorbird.train.evaluate import score
 from tailorbird.train.losses import Seen, Term, total
 from tailorbird.train.optimisers import build_optimizer
 from tailorbird.train.precision import autocast, lay_out, resolve
@@ -73,6 +74,7 @@ class Student:
     Args:
         assignment: its student is copied; all of the copy's parameters are trained.
         terms: summands of its loss.
+        task: what its outputs mean.
         example: two images (2, C, H, W) on the device, for a dry run.
         answers: what the teacher says to them, by node name; empty without a teacher.
 
@@ -87,11 +89,13 @@ class Student:
         *,
         terms: Sequence[Term],
         recipe: Recipe,
+        task: Task,
         device: torch.device,
         example: Tensor,
         answers: Mapping[str, Tensor],
     ) -> None:
         self.name, self.recipe, self.device = assignment.name, recipe, device
+        self.task = task
         self.terms = tuple(terms)
         module = copy.deepcopy(assignment.student).to(device).eval().requires_grad_(True)
         self.precision = resolve(recipe.precision, device, module)
@@ -202,9 +206,9 @@ class Student:
                 epoch=epoch,
                 step=state.step,
                 loss=loss,
-                accuracy=scores[0].accuracy,
+                accuracy=scores[0].value,
                 validation_loss=scores[0].loss,
-                ema_accuracy=scores[1].accuracy if len(scores) > 1 else None,
+                ema_accuracy=scores[1].value if len(scores) > 1 else None,
                 learning_rate=rate,
                 seconds=seconds,
             )
@@ -219,6 +223,7 @@ class Student:
             split,
             answers=answers,
             batch_size=max(256, self.recipe.batch_size),
+            task=self.task,
             device=self.device,
             limit=limit,
             channels_last=self.format is torch.channels_last,
@@ -272,13 +277,11 @@ class Student:
                 f"'{self.name}' can't run on images of shape {tuple(example.shape)}: {error}"
             ) from error
         problems = []
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"'{self.name}': expected logits of shape (n, classes), got {given}")
+        self.task.check(logits, what=f"'{self.name}'")
         wanted = answers.get("output")
         if wanted is not None and wanted.shape != logits.shape:
             problems.append(
-                f"'{self.name}' answers with {logits.shape[1]} classes, the teacher with "
+                f"'{self.name}' answers with {tuple(logits.shape[1:])} numbers, the teacher with "
                 f"{tuple(wanted.shape[1:])}"
             )
         for submodule, node in hints:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tailorbird.data.images import ImageData, blame_images, resident
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Answers, Teacher
 from tailorbird.train.checkpoint import Json, digest
 from tailorbird.train.clock import Clock
@@ -79,6 +80,7 @@ def train(
     recipe: Recipe,
     seed: int,
     teacher: Teacher | None = None,
+    task: Task = CLASSIFICATION,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     title: str = "train",
@@ -87,6 +89,7 @@ def train(
 
     Args:
         terms: the summands of a network's loss.
+        task: what outputs mean.
         title: names the task and the kind of run in the checkpoint.
 
     Raises:
@@ -111,6 +114,7 @@ def train(
                         assignment,
                         terms=terms(assignment),
                         recipe=recipe,
+                        task=task,
                         device=where,
                         example=example,
                         answers=known,
@@ -127,8 +131,8 @@ def train(
             if not student.resume(assignment, common)
         ]
         work = _Retraining(students, fresh, data, recipe=recipe, seed=seed, teacher=asked)
-        with (progress or Silent()).task(title, work.clock.planned) as task:
-            run(work, work.walk, work.clock, task, every=look_steps(where))
+        with (progress or Silent()).task(title, work.clock.planned) as shown:
+            run(work, work.walk, work.clock, shown, every=look_steps(where))
         return [work.finish(student) for student in students]
 
 
@@ -187,7 +191,7 @@ class _Retraining:
         """Validate and save the students that are new."""
         for student in self.group:
             score = student.evaluate(student.state.module, self.validation, self.answers)
-            student.before = score.accuracy
+            student.before = score.value
         self.close()
         self.save()
 
@@ -267,7 +271,7 @@ class _Retraining:
             name=student.name,
             module=module.cpu(),
             history=tuple(state.history),
-            accuracy=score.accuracy,
+            accuracy=score.value,
             accuracy_before=student.before,
             epochs=state.history[-1].epoch if state.history else 0.0,
             best_epoch=state.best_epoch,
@@ -290,7 +294,9 @@ class _Retraining:
         if self.teacher is None:
             raise DataError("training without a teacher needs labels, and this data has none")
         plain = self.teacher.in_float32()
-        return predictions(plain, self.validation, device=self.device, limit=limit)
+        return predictions(
+            plain, self.validation, device=self.device, limit=limit, task=self.students[0].task
+        )
 
 
 def _check(assignments: Sequence[Assignment], data: ImageData) -> None:

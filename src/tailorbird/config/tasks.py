@@ -1,0 +1,37 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tailorbird.config.sections import near
+from tailorbird.errors import ConfigError, Fault
+from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.task import Classification, Task
+
+TASKS: Mapping[str, Callable[[], Task]] = {"classification": Classification}
+"""Name -> task. A new one is a line here."""
+
+
+def task(name: str, *, folder: Path = Path()) -> Task:
+    """The task called ``name``.
+
+    Args:
+        name: one of `TASKS`, or ``package.module:name`` of the user's own.
+        folder: modules in it can be imported.
+
+    Raises:
+        ConfigError: for an unknown name, with those there are, or one that is no task.
+
+    Example:
+        >>> task("classification").measure
+        'top-1'
+    """
+    if name in TASKS:
+        return TASKS[name]()
+    if not is_factory(name):
+        raise ConfigError(Fault("task", f"unknown name {name!r}{near(name, TASKS)}"))
+    make_importable(folder)
+    made: Task = own(name, Task)
+    return made
