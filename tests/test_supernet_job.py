@@ -151,7 +151,7 @@ def test_a_scheme_and_a_sampler_of_one_s_own(space, beside):
             "my_schemes:Thrid",
             "sampler: my_schemes:Thrid: 'my_schemes' has no 'Thrid'; near",
         ),
-        ("deps", "my_schemes:mute", "my_schemes:mute: expected a sampler with name, sample, state"),
+        ("deps", "my_schemes:mute", "my_schemes:mute: expected a sampler with name, sample, got"),
         ("deps", {"kind": "my_schemes:Third", "third": 5}, "sampler.third: unknown key"),
         ("deps", {"kind": "spread"}, 'unknown sampler "spread"; known: uniform'),
         ("deps", 5, "unknown sampler 5"),
