@@ -11,6 +11,7 @@ from tailorbird.errors import ConfigError, StoreError
 from tailorbird.supernet.samplers import Region, Sandwich, Uniform, observer
 from tailorbird.supernet.schemes.deps import DepS, DepSPlan
 from tailorbird.supernet.train import train_supernet
+from tailorbird.testing import check_sampler
 from tests.supernet.bandit import Bandit, Makes
 from tests.supernet.test_train import RECIPE, SCHEMES, Interrupt, same
 from tests.supernet.tiny import stripes, tiny_supernet
@@ -166,3 +167,7 @@ def test_a_scheme_may_learn_too(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(folder=tmp_path / "run", progress=Interrupt(8))
     assert same(run(folder=tmp_path / "run").supernet, whole.supernet)
+
+
+def test_a_sampler_that_learns_keeps_the_contract():
+    check_sampler(Bandit)

@@ -7,6 +7,7 @@ from tailorbird.errors import ConfigError, SpaceError
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.counts import macs
 from tailorbird.supernet.samplers import MacsBalanced, Region, Sandwich, Uniform
+from tailorbird.testing import check_sampler
 
 MBV3 = load_space("ofa-mbv3-w1.0")
 SAMPLERS = {
@@ -22,18 +23,23 @@ def rng(seed=0):
 
 
 @pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
-@pytest.mark.parametrize("opens", [{}, {"ks": None, "d": 2}, {"ks": 2, "e": None, "d": None}])
-def test_draws_lie_in_the_region_and_repeat_for_a_generator(make, opens):
-    region = Region.opened(MBV3, opens)
-    sampler = make(region, 5)
-    drawn = sampler.sample(3, rng(1))
-    assert drawn.shape == (5, len(MBV3.space.choices))
-    MBV3.space.validate(drawn)
-    active = MBV3.space.active(drawn)
-    assert (drawn >= region.floor)[active].all()
-    assert (make(region, 5).sample(3, rng(1)) == drawn).all()
-    assert (sampler.sample(3, rng(2)) != drawn).any()
-    assert sampler.state() == {}
+def test_the_contract_is_kept(make):
+    check_sampler(make)
+
+
+def test_a_sampler_that_breaks_the_contract_is_found():
+    class Same(Uniform):
+        def sample(self, step, rng):
+            return super().sample(step, np.random.default_rng(0))
+
+    class Outside(Uniform):
+        def sample(self, step, rng):
+            return MBV3.space.sample(5, rng)
+
+    with pytest.raises(AssertionError, match="other generators: expected other draws"):
+        check_sampler(Same)
+    with pytest.raises(AssertionError, match="some lie below its floor"):
+        check_sampler(Outside)
 
 
 def test_uniform_reaches_every_open_value_equally_and_no_other():
