@@ -1,4 +1,7 @@
+import tempfile
 from pathlib import Path
+
+import torch
 
 from tailorbird import doctor
 
@@ -15,7 +18,7 @@ def test_a_folder_that_cannot_be_written_is_wrong_and_says_what_to_do(monkeypatc
     def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
     [disk] = [f for f in doctor.examine(tmp_path) if f.topic == "disk"]
     assert disk.level == "wrong"
     assert "Permission denied" in disk.text and "'run' in the job" in disk.text
@@ -25,7 +28,7 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch, tmp_path):
     def broken() -> None:
         raise ImportError("libcuda is torn")
 
-    monkeypatch.setattr(doctor, "_gpu", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", broken)
     found = doctor.examine(tmp_path)
     assert doctor.Finding("check", "wrong", "ImportError: libcuda is torn") in found
     assert any(finding.topic == "disk" for finding in found)

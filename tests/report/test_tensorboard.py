@@ -1,13 +1,12 @@
 """Figures reach TensorBoard's writer where there is one; without it the way to get it is told."""
 
 import builtins
-import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from tailorbird.errors import ConfigError
-from tailorbird.report import tensorboard
 from tailorbird.report.tensorboard import NoBoard, TensorBoard
 from tailorbird.supernet.train_state import SupernetEpoch, SupernetSteps
 
@@ -43,8 +42,8 @@ class Writer:
 @pytest.fixture
 def fake(monkeypatch):
     Writer.made.clear()
-    fakes = SimpleNamespace(import_module=lambda name: SimpleNamespace(SummaryWriter=Writer))
-    monkeypatch.setattr(tensorboard, "importlib", fakes)
+    installed = SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", installed)
 
 
 def test_figures_are_entered_at_their_steps(fake, tmp_path):
@@ -75,8 +74,8 @@ def test_missing_it_is_told_how_to_get_it(monkeypatch, tmp_path):
         return found(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    for name in [n for n in importlib.sys.modules if n.startswith("torch.utils.tensorboard")]:
-        monkeypatch.delitem(importlib.sys.modules, name)
+    for name in [n for n in sys.modules if n.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match="needs TensorBoard, which is not installed") as caught:
         TensorBoard(tmp_path)
     assert 'pip install "tailorbird[tensorboard]"' in str(caught.value)

@@ -3,19 +3,24 @@ import torch
 from torch import nn
 
 from tailorbird.errors import ConfigError
-from tailorbird.train import precision
 from tailorbird.train.precision import autocast, compute_device, reproducible, reseed, resolve
+
+
+def cpu_with(monkeypatch, **units):
+    """A processor with AVX512 and the units named."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
 
 
 def test_auto_on_a_cpu_asks_hardware_and_network(monkeypatch):
     cpu = torch.device("cpu")
     dense = nn.Sequential(nn.Conv2d(16, 16, 3))
     depthwise = nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, groups=16))
-    monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: True)
+    cpu_with(monkeypatch, avx512_bf16=True)
     assert resolve("auto", cpu, dense) == "bfloat16"
     assert resolve("auto", cpu, depthwise) == "float32"
     assert resolve("bfloat16", cpu, depthwise) == "bfloat16"
-    monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: False)
+    cpu_with(monkeypatch, avx512_bf16=False)
     assert resolve("auto", cpu, dense) == "float32"
     with pytest.raises(ConfigError, match="one of auto, float32, bfloat16, got 'half'"):
         resolve("half", cpu)

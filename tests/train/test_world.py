@@ -35,10 +35,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         world._own_device(torch.device("cuda"))
 
 
-def test_sums_travel_in_pieces_of_one_type(monkeypatch):
-    monkeypatch.setattr(world, "_BUCKET_BYTES", 40)
+def test_sums_travel_in_pieces_of_one_type():
     sizes = [4, 5, 30, 1, 2]
     tensors = [torch.zeros(size) for size in sizes] + [torch.zeros(1, dtype=torch.int64)]
-    found = world._buckets(tensors)
+    found = world._buckets(tensors, limit=40)
     assert [one for bucket in found for one in bucket] == tensors
     assert [[len(one) for one in bucket] for bucket in found] == [[4, 5], [30], [1, 2], [1]]

@@ -214,15 +214,15 @@ def _own_device(wanted: torch.device) -> torch.device:
     return torch.device("cuda", local)
 
 
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors in order, in runs of one type and of a bounded size."""
+def _buckets(tensors: Sequence[Tensor], *, limit: int = _BUCKET_BYTES) -> list[list[Tensor]]:
+    """The tensors in order, in runs of one type and of at most ``limit`` bytes."""
     found: list[list[Tensor]] = []
     room = 0
     for one in tensors:
         size = one.numel() * one.element_size()
         if not found or one.dtype != found[-1][0].dtype or size > room:
             found.append([])
-            room = _BUCKET_BYTES
+            room = limit
         found[-1].append(one)
         room -= size
     return found
