@@ -23,9 +23,20 @@ if TYPE_CHECKING:
     from tailorbird.pipeline import Job as Job
     from tailorbird.pipeline import ModelHouse as ModelHouse
     from tailorbird.pipeline import Student as Student
+    from tailorbird.pipeline import Supernet as Supernet
     from tailorbird.pipeline import execute as execute
+    from tailorbird.search.additive import Exact as Exact
     from tailorbird.search.many_targets import AllAtOnce as AllAtOnce
     from tailorbird.supernet.architecture import load_space as load_space
+    from tailorbird.supernet.schemes.bignas import BigNAS as BigNAS
+    from tailorbird.supernet.schemes.compofa import comp_ofa as comp_ofa
+    from tailorbird.supernet.schemes.deps import DepS as DepS
+    from tailorbird.supernet.schemes.progressive_shrinking import (
+        ProgressiveShrinking as ProgressiveShrinking,
+    )
+    from tailorbird.supernet.train_state import SupernetRecipe as SupernetRecipe
+    from tailorbird.targets import Limit as Limit
+    from tailorbird.targets import Place as Place
     from tailorbird.targets import Target as Target
     from tailorbird.train.recipe import Recipe as Recipe
 
@@ -33,18 +44,27 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AllAtOnce": "tailorbird.search.many_targets",
+    "BigNAS": "tailorbird.supernet.schemes.bignas",
+    "DepS": "tailorbird.supernet.schemes.deps",
+    "Exact": "tailorbird.search.additive",
     "HouseOptions": "tailorbird.house.options",
     "ImageData": "tailorbird.data.images",
     "Job": "tailorbird.pipeline",
+    "Limit": "tailorbird.targets",
     "ModelHouse": "tailorbird.pipeline",
     "Normalisation": "tailorbird.data.images",
     "OfaPredictor": "tailorbird.estimate.accuracy_predictor",
     "OnnxRuntime": "tailorbird.measure.onnxruntime",
+    "Place": "tailorbird.targets",
     "PredictedFamily": "tailorbird.estimate.predicted",
+    "ProgressiveShrinking": "tailorbird.supernet.schemes.progressive_shrinking",
     "Recipe": "tailorbird.train.recipe",
     "Student": "tailorbird.pipeline",
+    "Supernet": "tailorbird.pipeline",
+    "SupernetRecipe": "tailorbird.supernet.train_state",
     "TailorbirdError": "tailorbird.errors",
     "Target": "tailorbird.targets",
+    "comp_ofa": "tailorbird.supernet.schemes.compofa",
     "compile_table": "tailorbird.estimate.latency_table",
     "execute": "tailorbird.pipeline",
     "load_model": "tailorbird.models",
@@ -55,18 +75,27 @@ _HOMES = {
 
 __all__ = [
     "AllAtOnce",
+    "BigNAS",
+    "DepS",
+    "Exact",
     "HouseOptions",
     "ImageData",
     "Job",
+    "Limit",
     "ModelHouse",
     "Normalisation",
     "OfaPredictor",
     "OnnxRuntime",
+    "Place",
     "PredictedFamily",
+    "ProgressiveShrinking",
     "Recipe",
     "Student",
+    "Supernet",
+    "SupernetRecipe",
     "TailorbirdError",
     "Target",
+    "comp_ofa",
     "compile_table",
     "execute",
     "load_model",

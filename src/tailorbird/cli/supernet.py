@@ -185,12 +185,9 @@ def fit(
     The same command again continues. More targets cost hardly more. The exit code is 3 where a
     target is not met.
     """
-    from functools import partial
-
     from tailorbird.cli.house import tell
     from tailorbird.config.targets import load_targets
     from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
-    from tailorbird.pipeline.supernet_run import evaluate_subnets
     from tailorbird.report.record import RunReport
     from tailorbird.report.terminal import terminal
 
@@ -204,9 +201,7 @@ def fit(
         seed=seed,
     )
     targets = load_targets(fleet)
-    source, progress = opened(run, data), terminal(quiet=quiet)
-    evaluate = partial(evaluate_subnets, source, images=images, progress=progress)
-    fit_run(source, targets, options=options, evaluate=evaluate, progress=progress)
+    fit_run(opened(run, data), targets, options=options, progress=terminal(quiet=quiet))
     tell(RunReport.load(run / "report.json"), run)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from tailorbird.config.images import Images, images
 from tailorbird.config.reader import read_file
 from tailorbird.config.sections import Faults, Field, read_fields
-from tailorbird.data.colour import in_colour
+from tailorbird.data.colour import for_supernets
 from tailorbird.data.images import ImageData
-from tailorbird.errors import ConfigError, DataError, StoreError, TailorbirdError
+from tailorbird.errors import ConfigError, StoreError, TailorbirdError
 from tailorbird.factories import make_importable
 from tailorbird.files import read_json
 from tailorbird.runfolder import CONFIG, ORIGIN
@@ -44,15 +44,9 @@ def read_data(section: Images, *, seed: int, folder: Path) -> ImageData:
     """
     make_importable(folder)
     try:
-        data = in_colour(section.read(seed))
-        if not data.labelled:
-            raise DataError(
-                f"'{data.name}' has no labels, and training and judging supernets needs them; "
-                "give labelled images"
-            )
+        return for_supernets(section.read(seed))
     except TailorbirdError as error:
         raise type(error)(f"data: {error}") from error
-    return data
 
 
 def load_data_file(path: Path) -> Images:

@@ -7,8 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tailorbird.config.images import Images, images
 from tailorbird.config.reader import Document, Path_, read_file
 from tailorbird.config.run_data import read_data
@@ -23,12 +21,9 @@ from tailorbird.config.sections import (
     short,
 )
 from tailorbird.data.images import classes_in
-from tailorbird.errors import ConfigError, DataError, Fault, SpaceError, StoreError
-from tailorbird.models import read_tensors
+from tailorbird.errors import ConfigError, Fault, SpaceError
 from tailorbird.supernet.architecture import SPACES, ArchitectureSpace, load_space
-from tailorbird.supernet.network import Supernet, build_supernet
-from tailorbird.supernet.ofa_checkpoint import load_official
-from tailorbird.supernet.store import classes_of, head_of, outputs_of
+from tailorbird.supernet.start import starting_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
 
 HINT = "`tailorbird supernet init > job.yaml` writes a job to start from"
@@ -172,14 +167,14 @@ def build_job(plan: SupernetPlan, *, folder: Path) -> dict[str, Any]:
         TailorbirdError: for images or a checkpoint that can't be used.
     """
     data = read_data(plan.data, seed=plan.seed, folder=folder)
-    supernet = build_supernet(
+    supernet = starting_supernet(
         plan.space.architectures,
         classes=classes_in(data),
+        seed=plan.seed,
         dropout=plan.dropout,
-        generator=torch.Generator().manual_seed(plan.seed),
+        start=plan.start,
+        new_classifier=plan.new_classifier,
     )
-    if plan.start is not None:
-        _begin_with(supernet, plan.start, fresh=plan.new_classifier)
     return {
         "supernet": supernet,
         "data": data,
@@ -228,29 +223,3 @@ def space_called(name: str, base: Path) -> str | None:
     if name in SPACES:
         return name
     return str((base / Path(name).expanduser()).resolve()) if name.endswith(".json") else None
-
-
-def _begin_with(supernet: Supernet, checkpoint: Path, *, fresh: bool) -> None:
-    """Load the checkpoint, but for its classifier where a fresh one is wanted.
-
-    Raises:
-        StoreError: for a checkpoint that can't be read or doesn't fit.
-        DataError: for one of other classes.
-    """
-    architectures, classes = supernet.architectures, classes_of(supernet)
-    try:
-        weights = read_tensors(checkpoint)
-        if fresh:
-            own = supernet.state_dict()
-            kept = weights.keys() - set(head_of(architectures, weights))
-            weights = {name: weights[name] for name in kept}
-            weights |= {name: own[name] for name in head_of(architectures, own)}
-        outputs = outputs_of(architectures, weights)
-        if outputs not in (None, classes):
-            raise DataError(
-                f"start: {checkpoint} was trained for {outputs} classes, and the data have "
-                f"{classes}; give images of its classes, or new_classifier: true"
-            )
-        load_official(supernet, weights)
-    except StoreError as error:
-        raise StoreError(f"start: {error}") from error

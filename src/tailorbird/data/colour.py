@@ -1,4 +1,4 @@
-"""Grey images for networks that take colour."""
+"""What supernets need of images: labels and three channels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from dataclasses import replace
 
 from tailorbird.data.images import ImageData, Normalisation, Split, TensorSplit
 from tailorbird.errors import DataError
+
+
+def for_supernets(data: ImageData) -> ImageData:
+    """The same images in three channels, if they are labelled.
+
+    Raises:
+        DataError: for images without labels, or of neither one channel nor three.
+    """
+    coloured = in_colour(data)
+    if not data.labelled:
+        raise DataError(
+            f"'{data.name}' has no labels, and training and judging supernets needs them; "
+            "give labelled images"
+        )
+    return coloured
 
 
 def in_colour(data: ImageData) -> ImageData:

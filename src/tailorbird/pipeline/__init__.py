@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from tailorbird.pipeline.house import ModelHouse as ModelHouse
     from tailorbird.pipeline.job import Job as Job
     from tailorbird.pipeline.job import Until as Until
+    from tailorbird.pipeline.supernet import Supernet as Supernet
 
 _HOMES = {
     "Job": "tailorbird.pipeline.job",
     "ModelHouse": "tailorbird.pipeline.house",
     "Student": "tailorbird.fit.answers",
+    "Supernet": "tailorbird.pipeline.supernet",
     "Until": "tailorbird.pipeline.job",
     "execute": "tailorbird.pipeline.execute",
 }
 
-__all__ = ["Job", "ModelHouse", "Student", "Until", "execute"]
+__all__ = ["Job", "ModelHouse", "Student", "Supernet", "Until", "execute"]
 
 
 class _Package(ModuleType):

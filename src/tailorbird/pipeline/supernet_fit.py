@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from tailorbird.errors import ConfigError, StoreError
 from tailorbird.estimate.latency_files import contents
@@ -30,7 +31,7 @@ from tailorbird.fit.fit import Settings, fit
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.house import Write
 from tailorbird.pipeline.reporting import environment, stage_costs, write_report
-from tailorbird.pipeline.supernet_run import IDENTITY, SupernetRun
+from tailorbird.pipeline.supernet_run import IDENTITY, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder, short_hash
@@ -94,7 +95,7 @@ def fit_run(
     targets: Sequence[Target],
     *,
     options: FitOptions,
-    evaluate: Evaluate,
+    evaluate: Evaluate | None = None,
     strategy: Strategy | None = None,
     exporter: Exporter | None = None,
     write: Write = write_report,
@@ -108,7 +109,7 @@ def fit_run(
         run: the trained supernet.
         targets: a place and limits each.
         options: sizes of the steps.
-        evaluate: accuracies of subnets, stored as they become known.
+        evaluate: accuracies of subnets; `evaluate_subnets` of the run by default.
         strategy: how subnets are searched; what suits the space by default.
         exporter: makes files of networks; ONNX by default.
         write: writes the report into the run folder.
@@ -137,7 +138,8 @@ def fit_run(
             run.supernet,
             run.data,
             weights=run.weights,
-            evaluate=evaluate,
+            evaluate=evaluate
+            or partial(evaluate_subnets, run, images=options.images, progress=progress),
             calibration=run.calibration,
             folder=run.path / "fit",
             options=SubnetOptions(
