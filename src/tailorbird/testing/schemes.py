@@ -35,10 +35,10 @@ def check_scheme(scheme: Scheme, space: ArchitectureSpace | None = None) -> None
         step = plan.step(number, np.random.default_rng(number))
         _check_step(step, space, number)
         other = again.step(number, np.random.default_rng(number))
-        same = [(a.genome == b.genome).all() for a, b in zip(step.networks, other.networks)]  # noqa: B905
-        assert (
-            len(step.networks) == len(other.networks) and all(same) and step.rate == other.rate
-        ), f"step {number}: expected the same networks and rate from an equal generator"
+        asked = f"step {number}: expected the same networks and rate from an equal generator"
+        assert len(step.networks) == len(other.networks) and step.rate == other.rate, asked
+        pairs = zip(step.networks, other.networks, strict=True)
+        assert all((a.genome == b.genome).all() for a, b in pairs), asked
 
 
 def _check_step(step: Step, space: ArchitectureSpace, number: int) -> None:
