@@ -31,7 +31,7 @@ def execute(
     *,
     until: Until = "export",
     exporter: Exporter | None = None,
-    write: Write = write_report,
+    write: Write | None = None,
     progress: Progress | None = None,
 ) -> RunReport:
     """Run or continue ``job``; returns what is also written to ``report.json``.
@@ -40,7 +40,7 @@ def execute(
         job: what to do.
         until: where to stop.
         exporter: makes files of networks; ONNX by default.
-        write: writes the report into the run folder.
+        write: writes the report into the run folder; with picture and page by default.
         progress: shown nothing by default.
 
     Raises:
@@ -92,7 +92,7 @@ def execute(
             seed=job.seed,
             task=job.task,
             exporter=exporter or OnnxExporter(),
-            write=write,
+            write=write or write_report,
             progress=shown,
         )
         if until == "house":

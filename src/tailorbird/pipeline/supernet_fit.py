@@ -98,7 +98,7 @@ def fit_run(
     evaluate: Evaluate | None = None,
     strategy: Strategy | None = None,
     exporter: Exporter | None = None,
-    write: Write = write_report,
+    write: Write | None = None,
     progress: Progress,
 ) -> list[Student]:
     """One student per target, or the reason why not; continues what was begun.
@@ -112,7 +112,7 @@ def fit_run(
         evaluate: accuracies of subnets; `evaluate_subnets` of the run by default.
         strategy: how subnets are searched; what suits the space by default.
         exporter: makes files of networks; ONNX by default.
-        write: writes the report into the run folder.
+        write: writes the report into the run folder; with picture and page by default.
         progress: told what is going on.
 
     Raises:
@@ -176,7 +176,9 @@ def fit_run(
                 for place in places
             }
             details["predict accuracy"] = str(candidates.learned or "")
-            write(_report(run, results, candidates, folder, seed=seed, details=details), run.path)
+            (write or write_report)(
+                _report(run, results, candidates, folder, seed=seed, details=details), run.path
+            )
         write_json(run.path / "fit" / "finished.json", asked)
     return students
 
