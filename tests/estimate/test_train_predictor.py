@@ -93,10 +93,11 @@ def test_uncertainty_grows_away_from_what_was_measured():
     assert predictor.predict(far)[1].min() > predictor.predict(near)[1].max()
 
 
-def test_many_pairs_are_tuned_on_a_share_that_the_seed_draws(monkeypatch):
-    monkeypatch.setattr(train_predictor, "TUNING_PAIRS", 30)
+def test_many_pairs_are_tuned_on_a_share_that_the_seed_draws():
     genomes, accuracies = pairs(120)
-    first, again, other = (fit(genomes, accuracies, FEATURES, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        fit(genomes, accuracies, FEATURES, seed=seed, tuning_pairs=30) for seed in (0, 0, 1)
+    )
     assert (first.parameters == again.parameters).all()
     assert not np.allclose(first.parameters, other.parameters)
     assert len(first.targets) == 120

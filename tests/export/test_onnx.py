@@ -115,11 +115,12 @@ def test_many_equal_their_networks_and_single_exports(tmp_path):
     assert {path.suffix for path in paths[0].parent.iterdir()} == {".onnx"}
 
 
-def test_many_without_the_tracing_exporter(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "_export_traced", lambda *_: False)
+def test_many_without_the_tracing_exporter(tmp_path):
     zoo_ = dict(list(zoo().items())[:3])
     for path, (module, shape) in zip(
-        export_many(list(zoo_.values()), tmp_path, list(zoo_)), zoo_.values(), strict=True
+        export_many(list(zoo_.values()), tmp_path, list(zoo_), tracing=False),
+        zoo_.values(),
+        strict=True,
     ):
         image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -127,11 +128,10 @@ def test_many_without_the_tracing_exporter(tmp_path, monkeypatch):
         np.testing.assert_allclose(run(path, image), expected, atol=1e-5)
 
 
-def test_chunks_are_cut_by_number_and_by_weight(monkeypatch):
-    monkeypatch.setattr(exporting, "CHUNK_BLOCKS", 3)
-    monkeypatch.setattr(exporting, "CHUNK_BYTES", 4 * 25)
+def test_chunks_are_cut_by_number_and_by_weight():
     light, heavy = nn.Linear(2, 2, bias=False), nn.Linear(5, 5, bias=False)
-    chunks = list(exporting._chunks([light] * 4 + [heavy, heavy, light]))
+    modules = [light] * 4 + [heavy, heavy, light]
+    chunks = list(exporting._chunks(modules, most=3, limit=4 * 25))
     assert chunks == [[0, 1, 2], [3], [4], [5], [6]]
 
 
@@ -245,10 +245,9 @@ def test_only_what_is_shipped_waits_for_the_disk(tmp_path, monkeypatch):
     assert waits
 
 
-def test_weights_too_large_for_one_file_go_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "SINGLE_FILE_BYTES", 1000)
+def test_weights_too_large_for_one_file_go_beside_it(tmp_path):
     net = nn.Linear(40, 20).eval()
-    path = export_onnx(net, (40,), tmp_path / "m.onnx")
+    path = export_onnx(net, (40,), tmp_path / "m.onnx", single_file_bytes=1000)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
     assert path.stat().st_size < 1000
     image = torch.ones(1, 40)
@@ -256,13 +255,14 @@ def test_weights_too_large_for_one_file_go_beside_it(tmp_path, monkeypatch):
         np.testing.assert_allclose(run(path, image), net(image), atol=1e-5)
 
 
-def test_a_copy_with_other_metadata_also_of_weights_beside_the_file(tmp_path, monkeypatch):
+def test_a_copy_with_other_metadata_also_of_weights_beside_the_file(tmp_path):
     net = nn.Linear(400, 8)
     one = export_onnx(net, (400,), tmp_path / "one.onnx", metadata={"target": "a", "more": "b"})
     two = relabel(one, tmp_path / "there" / "two.onnx", {"target": "c"})
-    monkeypatch.setattr(exporting, "SINGLE_FILE_BYTES", 5_000)
-    beside = export_onnx(net, (400,), tmp_path / "beside.onnx")
-    three = relabel(beside, tmp_path / "there" / "three.onnx", {"target": "d"})
+    beside = export_onnx(net, (400,), tmp_path / "beside.onnx", single_file_bytes=5_000)
+    assert beside.with_name("beside.onnx.data").exists()
+    there = tmp_path / "there" / "three.onnx"
+    three = relabel(beside, there, {"target": "d"}, single_file_bytes=5_000)
     assert three.with_name("three.onnx.data").exists()
     images = torch.randn(1, 400)
     for path, target in ((two, "c"), (three, "d")):

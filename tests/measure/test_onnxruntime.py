@@ -70,10 +70,9 @@ def test_two_threads_are_another_setting(files):
     assert "2 threads" in device.key
 
 
-def test_large_sets_are_measured_in_groups_in_order(files, monkeypatch):
-    monkeypatch.setattr(measuring, "GROUP_BYTES", 1)
-    assert measuring._groups(files) == [[file] for file in files]
-    assert len(OnnxRuntime(runs=5).measure(files)) == len(files)
+def test_large_sets_are_measured_in_groups_in_order(files):
+    assert measuring._groups(files, limit=1) == [[file] for file in files]
+    assert len(OnnxRuntime(runs=5).measure(files, group_bytes=1)) == len(files)
 
 
 def test_every_faulty_file_is_named(files, tmp_path):

@@ -2,7 +2,6 @@ import io
 from itertools import combinations
 
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from tailorbird.report import plot
@@ -46,21 +45,8 @@ def crowded() -> RunReport:
     )
 
 
-def drawn(report: RunReport, monkeypatch: pytest.MonkeyPatch) -> Figure:
-    kept: list[Figure] = []
-    original = plot._place_labels
-
-    def keep(figure: Figure, panels: object) -> None:
-        original(figure, panels)
-        kept.append(figure)
-
-    monkeypatch.setattr(plot, "_place_labels", keep)
-    assert imread(io.BytesIO(plot.png(report))).shape[2] == 4
-    return kept[0]
-
-
-def test_labels_of_a_crowded_run_do_not_overlap(crowded, monkeypatch):
-    figure = drawn(crowded, monkeypatch)
+def test_labels_of_a_crowded_run_do_not_overlap(crowded):
+    figure = plot.picture(crowded)
     axes = figure.axes[0]
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
     assert {"teacher", "resnet5", "target-0", "target-5"} <= set(boxes)
@@ -70,25 +56,26 @@ def test_labels_of_a_crowded_run_do_not_overlap(crowded, monkeypatch):
         assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1, name
 
 
-def test_a_student_far_below_does_not_press_the_rest_together(crowded, monkeypatch):
-    figure = drawn(crowded, monkeypatch)
+def test_a_student_far_below_does_not_press_the_rest_together(crowded):
+    figure = plot.picture(crowded)
     low, high = figure.axes[0].get_ylim()
     assert low > 80 and high < 100
     assert "50 %" in [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_one_panel_per_device(monkeypatch):
+def test_one_panel_per_device():
     teachers = {name: point("teacher", 1.0, 0.9, name) for name in ("cpu", "phone $x_1$")}
     donors = (point("d", 0.5, 0.8, "cpu"),)
     report = RunReport(run="r", seed=0, teacher=teachers, donors=donors)
-    figure = drawn(report, monkeypatch)
+    figure = plot.picture(report)
     assert [axes.get_title() for axes in figure.axes] == ["cpu", "phone $x_1$"]
     assert [len(axes.texts) for axes in figure.axes] == [2, 1]
 
 
-def test_macs_stand_in_where_nothing_was_timed(monkeypatch):
+def test_macs_stand_in_where_nothing_was_timed():
     report = RunReport(run="r", seed=0, teacher={"cpu": point("名前 $", None, 0.9)})
-    assert "multiply" in drawn(report, monkeypatch).axes[0].get_xlabel()
+    assert imread(io.BytesIO(plot.png(report))).shape[2] == 4
+    assert "multiply" in plot.picture(report).axes[0].get_xlabel()
 
 
 def test_a_run_without_results_still_draws(tmp_path):

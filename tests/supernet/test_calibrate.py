@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from tailorbird.errors import DataError, StoreError
-from tailorbird.supernet import calibrate
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.calibrate import accuracies, logits, recalibrate
 from tailorbird.supernet.extract import extract
@@ -62,7 +61,7 @@ def test_the_same_as_each_subnet_alone(name, batches):
             torch.testing.assert_close(mine, expected(images), rtol=1e-3, atol=1e-3)
 
 
-def test_large_tensors_are_worked_on_in_parts(batches, monkeypatch):
+def test_large_tensors_are_worked_on_in_parts(batches):
     net = supernet("ofa-mbv3-w1.0")
     genomes = net.architectures.space.sample(2, np.random.default_rng(0))
     found = recalibrate(net, genomes, batches)
@@ -72,15 +71,24 @@ def test_large_tensors_are_worked_on_in_parts(batches, monkeypatch):
     module.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
     (answers,) = logits(net, genomes, found, batches[:1])
     whole = sizes.copy()
-    monkeypatch.setattr(calibrate, "LARGE", 40_000)
-    (answers,) = logits(net, genomes, found, batches[:1])
+    (answers,) = logits(net, genomes, found, batches[:1], large=40_000)
     assert set(whole) == {4} and set(sizes[len(whole) :]) == {2}
     torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
     del sizes[:]
-    monkeypatch.setattr(calibrate, "LARGE", 1)  # no fewer than an image
-    next(logits(net, genomes, found, batches[:1]))
-    recalibrate(net, genomes, batches[:1])  # norms look at the whole batch
-    assert set(sizes) == {1, 4}
+    next(logits(net, genomes, found, batches[:1], large=1))  # no fewer than an image
+    assert set(sizes) == {1}
+
+
+def test_norms_look_at_the_whole_of_a_batch_that_is_large():
+    net = supernet("compofa-mbv3-w1.0")
+    smallest = net.smallest()[None]
+    images = torch.rand(300, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    sizes = []
+    net.slots()[0][1].register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    found = recalibrate(net, smallest, [images])
+    assert sizes == [300]
+    next(logits(net, smallest, found, [images]))
+    assert sizes == [300, 150, 150]
 
 
 def test_layers_after_the_same_path_run_once(batches):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from unittest import mock
+from functools import partial
 
 import torch
 
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit
-from tailorbird.supernet import architecture
+from tailorbird.supernet.kinds.table import KINDS
+from tailorbird.supernet.layout import compile_space
 from tailorbird.supernet.network import build_supernet
 
 BLOCKS = {
@@ -65,9 +66,8 @@ def tiny_space(tmp_path, kind="mbconv", resolutions=(8, 12), classes=2):
         content["official"] |= {"h": "heads", "w": ["w"]}
         content |= {"initial_std": 0.2, "norm_epsilon": 1e-6}
     (tmp_path / f"tiny-{kind}.json").write_text(json.dumps(content))
-    with mock.patch.object(architecture, "_FOLDER", tmp_path):
-        architecture._compiled.cache_clear()
-        return architecture._compiled(f"tiny-{kind}", None)
+    remade = partial(tiny_space, tmp_path, kind, classes=classes)
+    return compile_space(f"tiny-{kind}", content, None, KINDS, remade)
 
 
 def tiny_supernet(tmp_path, kind="mbconv", seed=0, dropout=0.0, **options):

@@ -200,7 +200,12 @@ class TrainedPredictor:
 
 @one_thread()
 def fit(
-    genomes: Genomes, accuracies: npt.ArrayLike, features: Features, *, seed: int = 0
+    genomes: Genomes,
+    accuracies: npt.ArrayLike,
+    features: Features,
+    *,
+    seed: int = 0,
+    tuning_pairs: int = TUNING_PAIRS,
 ) -> TrainedPredictor:
     """Learn accuracy from measured pairs.
 
@@ -209,6 +214,7 @@ def fit(
         accuracies: (n,) measured, in any unit.
         features: of the genomes' space, such as `architecture_features`.
         seed: chooses the pairs that variances and lengths are fitted to, where there are many.
+        tuning_pairs: how many those are at most.
 
     Raises:
         ConfigError: too few pairs, accuracies that aren't finite or all equal, lengths that differ.
@@ -230,8 +236,8 @@ def fit(
     scale = {name: _scale(values) for name, values in groups.items()}
     inputs = {name: (groups[name] - centre[name]) / scale[name] for name in groups}
     chosen = np.arange(len(targets))
-    if len(targets) > TUNING_PAIRS:
-        chosen = np.random.default_rng(seed).permutation(len(targets))[:TUNING_PAIRS]
+    if len(targets) > tuning_pairs:
+        chosen = np.random.default_rng(seed).permutation(len(targets))[:tuning_pairs]
     return TrainedPredictor(
         features=features,
         inputs=inputs,

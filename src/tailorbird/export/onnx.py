@@ -50,6 +50,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = False,
     metadata: Mapping[str, str] | None = None,
+    single_file_bytes: int = SINGLE_FILE_BYTES,
 ) -> Path:
     """Write ``module`` in eval mode and float32 as the ONNX file ``path``.
 
@@ -64,6 +65,7 @@ def export_onnx(
         opset: the ONNX operator set; ``None`` takes the exporter's default.
         dynamic_batch: leave the batch size open instead of 1.
         metadata: text that travels in the file, such as class names and normalisation.
+        single_file_bytes: above this the weights go to ``NAME.onnx.data`` beside the file.
 
     Returns:
         ``path``.
@@ -90,17 +92,24 @@ def export_onnx(
     if dynamic_batch:
         _name_batch(single)
     onnx.helper.set_model_props(single, dict(metadata or {}))
-    _check(single, path.name, full=True)
-    return _write(single, path, sync=True)
+    _check(single, path.name, full=True, limit=single_file_bytes)
+    return _write(single, path, sync=True, limit=single_file_bytes)
 
 
-def relabel(source: Path, path: Path, metadata: Mapping[str, str]) -> Path:
+def relabel(
+    source: Path,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    single_file_bytes: int = SINGLE_FILE_BYTES,
+) -> Path:
     """Write a copy of an exported network that carries other metadata.
 
     Args:
         source: what :func:`export_onnx` has written.
         path: the copy, which appears whole or not at all; missing folders are made.
         metadata: in place of the source's own.
+        single_file_bytes: as :func:`export_onnx` takes it.
 
     Raises:
         StoreError: when a file can't be read or written.
@@ -121,11 +130,15 @@ def relabel(source: Path, path: Path, metadata: Mapping[str, str]) -> Path:
         ) from error
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
-    return _write(model, path, sync=True)
+    return _write(model, path, sync=True, limit=single_file_bytes)
 
 
 def export_many(
-    modules: Sequence[tuple[nn.Module, tuple[int, ...]]], folder: Path, names: Sequence[str]
+    modules: Sequence[tuple[nn.Module, tuple[int, ...]]],
+    folder: Path,
+    names: Sequence[str],
+    *,
+    tracing: bool = True,
 ) -> list[Path]:
     """Write many modules as ``folder/NAME.onnx`` at batch 1, fast, for measuring.
 
@@ -137,6 +150,7 @@ def export_many(
         modules: (module, input shape without the batch dimension) each.
         folder: where the files go; made if missing.
         names: one file name each, without ``.onnx``.
+        tracing: try the tracing exporter first, which is faster but knows fewer operators.
 
     Returns:
         The files, in the order of ``modules``.
@@ -147,7 +161,9 @@ def export_many(
     """
     paths = _file_names(modules, folder, names)
     faults: list[str] = []
-    slow = [i for i in range(len(modules)) if not _export_traced(*modules[i], paths[i])]
+    slow = [
+        i for i in range(len(modules)) if not (tracing and _export_traced(*modules[i], paths[i]))
+    ]
     for chunk in _chunks([modules[i][0] for i in slow]):
         places = [slow[position] for position in chunk]
         _export_chunk([modules[i] for i in places], [paths[i] for i in places], faults)
@@ -308,8 +324,10 @@ def _name_batch(model: onnx.ModelProto) -> None:
                 dim.dim_param = "batch"
 
 
-def _check(model: onnx.ModelProto, what: str, *, full: bool) -> None:
-    if model.ByteSize() > SINGLE_FILE_BYTES:
+def _check(
+    model: onnx.ModelProto, what: str, *, full: bool, limit: int = SINGLE_FILE_BYTES
+) -> None:
+    if model.ByteSize() > limit:
         return  # the checker can't take it in memory; ONNX Runtime checks it on loading
     try:
         onnx.checker.check_model(model, full_check=full)
@@ -320,9 +338,11 @@ def _check(model: onnx.ModelProto, what: str, *, full: bool) -> None:
         ) from error
 
 
-def _write(model: onnx.ModelProto, path: Path, *, sync: bool) -> Path:
+def _write(
+    model: onnx.ModelProto, path: Path, *, sync: bool, limit: int = SINGLE_FILE_BYTES
+) -> Path:
     """Write the file whole or not at all; weights go beside it only if they must."""
-    if model.ByteSize() > SINGLE_FILE_BYTES:
+    if model.ByteSize() > limit:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _move_weights_out(model, path)
@@ -443,13 +463,18 @@ def _file_names(
     return [folder / f"{name}.onnx" for name in names]
 
 
-def _chunks(modules: Sequence[nn.Module]) -> Iterator[list[int]]:
-    """Indices in order, each run bounded in number and in bytes of weights."""
+def _chunks(
+    modules: Sequence[nn.Module], *, most: int = CHUNK_BLOCKS, limit: int = CHUNK_BYTES
+) -> Iterator[list[int]]:
+    """Indices in order, each run of at most ``most`` modules and ``limit`` bytes of weights.
+
+    A module that is larger alone has a run of its own.
+    """
     chunk: list[int] = []
     size = 0
     for index, module in enumerate(modules):
         weight = 4 * sum(tensor.numel() for tensor in module.parameters())
-        if chunk and (len(chunk) == CHUNK_BLOCKS or size + weight > CHUNK_BYTES):
+        if chunk and (len(chunk) == most or size + weight > limit):
             yield chunk
             chunk, size = [], 0
         chunk.append(index)

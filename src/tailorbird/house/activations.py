@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,10 @@ from torch import Tensor
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
+
+
+Reader = Callable[[LayerGraph, Sequence[str]], Callable[[Tensor], Mapping[str, Tensor]]]
+"""Makes a network into a map from images to the tensors at the named nodes."""
 
 
 class Activations:
@@ -23,11 +27,13 @@ class Activations:
     Args:
         images: (n, C, H, W) on the CPU.
         limit: bytes kept of each network beyond what was last asked for.
+        reader: what a pass is made by.
     """
 
-    def __init__(self, images: Tensor, *, limit: int) -> None:
+    def __init__(self, images: Tensor, *, limit: int, reader: Reader = capture) -> None:
         self.images = images
         self.limit = limit
+        self._reader = reader
         self._held: dict[LayerGraph, Mapping[str, Tensor]] = {}
 
     def at(self, graph: LayerGraph, names: Sequence[str]) -> Mapping[str, Tensor]:
@@ -36,7 +42,7 @@ class Activations:
         if not held.keys() >= set(names):
             del held  # freed before its successor is made
             with torch.no_grad():
-                held = capture(graph, self._worth_keeping(graph, names))(self.images)
+                held = self._reader(graph, self._worth_keeping(graph, names))(self.images)
         self._held[graph] = held
         return held
 

@@ -35,6 +35,7 @@ LEAST_RUNS = 15
 MAX_ELEMENTS = 100_000_000
 MOST_THREADS = 1024
 GROUP_BYTES = 2_000_000_000
+"""Files of more bytes together than this are measured in groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +119,20 @@ class OnnxRuntime:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads}, {_processor()}"
 
-    def measure(self, models: Sequence[Path]) -> list[Latency]:
+    def measure(self, models: Sequence[Path], *, group_bytes: int = GROUP_BYTES) -> list[Latency]:
         """Time each file at batch 1; the latencies come in the order of ``models``.
+
+        Args:
+            models: ONNX files.
+            group_bytes: those that take turns are held in memory together, up to this many bytes
+                of files; more are measured group by group.
 
         Raises:
             MeasurementError: naming every file that can't be run (missing, damaged, more than
                 one input, open dimensions besides the batch, operator unknown to the provider)
                 and why.
         """
-        groups = _groups(models)
+        groups = _groups(models, limit=group_bytes)
         return [
             latency
             for group in groups
@@ -324,13 +330,13 @@ def _input(
     return entry.name, rng.standard_normal(shape, dtype=np.float32)
 
 
-def _groups(models: Sequence[Path]) -> list[list[Path]]:
-    """Files that are held in memory together, bounded by their bytes."""
+def _groups(models: Sequence[Path], *, limit: int) -> list[list[Path]]:
+    """Files that are held in memory together, in order, of at most ``limit`` bytes or alone."""
     groups: list[list[Path]] = [[]]
     held = 0
     for model in models:
         size = model.stat().st_size if model.is_file() else 0
-        if groups[-1] and held + size > GROUP_BYTES:
+        if groups[-1] and held + size > limit:
             groups.append([])
             held = 0
         groups[-1].append(model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -60,6 +61,14 @@ def front(report: RunReport, path: Path) -> Path:
 
 def png(report: RunReport) -> bytes:
     """The picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    with _any_script():
+        picture(report).savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def picture(report: RunReport) -> Figure:
+    """The picture as matplotlib's figure, every label at its final place."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,18 +76,22 @@ def png(report: RunReport) -> bytes:
     panels = _panels(report, metric)
     figure_ = Figure(figsize=(8.4, 5.2 * max(len(panels), 1)), dpi=140, layout="constrained")
     FigureCanvasAgg(figure_)
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; that is no reason to fail.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with _any_script():
         if not panels:
             figure_.text(0.5, 0.5, "nothing was measured yet", ha="center", va="center")
         for index, panel in enumerate(panels):
             axes = figure_.add_subplot(len(panels), 1, index + 1)
             _draw(axes, panel, metric, report, titled=len(panels) > 1)
         _place_labels(figure_, panels)
-        buffer = io.BytesIO()
-        figure_.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure_
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """A name in a script that the font lacks is drawn as boxes; that is no reason to fail."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _metric(report: RunReport) -> str:

@@ -66,7 +66,7 @@ def recalibrate(
         >>> small["first_conv.bn.running_mean"].shape
         torch.Size([16])
     """
-    tree = _Tree(supernet, genomes, None)
+    tree = _Tree(supernet, genomes, None, large=None)
     if not any(tree.norms):
         return tree.statistics()
     seen = 0
@@ -90,6 +90,8 @@ def logits(
     genomes: Genomes,
     statistics: Sequence[Statistics],
     batches: Iterable[Tensor],
+    *,
+    large: int = LARGE,
 ) -> Iterator[Tensor]:
     """Logits (n, m, classes) of all genomes' networks for each batch of images, in eval mode.
 
@@ -100,6 +102,7 @@ def logits(
         genomes: (n, genes), n >= 1.
         statistics: one per genome, from :func:`recalibrate`.
         batches: images, each (m, 3, h, w), resized to each subnet's resolution.
+        large: numbers in a tensor above which a CPU works on the images in parts.
 
     Raises:
         SpaceError: when a genome lies outside the space.
@@ -109,7 +112,7 @@ def logits(
         raise StoreError(
             f"statistics: expected one per genome, {len(genomes)}; got {len(statistics)}"
         )
-    tree = _Tree(supernet, genomes, statistics)
+    tree = _Tree(supernet, genomes, statistics, large=large)
     for images in batches:
         answers: dict[int, Tensor] = {}
         with _borrowed(supernet, training=False):
@@ -171,7 +174,12 @@ class _Tree:
     """Subnets as paths from a root per resolution; a layer after the same path is one node."""
 
     def __init__(
-        self, supernet: Supernet, genomes: Genomes, statistics: Sequence[Statistics] | None
+        self,
+        supernet: Supernet,
+        genomes: Genomes,
+        statistics: Sequence[Statistics] | None,
+        *,
+        large: int | None,
     ) -> None:
         supernet.architectures.space.validate(genomes)
         self.supernet = supernet
@@ -179,6 +187,7 @@ class _Tree:
         self.modules = [fused(module) for _, module in supernet.slots()]
         self.norms = [_norms(slot.name, module) for slot, module in supernet.slots()]
         self.given = statistics
+        self.large = large
         self.paths = [
             [
                 (number, shape)
@@ -244,14 +253,14 @@ class _Tree:
         """All at once, or on a CPU in parts, where a layer's widest tensor would be a large one.
 
         A large tensor's memory goes back to the system at once, and fetching it anew takes as long
-        as the layer. While norms look at the whole batch there are no parts.
+        as the layer. While norms look at the whole batch there are no parts (``large`` is None).
         """
-        if self.given is None or images.device.type != "cpu":
+        if self.large is None or images.device.type != "cpu":
             return [images]
         shape = node.shape
         widest = max(shape.in_channels, shape.mid_channels, shape.out_channels)
         numbers = images.numel() // shape.in_channels * widest
-        return images.chunk(math.ceil(numbers / LARGE))
+        return images.chunk(math.ceil(numbers / self.large))
 
     def _identity(self, row: int, slot: int) -> tuple[int, ...]:
         """Tells statistics apart: only networks that share them can share the layer's work."""
