@@ -12,7 +12,6 @@ from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 
-
 Reader = Callable[[LayerGraph, Sequence[str]], Callable[[Tensor], Mapping[str, Tensor]]]
 """Makes a network into a map from images to the tensors at the named nodes."""
 
