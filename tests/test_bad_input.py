@@ -149,7 +149,7 @@ def refused(outcome, *says):
         ("Nested", ["can't trace 'inner' (Inner)", "in a job file house: {leaves: [inner]}"]),
         ("Bessel", ["the teacher can't be exported: ", "bessel_j0", "has no ONNX form"]),
         ("Pair", ["Pair returns tuple for one image; expected one tensor"]),
-        ("Map", ["Map returns a tensor of shape (8, 8, 8) per image; expected one number per"]),
+        ("Map", ["Map: expected logits of shape (n, classes), got (2, 8, 8, 8); wrap the network"]),
         ("NotFinite", ["the teacher's outputs are not finite on 64 validation images"]),
         ("Sized", ["does not run on images of shape (1, 8, 8)", "data.image_size"]),
         ("leaving", ["building it with no arguments failed: SystemExit: 7"]),

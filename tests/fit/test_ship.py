@@ -14,10 +14,10 @@ import torch
 from tailorbird.errors import ExportError
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.export.options import ExportOptions
-from tailorbird.export.verify import run_onnx
 from tailorbird.fit.candidates import Made
 from tailorbird.fit.ship import Shipping
 from tailorbird.graph.trace import trace
+from tailorbird.measure.answering import run_onnx
 from tests.fakes import FakeDevice
 from tests.house.makers import images, net, teacher
 

@@ -22,11 +22,16 @@ LIMITED = [tb.Target("box", FakeDevice(), {"latency": "0.9x"})]
 SIZES = {"subnets": 10, "candidates": 2, "rounds": 1, "checks": 3}
 
 
+def space_in(folder):
+    """The file of a tiny space."""
+    tiny_space(folder, resolutions=(32,))
+    return folder / "tiny-mbconv.json"
+
+
 def trained(run, data=None, **given):
     run.parent.mkdir(exist_ok=True)
-    space = tiny_space(run.parent, resolutions=(8,))
     made = {"scheme": SCHEME, "recipe": RECIPE, "exporter": FakeExporter(), "seed": 3, **given}
-    return tb.Supernet.train(space, data=data or stripes(), run=run, **made)
+    return tb.Supernet.train(space_in(run.parent), data=data or stripes(), run=run, **made)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ def test_the_commands_open_the_same_folder(path, tmp_path):
 
 
 def test_weights_of_elsewhere_are_loaded(path, tmp_path):
-    space = tiny_space(tmp_path, resolutions=(8,))
+    space = tb.load_space(space_in(tmp_path))
     weights = path / "supernet" / "weights.safetensors"
     loaded = tb.Supernet.load(weights, space=space, data=stripes(), run=tmp_path / "in", seed=3)
     genomes = np.stack([loaded.run.supernet.smallest(), loaded.run.supernet.largest()])
@@ -120,6 +125,7 @@ def test_what_cannot_be_used_is_told(path, tmp_path):
     with pytest.raises(StoreError, match="no supernet in this folder"):
         tb.Supernet.open(tmp_path, data=stripes())
     with pytest.raises(ConfigError, match="the space given has its own"):
-        trained(tmp_path / "run", resolutions=(8,))
+        space = tb.load_space(space_in(tmp_path))
+        tb.Supernet.train(space, data=stripes(), run=tmp_path / "run", resolutions=(64,))
     with pytest.raises(StoreError, match="begun with another job"):
         trained(path, scheme=tb.BigNAS(epochs=1))

@@ -38,7 +38,7 @@ def test_everything_agrees_with_one_whole_forward_pass_and_modes_are_put_back():
     result = score(net, split, batch_size=7)
     assert result.loss == pytest.approx(float(nn.functional.cross_entropy(expected, labels)))
     laid_out = score(net, split, batch_size=7, channels_last=True)
-    assert laid_out.accuracy == result.accuracy
+    assert laid_out.value == result.value
     assert laid_out.loss == pytest.approx(result.loss)
 
 
@@ -56,7 +56,7 @@ def test_a_limit_takes_the_same_images_for_every_network():
     few = predictions(net, split, limit=10, batch_size=4)
     assert len(few) == 10
     assert torch.equal(few, predictions(net, split, limit=10, batch_size=7))
-    assert score(net, split, answers=few, limit=10).accuracy == 1.0
+    assert score(net, split, answers=few, limit=10).value == 1.0
     assert len(predictions(net, split, limit=1000)) == len(split)
 
 

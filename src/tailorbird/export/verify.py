@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tailorbird.errors import ExportError
+from tailorbird.measure.answering import run_onnx
 from tailorbird.targets import Run
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
@@ -82,46 +83,6 @@ def verify(
         images=len(images),
         passed=bool(np.isfinite(difference) and difference <= bound),
     )
-
-
-def run_onnx(
-    path: Path,
-    images: npt.NDArray[np.float32],
-    *,
-    provider: str = "CPUExecutionProvider",
-    threads: int = 0,
-) -> npt.NDArray[np.float32]:
-    """Outputs of an ONNX file for all images, in batches of the size that it was exported with.
-
-    Args:
-        path: the file.
-        images: (n, C, H, W).
-        provider: ONNX Runtime's execution provider.
-        threads: intra-op threads; 0 for what ONNX Runtime takes by itself.
-
-    Raises:
-        ExportError: when it can't be run.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-        (entry,) = session.get_inputs()
-        size = entry.shape[0] if isinstance(entry.shape[0], int) else 64
-        outputs = [
-            session.run(None, {entry.name: images[start : start + size]})[0]
-            for start in range(0, len(images), size)
-        ]
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(
-            f"{path.name}: ONNX Runtime can't run it on images of shape {images.shape[1:]}: "
-            f"{line[:300]}; export it again for this shape"
-        ) from error
-    return np.concatenate(outputs)
 
 
 def _top1(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import ConfigError, MeasurementError
-from tailorbird.export.verify import run_onnx
+from tailorbird.measure.answering import run_onnx
 from tailorbird.targets import ONNX, Format, Latency, Precision
 
 if TYPE_CHECKING:
