@@ -479,6 +479,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--folder", type=Path, help="keep the run folders here")
     asked = parser.parse_args()
+    if asked.folder is not None and asked.folder.exists() and any(asked.folder.iterdir()):
+        parser.error(f"--folder: expected a new or empty folder, got {asked.folder}")
     count = 0
     for name in asked.sections or [name for name in SECTIONS if name != "demo"]:
         with tempfile.TemporaryDirectory() as temporary:
