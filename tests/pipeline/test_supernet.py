@@ -85,8 +85,8 @@ def test_by_default_subnets_are_judged_on_the_runs_images(path):
     largest = supernet.run.supernet.largest()[None]
     try:
         supernet.fit([tb.Target("own", FakeDevice(), {"latency": "0.8x"})], **SIZES)
-    except ConfigError as error:  # a minute's training: all may be equally good
-        assert "learn" in str(error)
+    except ConfigError as error:  # after so short a training all may be equally good
+        assert "none can be preferred" in str(error)
     lines = (path / "evaluated.jsonl").read_text().splitlines()
     assert len(lines) >= SIZES["subnets"]
     assert evaluate_subnets(supernet.run, largest).shape == (1,)
