@@ -14,6 +14,9 @@ FILES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts): path.read_text()
     for path in sorted(SOURCE.rglob("*.py"))
 }
+TESTS = {
+    str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "tests").rglob("*.py"))
+}
 SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob("*.py"))}
 
 CORE = {"errors", "factories", "files", "space", "family", "targets", "task", "progress", "threads"}
@@ -44,6 +47,9 @@ RESEEDING = {
 RESTORING = ("fork_rng", "set_state", "setstate", "set_rng_state")
 UNSAFE_YAML = {"unsafe_load", "full_load", "load_all", "unsafe_load_all", "full_load_all"}
 SAFE_LOADERS = {"SafeLoader", "CSafeLoader"}
+PATCHING = {"setattr", "delattr", "setitem", "delitem"}
+TARGETS = {"target", "in_dict", "dic"}
+"""Arguments by which patches are told what to change."""
 
 
 def imported(module: str, text: str) -> Iterator[tuple[int, str]]:
@@ -248,6 +254,54 @@ def docstring_faults(module: str, text: str) -> list[str]:
     return faults
 
 
+def names_of_ours(tree: ast.Module) -> set[str]:
+    """What a file calls modules and members of the package, imported anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            ours = not node.level and (node.module or "").partition(".")[0] == "tailorbird"
+            found |= {alias.asname or alias.name for alias in node.names if ours}
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.asname or "tailorbird"
+                for alias in node.names
+                if alias.name.partition(".")[0] == "tailorbird"
+            }
+    return found
+
+
+def patch_faults(module: str, text: str) -> list[str]:
+    """Patches of what the package holds: set or deleted on a name of ours, or named by its path.
+
+    `setattr`, `delattr`, `setitem`, `delitem` and `mock.patch` of any kind are patches, and so is
+    an assignment to ours. What ours has merely imported (``ours.os``) counts as ours too.
+    """
+    tree = ast.parse(text)
+    ours = names_of_ours(tree)
+
+    def is_ours(node: ast.expr) -> bool:
+        if isinstance(node, ast.Constant):
+            return isinstance(node.value, str) and node.value.startswith("tailorbird.")
+        while isinstance(node, ast.Attribute | ast.Subscript):
+            node = node.value
+        return isinstance(node, ast.Name) and node.id in ours
+
+    lines = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = dotted(node.func)
+            patches = name.rpartition(".")[2] in PATCHING or "patch" in name.split(".")
+            given = [*node.args[:1], *(key.value for key in node.keywords if key.arg in TARGETS)]
+            if patches and any(map(is_ours, given)):
+                lines.add(node.lineno)
+        elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete):
+            one = isinstance(node, ast.AugAssign | ast.AnnAssign)
+            targets = [node.target] if one else node.targets
+            if any(not isinstance(each, ast.Name) and is_ours(each) for each in targets):
+                lines.add(node.lineno)
+    return [f"{module}:{line} patches a module of ours" for line in sorted(lines)]
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_imports_follow_the_layout(module):
     assert import_faults(module, FILES[module]) == []
@@ -373,3 +427,46 @@ def test_a_safe_read_passes():
 def test_a_missing_docstring_is_found():
     text = "'''Doc.'''\nclass A:\n    '''Doc.'''\n    def f(self): pass\n    def _g(self): pass"
     assert docstring_faults("module", text) == ["module.A.f:4 has no docstring"]
+
+
+@pytest.mark.parametrize("module", TESTS)
+def test_no_test_patches_what_is_ours(module):
+    assert patch_faults(module, TESTS[module]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from tailorbird import doctor\nmonkeypatch.setattr(doctor, '_gpu', None)",
+        "from tailorbird import doctor as d\nmonkeypatch.setattr(d.tempfile, 'mkdtemp', None)",
+        "import tailorbird.doctor\nmonkeypatch.delattr(tailorbird.doctor, '_gpu')",
+        "import tailorbird.doctor as d\nmonkeypatch.setitem(d.__dict__, 'BUSY', 1)",
+        "from tailorbird.space import Space\nsetattr(Space, 'size', 1)",
+        "from tailorbird.space import Space\nSpace.size = 1",
+        "from tailorbird import doctor\ndoctor.PACKAGES[0] = doctor.BUSY = 'numpy'",
+        "from tailorbird import doctor\ndel doctor.BUSY",
+        "def f(monkeypatch):\n    from tailorbird import doctor as d\n    d.BUSY += 1",
+        "from tailorbird import doctor\nwith mock.patch.object(doctor, 'BUSY', 1): pass",
+        "from tailorbird import doctor\nwith patch.multiple(target=doctor, BUSY=1): pass",
+        "@mock.patch('tailorbird.doctor.BUSY', 1)\ndef test(): pass",
+        "monkeypatch.setattr('tailorbird.doctor.BUSY', 1)",
+        "with pytest.MonkeyPatch.context() as m:\n    m.setattr('tailorbird.doctor.BUSY', 1)",
+    ],
+)
+def test_a_patch_of_ours_is_found(text):
+    assert len(patch_faults("tests/test_a.py", text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nmonkeypatch.setattr(os, 'fsync', None)",
+        "monkeypatch.setitem(sys.modules, 'pymoo', None)",
+        "monkeypatch.setattr('os.fsync', None)",
+        "from tailorbird.space import Space\nspace = Space(())\nspace.note = 1",
+        "from tailorbird import doctor\nfound = doctor.BUSY\nmonkeypatch.chdir(doctor.BUSY)",
+        "from tests.fakes import FakeDevice\nFakeDevice.calls = 0",
+    ],
+)
+def test_a_patch_of_others_passes(text):
+    assert patch_faults("tests/test_a.py", text) == []
