@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,24 +19,25 @@ from tailorbird.search.baselines import Exhaustive
 from tailorbird.search.many_targets import AllAtOnce
 from tailorbird.search.selection import Selection
 from tailorbird.search.strategy import Limits, SearchResult, Session, Strategy, Winner
+from tailorbird.threads import one_thread
 
 _SILENT = Silent()
 
 FEW = 20_000
 """Up to this many members a space is searched exhaustively."""
 
-Solve = Callable[[AdditiveProblem, Mapping[str, float]], Selection]
 
+class _Additive:
+    """What the strategies have in common: they differ in how one set of limits is solved."""
 
-@dataclass(frozen=True, kw_only=True)
-class Exact:
-    """The best member at each set of limits, proven by integer programming; additive families only.
+    name: str
 
-    Cost: one programme per set of limits, under a second where blocks lie along a chain.
-    """
+    def _solve(
+        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
+    ) -> Selection:
+        raise NotImplementedError
 
-    name: str = "exact"
-
+    @one_thread()
     def search(
         self,
         family: Estimated,
@@ -50,18 +51,49 @@ class Exact:
         Raises:
             ConfigError: also for a family whose costs don't add up.
         """
-        return _search(
-            self.name,
-            family,
-            limits,
-            lambda problem, bounds: exact.solve(problem, bounds)[0],
-            seed=seed,
-            progress=progress,
-        )
+        session = Session(self.name, family, limits, seed=seed)
+        if not is_additive(family):
+            raise ConfigError(
+                f"{self.name}: expected a family whose costs add up, such as a model house's; "
+                "choose another strategy, such as all-at-once"
+            )
+        winners: list[Winner] = []
+        failed: list[tuple[int, InfeasibleError]] = []
+        with session.task(progress, len(limits)) as task:
+            for row, bounds in enumerate(limits):
+                try:
+                    found = self._solve(family.problem, bounds, seed=seed)
+                    winners.append(_winner(family, bounds, found, session))
+                except InfeasibleError as error:
+                    failed.append((row, error))
+                task.advance()
+        if failed and not session.stopped:
+            raise InfeasibleError(
+                f"{len(failed)} of {len(limits)} limits can't be kept; raise them:"
+                + "".join(f"\n  - limits[{row}]: {error}" for row, error in failed),
+                limits=failed[0][1].limits,
+                lowest=failed[0][1].lowest,
+            )
+        return session.result(winners)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annealing:
+class Exact(_Additive):
+    """The best member at each set of limits, proven by integer programming; additive families only.
+
+    Cost: one programme per set of limits, under a second where blocks lie along a chain.
+    """
+
+    name: str = "exact"
+
+    def _solve(
+        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
+    ) -> Selection:
+        return exact.solve(problem, bounds)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealing(_Additive):
     """Simulated annealing, as in Bespoke; additive families only.
 
     Args:
@@ -72,55 +104,24 @@ class Annealing:
     restarts: int = 24
     name: str = "annealing"
 
-    def search(
-        self,
-        family: Estimated,
-        limits: Sequence[Limits],
-        *,
-        seed: int,
-        progress: Progress = _SILENT,
-    ) -> SearchResult:
-        """See `Strategy.search`.
-
-        Raises:
-            ConfigError: also for a family whose costs don't add up.
-        """
-
-        def solve(problem: AdditiveProblem, bounds: Mapping[str, float]) -> Selection:
-            return annealing.anneal(
-                problem, bounds, seed=seed, steps=self.steps, restarts=self.restarts
-            )
-
-        return _search(self.name, family, limits, solve, seed=seed, progress=progress)
+    def _solve(
+        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
+    ) -> Selection:
+        return annealing.anneal(
+            problem, bounds, seed=seed, steps=self.steps, restarts=self.restarts
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSelection:
+class RandomSelection(_Additive):
     """Alternatives drawn until the limits are kept, the paper's "Rand"; additive families only."""
 
     name: str = "random-selection"
 
-    def search(
-        self,
-        family: Estimated,
-        limits: Sequence[Limits],
-        *,
-        seed: int,
-        progress: Progress = _SILENT,
-    ) -> SearchResult:
-        """See `Strategy.search`.
-
-        Raises:
-            ConfigError: also for a family whose costs don't add up.
-        """
-        return _search(
-            self.name,
-            family,
-            limits,
-            lambda problem, bounds: random.select(problem, bounds, seed=seed),
-            seed=seed,
-            progress=progress,
-        )
+    def _solve(
+        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
+    ) -> Selection:
+        return random.select(problem, bounds, seed=seed)
 
 
 def strategy_for(family: Estimated) -> Strategy:
@@ -136,40 +137,6 @@ def strategy_for(family: Estimated) -> Strategy:
     if is_additive(family):
         return Exact()
     return Exhaustive() if family.space.size <= FEW else AllAtOnce()
-
-
-def _search(
-    name: str,
-    family: Estimated,
-    limits: Sequence[Limits],
-    solve: Solve,
-    *,
-    seed: int,
-    progress: Progress,
-) -> SearchResult:
-    session = Session(name, family, limits, seed=seed)
-    if not is_additive(family):
-        raise ConfigError(
-            f"{name}: expected a family whose costs add up, such as a model house's; choose "
-            "another strategy, such as all-at-once"
-        )
-    winners: list[Winner] = []
-    failed: list[tuple[int, InfeasibleError]] = []
-    with session.task(progress, len(limits)) as task:
-        for row, bounds in enumerate(limits):
-            try:
-                winners.append(_winner(family, bounds, solve(family.problem, bounds), session))
-            except InfeasibleError as error:
-                failed.append((row, error))
-            task.advance()
-    if failed and not session.stopped:
-        raise InfeasibleError(
-            f"{len(failed)} of {len(limits)} limits can't be kept; raise them:"
-            + "".join(f"\n  - limits[{row}]: {error}" for row, error in failed),
-            limits=failed[0][1].limits,
-            lowest=failed[0][1].lowest,
-        )
-    return session.result(winners)
 
 
 def _winner(family: AdditiveFamily, bounds: Limits, found: Selection, session: Session) -> Winner:
