@@ -89,7 +89,8 @@ class Runtime(Device, Protocol):
         """What a file answers to images (n, C, H, W): outputs (n, ...).
 
         Raises:
-            MeasurementError: when the file can't be run on these images.
+            ExportError: when the file can't be run on these images.
+            MeasurementError: when the device does not answer.
         """
 
 

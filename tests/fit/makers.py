@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 
 from tailorbird.errors import MeasurementError
@@ -68,9 +67,6 @@ class Sums:
         errors = [measured_ms[tuple(k)] - (k[0] + k[1] + 1.0) for k in keys.tolist()]
         self.learned[latency_at(place)] = float(np.mean(errors))
 
-    def note(self, place):
-        return ""
-
     def network(self, key):
         return Network(nn.Conv1d(1, key[0] + 1, 1, bias=False), (1, 100))
 
@@ -99,7 +95,3 @@ class Times:
             ms = float(self.candidates.true_ms(genome)[0])
             self.known[label] = Latency(median_ms=ms, spread_ms=0.0, runs=1, warmup=0)
         return {label: self.known[label] for label in networks}
-
-
-def example():
-    return torch.zeros(1, 1, 100)

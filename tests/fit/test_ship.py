@@ -111,6 +111,14 @@ def test_a_file_is_compared_where_it_will_run_once_for_each_device(tmp_path):
     assert not json.loads((tmp_path / "students/third/verify.json").read_text())["passed"]
 
 
+def test_every_file_that_is_converted_is_compared(tmp_path):
+    exporter, device, student = Watched(), Runs("good"), made(teacher().module)
+    shipping = Shipping(images(), tmp_path, ExportOptions(), exporter)
+    shipping.deliver(student, "first", key=(1,), device=device).unlink()
+    shipping.deliver(student, "second", key=(1,), device=device)
+    assert len(exporter.converted) == len(device.ran) == 2
+
+
 def test_a_file_that_disagrees_is_not_copied(tmp_path):
     exporter = Watched(passes=False)
     shipping = Shipping(images(), tmp_path, ExportOptions(), exporter)

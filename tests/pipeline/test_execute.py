@@ -13,6 +13,7 @@ from tailorbird.pipeline import ModelHouse
 from tailorbird.progress import Silent
 from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder
+from tailorbird.search.additive import Annealing
 from tailorbird.targets import Format, Target
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice, FakeExporter
@@ -68,6 +69,14 @@ def test_a_teacher_within_the_limit_keeps_all_its_blocks(finished):
     target = by_name(finished[1])["free"]
     assert target.replaced == ()
     assert target.measured["macs"] == finished[1].teacher["fake"].macs
+
+
+def test_what_another_strategy_found_is_no_answer(tmp_path):
+    run, limits = tmp_path / "run", {"edge": {"latency": "0.6x"}}
+    run_job(job(run, limits=limits))
+    before = json.loads((run / "students/edge/result.json").read_text())["request"]
+    run_job(job(run, limits=limits, strategy=Annealing(steps=100, restarts=1)))
+    assert json.loads((run / "students/edge/result.json").read_text())["request"] != before
 
 
 def test_running_again_trains_nothing_and_reports_the_same(finished):

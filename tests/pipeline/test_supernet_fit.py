@@ -405,6 +405,10 @@ def test_a_strategy_can_be_handed_in(tmp_path):
     )
     assert students[0].met and students[0].module is not None
     assert asked and asked[0] == OPTIONS.candidates
+    # What another strategy found is no answer to this one.
+    said = Said()
+    fit(run, fleet(box=(DEVICE, ["0.7x"])), progress=said)
+    assert not any("nothing to do" in line for line in said.lines)
 
 
 @pytest.mark.parametrize("met", [True, False])

@@ -17,6 +17,8 @@ from tailorbird.fit.choose import Aim, Choice, Past
 from tailorbird.fit.ship import delivered
 from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import short_hash
+from tailorbird.search.strategy import Strategy
+from tailorbird.targets import Target
 
 T = TypeVar("T")
 
@@ -53,6 +55,22 @@ class Round:
     pools: Mapping[str, Past]
 
 
+def request_of(target: Target, strategy: Strategy | None, **made_from: object) -> str:
+    """A short hash of all that a target's result answers to.
+
+    Args:
+        target: limits and place.
+        strategy: how candidates are searched, if it was asked for.
+        made_from: what else decides the result, as plain data.
+    """
+    asked = {
+        "limits": {limit.metric: [limit.value, limit.share] for limit in target.limits},
+        "device": target.place.key,
+        **made_from,
+    }
+    return short_hash(asked if strategy is None else {**asked, "strategy": strategy.name})
+
+
 class Answers:
     """The answers in a run folder.
 
@@ -64,8 +82,8 @@ class Answers:
         self.folder = folder
         self._round = folder / "fit" / "search.json"
 
-    def result(self, name: str, request: str) -> TargetResult | None:
-        """A target's result, with its files if there are to be any; ``None`` where it is no answer
+    def student(self, name: str, request: str) -> Student | None:
+        """A target's answer, with its files if there are to be any; ``None`` where it is no answer
         to ``request``, or damaged, so that it is made anew.
         """
         home = self.folder / "students" / name
@@ -73,21 +91,14 @@ class Answers:
         if stored is None or stored.get("request") != request:
             return None
         result = _as(TargetResult, stored.get("result"))
-        if result is not None and result.onnx is not None:
-            try:
-                load_student(home)
-            except StoreError:
-                return None
-            if not delivered(self.folder / result.onnx):
-                return None
-        return result
-
-    def student(self, result: TargetResult) -> Student:
-        """A result with the network that it is of, read from its files."""
-        if result.onnx is None:
-            return Student(result=result, module=None)
-        home = self.folder / "students" / result.name
-        return Student(result=result, module=load_student(home).module)
+        if result is None or result.onnx is None:
+            return None if result is None else Student(result=result, module=None)
+        if not delivered(self.folder / result.onnx):
+            return None
+        try:
+            return Student(result=result, module=load_student(home).module)
+        except StoreError:
+            return None
 
     def record(self, request: str, result: TargetResult) -> None:
         """Write a target's result."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from tailorbird.family import Estimated, Floats
 from tailorbird.space import Genomes
 from tailorbird.targets import LATENCY, Latency, Place
@@ -163,9 +165,6 @@ class Candidates(Estimated, Protocol):
     def learn(self, place: Place, measured_ms: Mapping[Key, float]) -> None:
         """Correct the estimate of latencies at a place by all whole networks measured there."""
 
-    def note(self, place: Place) -> str:
-        """How good the estimate at a place is, in a few words; may be empty."""
-
     def network(self, key: Key) -> Network:
         """The candidate as it would be exported, but for its training."""
 
@@ -191,8 +190,6 @@ def latency_at(place: Place) -> str:
 
 def rows(keys: Sequence[Key]) -> Genomes:
     """Keys as genomes (n, genes)."""
-    import numpy as np
-
     return np.array(keys, dtype=np.int64)
 
 

@@ -71,8 +71,6 @@ class Pool:
         base: the reference's figures.
         candidates: those proposed, each with its latency in ms, and the reference.
         checks: networks that only correct the estimate.
-        informed: the estimate has been corrected by whole networks.
-        searched: candidates have been proposed for this place.
     """
 
     place: Place
@@ -80,8 +78,16 @@ class Pool:
     base: Mapping[str, float]
     candidates: dict[Key, float]
     checks: dict[Key, float] = field(default_factory=dict)
-    informed: bool = False
-    searched: bool = False
+
+    @property
+    def searched(self) -> bool:
+        """Whether candidates have been proposed for this place: the reference is there anyway."""
+        return len(self.candidates) > 1
+
+    @property
+    def informed(self) -> bool:
+        """Whether the estimate has been corrected by whole networks."""
+        return self.timing is not None and (self.searched or bool(self.checks))
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,6 @@ class Past:
 
     candidates: tuple[Key, ...] = ()
     checks: tuple[Key, ...] = ()
-    searched: bool = False
 
 
 @dataclass
@@ -141,8 +146,7 @@ class Chooser:
         try:
             latency = self.candidates.open(place, timing)
             base = {**self.counted(reference), LATENCY: latency}
-            pool = Pool(place, timing, base, {reference: latency}, searched=past.searched)
-            self.pools[place.name] = pool
+            self.pools[place.name] = Pool(place, timing, base, {reference: latency})
             first = self.candidates.checks(place, ())
             self.measure(place.name, past.candidates, [*past.checks, *first])
         except (MeasurementError, ExportError) as error:
@@ -151,7 +155,7 @@ class Chooser:
     def past(self, name: str) -> Past:
         """What `open` needs to take up the pool of the place of that name."""
         pool = self.pools[name]
-        return Past(tuple(pool.candidates), tuple(pool.checks), pool.searched)
+        return Past(tuple(pool.candidates), tuple(pool.checks))
 
     def counted(self, key: Key) -> dict[str, float]:
         """What is counted of a candidate: metric -> figure, latency left out."""
@@ -182,7 +186,6 @@ class Chooser:
         pool.checks |= {key: found[key] for key in checks}
         proposed = {k: ms for k, ms in pool.candidates.items() if k != candidates.reference}
         if whole := {**pool.checks, **proposed}:
-            pool.informed = True
             candidates.learn(pool.place, whole)
 
     def settle(self, targets: Sequence[Target]) -> None:
@@ -255,7 +258,10 @@ class Chooser:
 
     def _search(self, targets: Sequence[Target]) -> int:
         """One search for all; the number of candidates that are new."""
-        wishes = [Wish(target.name, self._wish(target)) for target in targets]
+        bias = {name: self._bias(name) for name in {target.place.name for target in targets}}
+        wishes = [
+            Wish(target.name, self._wish(target, bias[target.place.name])) for target in targets
+        ]
         found = propose(
             self.candidates,
             wishes,
@@ -275,7 +281,6 @@ class Chooser:
                 continue
             new += len(fresh)
             checks = () if pool.searched else self.candidates.checks(pool.place, fresh)
-            pool.searched = True
             try:
                 self.measure(name, fresh, checks)
             except (MeasurementError, ExportError) as error:
@@ -283,8 +288,8 @@ class Chooser:
         self._judge_within(targets)
         return new
 
-    def _wish(self, target: Target) -> dict[str, float]:
-        latency, bias = latency_at(target.place), self._bias(target.place.name)
+    def _wish(self, target: Target, bias: Mapping[str, float]) -> dict[str, float]:
+        latency = latency_at(target.place)
         return {
             latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
             for metric, bound in self._tight(target).items()

@@ -169,7 +169,7 @@ def fit(
         reference=reference,
         beside=beside,
         task=task,
-        strategy=strategy or strategy_for(candidates),
+        strategy=strategy,
         exporter=exporter,
         progress=progress or Silent(),
     ).run(until)
@@ -189,7 +189,7 @@ class _Fitting:
         reference: Callable[[], Network],
         beside: Path,
         task: Task,
-        strategy: Strategy,
+        strategy: Strategy | None,
         exporter: Exporter,
         progress: Progress,
     ) -> None:
@@ -197,22 +197,29 @@ class _Fitting:
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
         self._make_reference, self._beside, self._task = reference, beside, task
+        self._strategy = strategy
         self.answers = Answers(folder.path)
         self.shipping = Shipping(data, folder.path, settings.export, exporter)
-        self.chooser = Chooser(
-            candidates,
-            strategy,
-            proposals=settings.candidates,
-            searches=settings.rounds,
-            seed=settings.seed,
-            progress=progress,
-        )
         self._accuracies: dict[tuple[int, ...], tuple[float | None, float]] = {}
+
+    @cached_property
+    def chooser(self) -> Chooser:
+        """What chooses; not made where all is answered."""
+        return Chooser(
+            self.candidates,
+            self._strategy or strategy_for(self.candidates),
+            proposals=self.settings.candidates,
+            searches=self.settings.rounds,
+            seed=self.settings.seed,
+            progress=self.progress,
+        )
 
     def run(self, until: Until) -> list[Student]:
         """Students in the order of their targets."""
         for attempt in self.attempts:
-            attempt.result = self.answers.result(attempt.target.name, attempt.request)
+            stored = self.answers.student(attempt.target.name, attempt.request)
+            if stored is not None:
+                attempt.result, attempt.module = stored.result, stored.module
         if any(attempt.result is None for attempt in self.attempts):
             self._fit(until)
         return [self._student(attempt, until) for attempt in self.attempts]
@@ -264,7 +271,7 @@ class _Fitting:
         with self.folder.stage(self.candidates.words.opening.format(place=place.name)):
             timing = bench_at(self.candidates, place, self.exporter, self.progress)
             if past is None:  # what was measured there before any kill, or for other targets
-                known = map(self.candidates.named, self.candidates.latencies(place).known)
+                known = map(self.candidates.named, () if timing is None else timing.known)
                 past = Past(checks=tuple(key for key in known if key is not None))
             self.chooser.open(place, timing, past)
 
@@ -463,8 +470,6 @@ class _Fitting:
                 minutes=attempt.seconds / 60,
                 replaced=self.candidates.parts(choice.key) if choice else (),
             )
-        elif attempt.module is None:
-            return self.answers.student(result)
         return Student(result=result, module=attempt.module)
 
     # the reference ------------------------------------------------------------------------------

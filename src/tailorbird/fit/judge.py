@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize, resized
 from tailorbird.fit.candidates import Network
 from tailorbird.task import CLASSIFICATION, Task
-from tailorbird.train.evaluate import accuracy, agreement
+from tailorbird.train.evaluate import predictions, score
 from tailorbird.train.precision import compute_device
 
 PARITY_IMAGES = 64
@@ -32,12 +34,21 @@ class Judge:
 
     def accuracy(self, network: Network) -> float:
         """Share of right answers, or of those that agree with the reference without labels."""
-        device, module = compute_device(), _at_size(network)
+        return score(
+            _at_size(network),
+            self.split,
+            answers=self._answers,
+            device=compute_device(),
+            task=self.task,
+        ).value
+
+    @cached_property
+    def _answers(self) -> Tensor | None:
+        """What the reference says, where there are no labels."""
         if self.split.labelled:
-            return accuracy(module, self.split, device=device, task=self.task)
-        return agreement(
-            module, _at_size(self.reference), self.split, device=device, task=self.task
-        )
+            return None
+        network = _at_size(self.reference)
+        return predictions(network, self.split, device=compute_device(), task=self.task)
 
 
 def parity_images(data: ImageData, input_shape: tuple[int, ...]) -> Tensor:

@@ -23,6 +23,9 @@ from tailorbird.measure.counts import count
 from tailorbird.search.selection import within
 from tailorbird.targets import LATENCY, Device, Format, Latency, Limit, Target, run_of
 
+_Parities = dict[str | None, Parity]
+"""Key of the device that ran a file, ``None`` for this machine -> how it compared."""
+
 DELIVERED = ("student.json", "student.safetensors", "verify.json")
 """What a target's folder holds for the user, beside the artifact."""
 
@@ -78,8 +81,7 @@ class Shipping:
     ) -> None:
         self.data, self.folder, self.options = data, folder, options
         self.exporter = exporter
-        self._proven: dict[Path, Key] = {}
-        self._parities: dict[tuple[Key, str | None], Parity] = {}
+        self._proven: dict[Path, tuple[Key, _Parities]] = {}
 
     def home(self, name: str) -> Path:
         """The folder of a target."""
@@ -97,32 +99,29 @@ class Shipping:
         Raises:
             ExportError: when the file can't be written or disagrees with the network.
         """
-        home, module = self.home(name), student.module
-        run = run_of(device)
-        path, about = (
-            home / self.exporter.format.file,
-            metadata(self.data, name, student.input_shape),
-        )
+        home, module, shape = self.home(name), student.module, student.input_shape
+        path, about = home / self.exporter.format.file, metadata(self.data, name, shape)
         self._proven.pop(path, None)
         twin = self._twin(key)
+        parities: _Parities = {}
         if twin is None:
-            self.exporter.final(
-                module, student.input_shape, path, options=self.options, metadata=about
-            )
+            self.exporter.final(module, shape, path, options=self.options, metadata=about)
         else:
-            relabel(twin, path, about)
-        where = key, None if device is None or run is None else device.key
-        if where not in self._parities:
-            images = parity_images(self.data, student.input_shape)
-            self._parities[where] = self.exporter.verify(module, path, images, run)
-        parity = self._parities[where]
+            source, parities = twin
+            relabel(source, path, about)
+        run = run_of(device)
+        where = None if device is None or run is None else device.key
+        if where not in parities:
+            images = parity_images(self.data, shape)
+            parities[where] = self.exporter.verify(module, path, images, run)
+        parity = parities[where]
         write_json(home / "verify.json", asdict(parity))
         if not parity.passed:
             raise ExportError(
                 f"target '{name}': the ONNX file disagrees with PyTorch by "
                 f"{parity.max_difference:.3g}, expected at most {parity.tolerance:.3g}"
             )
-        self._proven[path] = key
+        self._proven[path] = key, parities
         return path
 
     def prove(
@@ -170,11 +169,11 @@ class Shipping:
             met=limits.keys() <= measured.keys() and within(measured, limits),
         )
 
-    def _twin(self, key: Key) -> Path | None:
+    def _twin(self, key: Key) -> tuple[Path, _Parities] | None:
         """The file of the same network, if another target has been given it and it is there."""
-        for path, known in self._proven.items():
+        for path, (known, parities) in self._proven.items():
             if known == key and path.exists():
-                return path
+                return path, parities
         return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import GraphError
@@ -35,14 +35,11 @@ from tailorbird.house.sample import (
 )
 from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
-from tailorbird.measure.counts import count
 from tailorbird.progress import Progress
 from tailorbird.task import CLASSIFICATION, Task
 
 CALIBRATION_IMAGES = 64
 """Training images that fit linear maps and feed the discrepancy scores of pruning."""
-
-COUNTED = ("macs", "params", "size_mb", "peak_memory_mb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +79,6 @@ class House:
         """Reason -> count, of sampling and of training."""
         lost = len(self.sample.alternatives) - len(self.choices)
         return self.sample.rejections + Counter({"stopped in distillation": lost})
-
-    @staticmethod
-    def figures(module: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
-        """What is counted of a network, latency left out: metric -> figure."""
-        figures = count(module, shape).as_metrics()
-        return {metric: float(figures[metric]) for metric in COUNTED}
 
 
 def sample_house(

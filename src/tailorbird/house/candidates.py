@@ -6,10 +6,9 @@ those of isolated blocks and are corrected by whole networks that were measured.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,9 @@ from tailorbird.family import AdditiveProblem, Floats
 from tailorbird.fit.candidates import Judgement, Key, Made, Network, Timing, Words, latency_at
 from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import capture, extract
-from tailorbird.house.build import COUNTED, House
+from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
+from tailorbird.measure.counts import count
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress
 from tailorbird.runfolder import short_hash
@@ -79,11 +79,20 @@ class HouseCandidates:
         self.house, self.data, self.folder = house, data, folder
         self.recipe, self.seed, self.progress = recipe, seed, progress
         self.words = WORDS
-        self.family = self._counted()
         self._isolated: dict[str, Mapping[str, float]] = {}
-        self.reference: Key = (0,) * len(self.family.slots)
+        self._corrected: HouseFamily | None = None
 
     # estimated ----------------------------------------------------------------------------------
+
+    @property
+    def family(self) -> HouseFamily:
+        """The house with what is known of its costs; begun when it is asked for."""
+        return self._counted if self._corrected is None else self._corrected
+
+    @cached_property
+    def reference(self) -> Key:
+        """The teacher: no block is replaced."""
+        return (0,) * len(self.family.slots)
 
     @property
     def space(self) -> Space:
@@ -129,11 +138,7 @@ class HouseCandidates:
             title="measure blocks",
             together=BLOCKS_TOGETHER,
         )
-        own = self._own_structures
-        self._isolated[place.name] = {
-            a.name: timed[own[a.block]].median_ms - timed[a.structure].median_ms
-            for a in self.house.choices
-        }
+        self._isolated[place.name] = self._saved({k: one.median_ms for k, one in timed.items()})
         self._save(place, base, self._isolated[place.name])
         return base
 
@@ -173,10 +178,6 @@ class HouseCandidates:
         )
         self._save(place, base, dict(zip(index, savings.tolist(), strict=True)))
 
-    def note(self, place: Place) -> str:
-        """Nothing."""
-        return ""
-
     # built and judged ---------------------------------------------------------------------------
 
     def network(self, key: Key) -> Network:
@@ -198,7 +199,6 @@ class HouseCandidates:
             for n in self.family.names(key)
         )
 
-    @cache  # noqa: B019  # as long as the candidates themselves
     def _judgement(self, key: Key) -> Judgement:
         split, task = self.data.validation, self.house.task
         outputs = logits(self._induced(key), split, device=compute_device())
@@ -251,15 +251,10 @@ class HouseCandidates:
         )
         made = {}
         for key, outcome in zip(names, outcomes, strict=True):
-            if outcome.stopped is not None:
-                self.progress.say(
-                    f"{outcome.name}: retraining stopped: {outcome.stopped}; going on with "
-                    f"the best weights, of epoch {outcome.best_epoch:g}"
-                )
-            own = copy.deepcopy(outcome.module)
-            assert isinstance(own, fx.GraphModule)
+            outcome.tell(self.progress, doing=WORDS.doing)
+            assert isinstance(outcome.module, fx.GraphModule)
             made[key] = Made(
-                module=self.house.cut(own),
+                module=self.house.cut(outcome.module),
                 input_shape=self.house.teacher.input_shape,
                 before=self._induced(key),
                 seconds=outcome.seconds,
@@ -270,47 +265,48 @@ class HouseCandidates:
 
     def _save(self, place: Place, base: float, savings: Mapping[str, float]) -> None:
         metric, family = latency_at(place), self.family
-        self.family = replace(
+        self._corrected = replace(
             family,
             base={**family.base, metric: base},
             savings={**family.savings, metric: savings},
         )
 
     @cached_property
-    def _own_structures(self) -> dict[str, str]:
-        """Block's key -> key of the structure that the teacher has there."""
-        blocks, teacher = self.house.sample.blocks, self.house.teacher
-        return {
-            key: structure_key(extract(teacher, block), block.in_shape)
-            for key, block in blocks.items()
-        }
+    def _own(self) -> dict[str, tuple[str, Network]]:
+        """Block's key -> key of the structure that the teacher has there, and the block alone."""
+        found = {}
+        for key, block in self.house.sample.blocks.items():
+            module = extract(self.house.teacher, block)
+            network = Network(module, block.in_shape)
+            found[key] = structure_key(module, block.in_shape), network
+        return found
 
     @cached_property
     def _structures(self) -> dict[str, Network]:
         """Structure's key -> a network of that structure: the teacher's blocks, alternatives."""
         house, blocks = self.house, self.house.sample.blocks
-        own = {
-            self._own_structures[key]: Network(extract(house.teacher, block), block.in_shape)
-            for key, block in blocks.items()
-        }
-        return own | {
+        return dict(self._own.values()) | {
             a.structure: Network(house.modules[a.name], blocks[a.block].in_shape)
             for a in house.choices
         }
 
+    def _saved(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Alternative's name -> what it saves, given figures of structures."""
+        own = self._own
+        return {a.name: figures[own[a.block][0]] - figures[a.structure] for a in self.house.choices}
+
+    @cached_property
     def _counted(self) -> HouseFamily:
         """The family with what is counted, before any place is opened."""
         house, teacher = self.house, self.house.teacher
         counted = {
-            key: house.figures(one.module, one.input_shape) for key, one in self._structures.items()
+            key: count(one.module, one.input_shape).as_metrics()
+            for key, one in self._structures.items()
         }
+        base = count(teacher.module, teacher.input_shape).as_metrics()
         savings = {
-            metric: {
-                a.name: counted[self._own_structures[a.block]][metric]
-                - counted[a.structure][metric]
-                for a in house.choices
-            }
-            for metric in COUNTED
+            metric: self._saved({key: figures[metric] for key, figures in counted.items()})
+            for metric in base
         }
         # Activations of a block need not be alive at the network's peak: only weights surely go.
         savings["peak_memory_mb"] = dict(savings["size_mb"])
@@ -320,6 +316,6 @@ class HouseCandidates:
             alternatives=house.choices,
             modules=house.modules,
             losses={a.name: house.scores[a.name][house.rank_by] for a in house.choices},
-            base=house.figures(teacher.module, teacher.input_shape),
+            base=base,
             savings=savings,
         )

@@ -17,7 +17,7 @@ from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.files import read_json, write_bytes, write_json
 from tailorbird.fit.fit import Settings
 from tailorbird.fit.ship import delivered
-from tailorbird.pipeline.house import Write, assemble, check_structures, request_of, trace_all
+from tailorbird.pipeline.house import Write, asked_of_house, assemble, check_structures, trace_all
 from tailorbird.pipeline.job import Job, Until, identity
 from tailorbird.pipeline.reporting import environment, write_report
 from tailorbird.progress import Progress, Silent
@@ -119,7 +119,7 @@ def _asked(job: Job, until: Until) -> dict[str, object]:
         rounds=job.rounds, candidates=job.candidates, export=job.export, seed=job.seed
     )
     requests = {
-        target.name: request_of(target, recipe=job.recipe, settings=settings)
+        target.name: asked_of_house(target, job.strategy, recipe=job.recipe, settings=settings)
         for target in job.targets
     }
     return {"until": until, "targets": requests}

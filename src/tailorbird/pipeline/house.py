@@ -21,7 +21,7 @@ from tailorbird.errors import (
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.files import read_json, write_json
-from tailorbird.fit.answers import Student
+from tailorbird.fit.answers import Student, request_of
 from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.fit import Settings, fit
@@ -38,7 +38,7 @@ from tailorbird.pipeline.job import Until, identity
 from tailorbird.pipeline.reporting import environment, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import Point, RunReport, TargetResult
-from tailorbird.runfolder import RunFolder, differences, short_hash
+from tailorbird.runfolder import RunFolder, differences
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Device, Target
 from tailorbird.task import CLASSIFICATION, Task
@@ -79,6 +79,7 @@ class ModelHouse:
         self.exporter = exporter
         self.write = write
         self.progress = progress
+        self._accuracies: dict[str, float] = {}
 
     @staticmethod
     def build(
@@ -205,7 +206,9 @@ class ModelHouse:
             targets,
             data=self.data,
             folder=self.folder,
-            request=lambda target: request_of(target, recipe=recipe, settings=settings),
+            request=lambda target: asked_of_house(
+                target, strategy, recipe=recipe, settings=settings
+            ),
             settings=settings,
             reference=lambda: self._teacher,
             beside=self.folder.path / "teacher",
@@ -295,25 +298,24 @@ class ModelHouse:
         """Of the teacher or a donor, on the last split; each is judged once."""
         if name not in self._accuracies:
             network = self._teacher if name == "teacher" else self._answering_donors[name]
-            self._accuracies[name] = Judge(self.data, self._teacher, self.house.task).accuracy(
-                network
-            )
+            self._accuracies[name] = self._judge.accuracy(network)
         return self._accuracies[name]
 
     @cached_property
-    def _accuracies(self) -> dict[str, float]:
-        return {}
+    def _judge(self) -> Judge:
+        return Judge(self.data, self._teacher, self.house.task)
 
 
-def request_of(target: Target, *, recipe: Recipe, settings: Settings) -> str:
-    """A short hash of all that a target's result answers to."""
-    asked = {
-        "limits": {limit.metric: [limit.value, limit.share] for limit in target.limits},
-        "device": target.device.key,
-        "recipe": asdict(recipe),
-        **asdict(settings),
-    }
-    return short_hash(asked)
+def asked_of_house(
+    target: Target, strategy: Strategy | None, *, recipe: Recipe, settings: Settings
+) -> str:
+    """A short hash of all that a target's result answers to.
+
+    Raises:
+        ConfigError: for a target without a device, which a house can't serve.
+    """
+    own = {"device": target.device.key, "recipe": asdict(recipe), **asdict(settings)}
+    return request_of(target, strategy, **own)
 
 
 def assemble(

@@ -26,7 +26,7 @@ from tailorbird.export.exporters import Exporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.family import Floats
 from tailorbird.files import read_json, write_json
-from tailorbird.fit.answers import Answers, Student
+from tailorbird.fit.answers import Answers, Student, request_of
 from tailorbird.fit.fit import Settings, fit
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.house import Write
@@ -34,7 +34,7 @@ from tailorbird.pipeline.reporting import environment, stage_costs, write_report
 from tailorbird.pipeline.supernet_run import IDENTITY, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, RunReport, TargetResult
-from tailorbird.runfolder import RunFolder, short_hash
+from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
 from tailorbird.space import Genomes
 from tailorbird.supernet.candidates import SubnetOptions, SupernetCandidates, check_places
@@ -128,12 +128,11 @@ def fit_run(
         places = list(places_of(targets).values())
         check_places(places, run.supernet, layers_at_most=options.layers_at_most)
         seed = run.seed if options.seed is None else options.seed
-        asked = {target.name: _request(run, target, options, seed) for target in targets}
-        answers = Answers(run.path)
-        stored = _finished(folder, asked, answers)
+        asked = {target.name: _request(run, target, options, seed, strategy) for target in targets}
+        stored = _finished(folder, asked, Answers(run.path))
         if stored is not None:
             progress.say(f"{run.path} holds these students; nothing to do")
-            return [answers.student(result) for result in stored.targets]
+            return stored
         candidates = SupernetCandidates(
             run.supernet,
             run.data,
@@ -163,7 +162,7 @@ def fit_run(
                 export=options.export,
                 seed=seed,
             ),
-            reference=candidates.full_network,
+            reference=lambda: candidates.full_network,
             beside=run.path / "fit" / run.weights / "teacher",
             strategy=strategy,
             exporter=exporter,
@@ -228,29 +227,30 @@ def _full_points(
     }
 
 
-def _request(run: SupernetRun, target: Target, options: FitOptions, seed: int) -> str:
+def _request(
+    run: SupernetRun, target: Target, options: FitOptions, seed: int, strategy: Strategy | None
+) -> str:
     """A short hash of all that a target's result answers to."""
     sizes = {name: value for name, value in asdict(options).items() if name != "layers_at_most"}
     table = target.place.table
-    asked = {
+    made_from = {
         **sizes,
-        "limits": {limit.metric: [limit.value, limit.share] for limit in target.limits},
-        "device": target.place.key,
         "table": None if table is None else contents(table),
         "seed": seed,
         "weights": run.weights,
         "data": run.data.fingerprint,
     }
-    return short_hash(asked)
+    return request_of(target, strategy, **made_from)
 
 
-def _finished(folder: RunFolder, asked: dict[str, str], answers: Answers) -> RunReport | None:
-    """The report of a run that has answered just this."""
+def _finished(folder: RunFolder, asked: dict[str, str], answers: Answers) -> list[Student] | None:
+    """The students of a run that has answered just this, and reported it."""
     try:
         if read_json(folder.path / "fit" / "finished.json") != asked:
             return None
-        report = RunReport.load(folder.path / "report.json")
+        RunReport.load(folder.path / "report.json")
     except StoreError:
         return None
-    whole = all(answers.result(name, request) is not None for name, request in asked.items())
-    return report if whole else None
+    stored = [answers.student(name, request) for name, request in asked.items()]
+    students = [student for student in stored if student is not None]
+    return students if len(students) == len(stored) else None

@@ -237,9 +237,11 @@ class SupernetCandidates:
             self.progress.say(f"{place.name}: latency table {corrected.check}")
 
     def note(self, place: Place) -> str:
-        """How the table agreed with the first whole networks."""
+        """How a place's table agreed with the first whole networks; empty for one not opened."""
         check = self._checks.get(place.name)
-        return "from its table" if check is None else str(check)
+        if check is not None:
+            return str(check)
+        return "from its table" if latency_at(place) in self._tables else ""
 
     # built and judged ---------------------------------------------------------------------------
 
@@ -256,6 +258,7 @@ class SupernetCandidates:
         """Nothing: a subnet is one piece."""
         return ()
 
+    @cached_property
     def full_network(self) -> Network:
         """The full network as it is exported: recalibrated, traced, at its own resolution."""
         [module] = self._recalibrated([self.reference])
@@ -283,7 +286,7 @@ class SupernetCandidates:
         self, modules: Mapping[Key, nn.Module], names: Mapping[Key, str]
     ) -> dict[Key, tuple[nn.Module, float]]:
         """Train them on after the full network, in one pass of it per batch."""
-        options, full = self.options, self._full_traced
+        options, full = self.options, self.full_network
         outcomes = retrain_all(
             [
                 Assignment(
@@ -301,11 +304,7 @@ class SupernetCandidates:
         )
         tuned: dict[Key, tuple[nn.Module, float]] = {}
         for key, outcome in zip(modules, outcomes, strict=True):
-            if outcome.stopped is not None:
-                self.progress.say(
-                    f"{outcome.name}: fine-tuning stopped: {outcome.stopped}; going on with the "
-                    f"best weights, of epoch {outcome.best_epoch:g}"
-                )
+            outcome.tell(self.progress, doing=WORDS.doing)
             assert isinstance(outcome.module, AtSize)
             tuned[key] = outcome.module.network, outcome.seconds
         return tuned
@@ -329,10 +328,6 @@ class SupernetCandidates:
         """What is counted of the full network."""
         network = self.network(self.reference)
         return count(network.module, network.input_shape).as_metrics()
-
-    @cached_property
-    def _full_traced(self) -> Network:
-        return self.full_network()
 
     def _full_ms(self, metric: str) -> float:
         """The full network's latency by a table, at the largest resolution that it covers."""

@@ -71,6 +71,14 @@ class Trained:
     stopped: str | None = None
     stopped_step: int | None = None
 
+    def tell(self, progress: Progress, *, doing: str) -> None:
+        """Say that training ended early, if it did; ``doing`` is what it was, "retraining"."""
+        if self.stopped is not None:
+            progress.say(
+                f"{self.name}: {doing} stopped: {self.stopped}; going on with the best weights, of "
+                f"epoch {self.best_epoch:g}"
+            )
+
 
 def train(
     assignments: Sequence[Assignment],
