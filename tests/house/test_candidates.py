@@ -1,6 +1,5 @@
 """A house's candidates: estimated, corrected by what is measured, judged, chosen from."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,22 +16,15 @@ from tailorbird.search.additive import Annealing, Exact
 from tailorbird.targets import Place, Target
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice, FakeExporter
-from tests.pipeline.makers import job, run_job
+from tests.pipeline.makers import job
 
 NOISY = FakeDevice(base_ms=0.001, noise=0.1)
 ADDITIVE = FakeDevice(base_ms=0.0, key="exact")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("built") / "run"
-    run_job(job(folder), until="house")
-    return folder
-
-
 @pytest.fixture
-def run(built, tmp_path):
-    return shutil.copytree(built, tmp_path / "run")
+def run(with_house):
+    return with_house()
 
 
 def open_house(folder):
@@ -162,7 +154,7 @@ class Counting(FakeDevice):
         return super().measure(models)
 
 
-def test_a_search_killed_between_measurements_ends_the_same(built, tmp_path):
+def test_a_search_killed_between_measurements_ends_the_same(with_house):
     def search(folder, device):
         targets = (
             Target("edge", device, {"latency": "0.5x"}),
@@ -172,10 +164,10 @@ def test_a_search_killed_between_measurements_ends_the_same(built, tmp_path):
         return [(s.result.replaced, s.result.measured) for s in students]
 
     whole = Counting()
-    expected = search(shutil.copytree(built, tmp_path / "whole"), whole)
+    expected = search(with_house("whole"), whole)
     assert len(whole.asked) > 4
     for stop in range(1, len(whole.asked) - 1):
-        folder = shutil.copytree(built, tmp_path / str(stop))
+        folder = with_house(str(stop))
         first, second = Counting(stop), Counting()
         with pytest.raises(Killed):
             search(folder, first)

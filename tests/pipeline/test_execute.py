@@ -71,8 +71,8 @@ def test_a_teacher_within_the_limit_keeps_all_its_blocks(finished):
     assert target.measured["macs"] == finished[1].teacher["fake"].macs
 
 
-def test_what_another_strategy_found_is_no_answer(tmp_path):
-    run, limits = tmp_path / "run", {"edge": {"latency": "0.6x"}}
+def test_what_another_strategy_found_is_no_answer(with_house):
+    run, limits = with_house(), {"edge": {"latency": "0.6x"}}
     run_job(job(run, limits=limits))
     before = json.loads((run / "students/edge/result.json").read_text())["request"]
     run_job(job(run, limits=limits, strategy=Annealing(steps=100, restarts=1)))
@@ -107,8 +107,8 @@ def test_stage_by_stage_ends_the_same(finished, tmp_path):
     assert tensors(run) == tensors(finished[0])
 
 
-def test_changed_targets_use_the_same_house(tmp_path):
-    run = tmp_path / "run"
+def test_changed_targets_use_the_same_house(with_house):
+    run = with_house()
     run_job(job(run, limits={"edge": {"latency": "0.6x"}}))
     before = tensors(run)
     report = run_job(job(run, limits={"edge": {"latency": "0.9x"}, "new": {"params": "0.97x"}}))
@@ -127,8 +127,8 @@ def test_changed_targets_use_the_same_house(tmp_path):
     assert trained(run) == before
 
 
-def test_targets_that_choose_one_network_share_its_training_and_its_export(tmp_path):
-    run, exporter = tmp_path / "run", FakeExporter()
+def test_targets_that_choose_one_network_share_its_training_and_its_export(with_house):
+    run, exporter = with_house(), FakeExporter()
     alike = {"edge": LIMITS["edge"], "twin": {**LIMITS["edge"], "params": "1x"}}
     found = by_name(run_job(job(run, limits=alike), exporter=exporter))
     exported = [path.parent.name for path in exporter.exported]
@@ -219,7 +219,7 @@ def test_a_disk_that_fills_up_loses_nothing(finished, tmp_path, monkeypatch):
     assert tensors(run) == tensors(finished[0])
 
 
-def test_a_device_that_fails_once_is_asked_again(tmp_path):
+def test_a_device_that_fails_once_is_asked_again(with_house):
     @dataclass(frozen=True, kw_only=True)
     class Shaky(FakeDevice):
         broken: tuple[bool, ...] = ()
@@ -229,7 +229,7 @@ def test_a_device_that_fails_once_is_asked_again(tmp_path):
                 raise MeasurementError("the board does not answer")
             return super().measure(models)
 
-    run, limits = tmp_path / "run", {"edge": {"latency": "0.6x"}}
+    run, limits = with_house(), {"edge": {"latency": "0.6x"}}
     first = run_job(job(run, limits=limits, device=Shaky(broken=(True,))))
     assert not first.met
     assert first.targets[0].reason == "the board does not answer"
@@ -251,8 +251,8 @@ class Dying(FakeDevice):
 
 
 @pytest.mark.parametrize("answers", [0, 1, 2])
-def test_a_device_that_fails_costs_its_own_targets_only(tmp_path, answers):
-    board, run = Dying(key="board", answers=answers), tmp_path / "run"
+def test_a_device_that_fails_costs_its_own_targets_only(with_house, answers):
+    board, run = Dying(key="board", answers=answers), with_house()
 
     def wanted(device):
         bounds = {"latency": "0.6x", "params": "0.95x"}
@@ -302,8 +302,8 @@ def test_a_student_that_comes_out_too_slow_is_searched_for_again(tmp_path):
     assert hopeless.reason
 
 
-def test_a_deleted_file_is_delivered_again(tmp_path):
-    run, limits = tmp_path / "run", {"edge": {"latency": "0.6x"}}
+def test_a_deleted_file_is_delivered_again(with_house):
+    run, limits = with_house(), {"edge": {"latency": "0.6x"}}
     first = run_job(job(run, limits=limits))
     for name in ("model.onnx", *DELIVERED):
         (run / "students/edge" / name).unlink()

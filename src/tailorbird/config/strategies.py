@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tailorbird.config.sections import near
-from tailorbird.errors import ConfigError, Fault
-from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.config.named import named
 from tailorbird.search.additive import Annealing, Exact, RandomSelection
 from tailorbird.search.baselines import Exhaustive, RandomSearch
 from tailorbird.search.evolution import BottomUp, Independent, TopDown
@@ -15,7 +13,7 @@ from tailorbird.search.many_targets import AllAtOnce
 from tailorbird.search.nsga2 import Nsga2
 from tailorbird.search.strategy import Strategy
 
-_STRATEGIES: tuple[Callable[[], Strategy], ...] = (
+_KINDS: tuple[Callable[[], Strategy], ...] = (
     AllAtOnce,
     Independent,
     TopDown,
@@ -27,6 +25,9 @@ _STRATEGIES: tuple[Callable[[], Strategy], ...] = (
     Annealing,
     RandomSelection,
 )
+
+STRATEGIES: Mapping[str, Callable[[], Strategy]] = {make().name: make for make in _KINDS}
+"""Name -> strategy. A new one is a line in the list above."""
 
 
 def strategy(name: str, *, folder: Path = Path(), place: str = "strategy") -> Strategy:
@@ -48,11 +49,5 @@ def strategy(name: str, *, folder: Path = Path(), place: str = "strategy") -> St
         ...
         tailorbird.errors.ConfigError: strategy: unknown name 'topdown'; did you mean 'top-down'?
     """
-    known = {one.name: one for one in (make() for make in _STRATEGIES)}
-    if name in known:
-        return known[name]
-    if not is_factory(name):
-        raise ConfigError(Fault(place, f"unknown name {name!r}{near(name, known)}"))
-    make_importable(folder)
-    made: Strategy = own(name, Strategy)
+    made: Strategy = named(name, STRATEGIES, Strategy, folder=folder, place=place)
     return made

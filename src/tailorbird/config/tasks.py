@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tailorbird.config.sections import near
-from tailorbird.errors import ConfigError, Fault
-from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.config.named import named
 from tailorbird.task import Classification, Task
 
 TASKS: Mapping[str, Callable[[], Task]] = {"classification": Classification}
@@ -28,10 +26,5 @@ def task(name: str, *, folder: Path = Path()) -> Task:
         >>> task("classification").measure
         'top-1'
     """
-    if name in TASKS:
-        return TASKS[name]()
-    if not is_factory(name):
-        raise ConfigError(Fault("task", f"unknown name {name!r}{near(name, TASKS)}"))
-    make_importable(folder)
-    made: Task = own(name, Task)
+    made: Task = named(name, TASKS, Task, folder=folder, place="task")
     return made
