@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -37,7 +36,7 @@ from cifar_resnet import trained
 from record import write_result
 from tailorbird.data.images import IMAGENET, ImageData, Split, TensorSplit
 from tailorbird.export.exporters import OnnxExporter
-from tailorbird.fit.bench import Bench
+from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import induce
@@ -49,9 +48,7 @@ from tailorbird.house.distil import Bunch, Distillation, distil
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
-from tailorbird.measure.latencies import Latencies
 from tailorbird.measure.onnxruntime import OnnxRuntime
-from tailorbird.progress import Silent
 from tailorbird.train.precision import autocast, compute_device, lay_out, resolve
 
 SHAPE = (3, 32, 32)
@@ -290,24 +287,14 @@ def blocks_of_efficientnet() -> dict[str, object]:
     return {"layers": layers, "blocks": found[0], "trace_s": tracing, "enumerate_s": listing}
 
 
-def block_timing(teacher: LayerGraph, sample: Sample, wanted: int) -> dict[str, float]:
-    """Seconds per distinct structure, exported and timed in ONNX Runtime beside the teacher."""
+def block_timing(sample: Sample, wanted: int) -> dict[str, float]:
+    """Seconds per distinct structure, exported and timed in ONNX Runtime."""
     structures = {
-        a.structure: partial(Network, sample.modules[a.name], sample.blocks[a.block].in_shape)
+        a.structure: Network(sample.modules[a.name], sample.blocks[a.block].in_shape)
         for a in sample.alternatives
     }
-    some = dict(list(structures.items())[:wanted])
-    device = OnnxRuntime(threads=1)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(
-            device,
-            partial(Network, teacher.module, teacher.input_shape),
-            name="teacher",
-            store=Latencies(Path(folder), device.key),
-            exporter=OnnxExporter(),
-            progress=Silent(),
-        )
-        spent = timed(lambda: bench.measure(some, together=len(some)))[1]
+    some = list(structures.values())[:wanted]
+    spent = timed(lambda: time_networks(some, OnnxRuntime(threads=1), OnnxExporter()))[1]
     return {"structures": len(some), "seconds": spent, "seconds_each": spent / len(some)}
 
 
@@ -334,7 +321,7 @@ def main() -> None:
     formats = ("auto",) if quick else ("float32", "bfloat16")
     peaks = [memory(arguments, budget, name) for budget in budgets for name in formats]
     efficientnet = blocks_of_efficientnet()
-    timing = block_timing(teacher, sample, 8 if quick else 48)
+    timing = block_timing(sample, 8 if quick else 48)
     table = verdicts(steps, scores, peaks, efficientnet)
     width = max(len(name) for name, *_ in table)
     for name, figure, bar, met in table:
