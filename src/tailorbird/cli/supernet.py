@@ -223,8 +223,9 @@ def opened(run: Path, data: Path | None) -> SupernetRun:
         section, base = load_data_file(data), data.resolve().parent
     if section is None:
         raise ConfigError(
-            f"{run}: the supernet was imported without images; give --data FILE.yaml, which "
-            "holds 'data:' with the keys of a job's data section"
+            f"{run}: the folder names no images (the supernet was imported without, or trained "
+            "from Python); give --data FILE.yaml, which holds 'data:' with the keys of a job's "
+            "data section"
         )
     images = read_data(section, seed=stored.seed, folder=base)
     return open_run(run, images, seed=stored.seed)
