@@ -173,7 +173,7 @@ def _is_plain(node: yaml.Node) -> bool:
     """Whether a node is what it would be without a tag, or text."""
     if not isinstance(node, yaml.ScalarNode):
         return node.tag == _TAG + ("map" if isinstance(node, yaml.MappingNode) else "seq")
-    meant = _RESOLVER.resolve(yaml.ScalarNode, node.value, (True, False))
+    meant = _RESOLVER.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]  # of PyYAML
     return node.tag in (_TAG + "str", meant)
 
 
