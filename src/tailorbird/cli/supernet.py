@@ -234,7 +234,7 @@ def opened(run: Path, data: Path | None, *, trust: bool = False) -> SupernetRun:
     elif section is not None and section.code is not None and not trust:
         raise ConfigError(
             f"{run / 'config.yaml'}: the images are read by code, {section.code}, which a folder "
-            "from somebody else could name as well; add --trust if the folder is yours, or give --data "
+            "from somebody else could name as well; add --trust if it is yours, or give --data "
             "FILE.yaml"
         )
     if section is None:
