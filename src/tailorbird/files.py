@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -62,6 +63,15 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"can't read {path}: {error}; remove it to have it made anew") from error
+
+
+def digest_of(path: Path) -> str | None:
+    """Sixteen hex digits over a file's bytes; ``None`` where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def _discard(temporary: Path) -> None:

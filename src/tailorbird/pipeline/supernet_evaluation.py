@@ -11,8 +11,8 @@ import numpy as np
 
 from tailorbird.errors import ConfigError
 from tailorbird.export.onnx import export_many
-from tailorbird.files import read_json, write_json
-from tailorbird.pipeline.supernet_run import IDENTITY, Floats, SupernetRun, evaluate_subnets
+from tailorbird.files import write_json
+from tailorbird.pipeline.supernet_run import Floats, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.supernet_evaluation import EvaluatedSubnet, SupernetEvaluation
 from tailorbird.report.supernet_plot import picture
@@ -67,9 +67,8 @@ def evaluate_run(
     ]
     if wrong:
         raise ConfigError(wrong)
-    stored = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
-    with folder.open(stored if isinstance(stored, dict) else {}), folder.stage("evaluate"):
+    with folder.open(None), folder.stage("evaluate"):
         genomes = sampled(run.architectures, subnets + 2, seed=seed)
         found = _judged(run, genomes, seed=seed, images=images, progress=progress)
         if device is not None:
