@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,9 @@ _NOTHING_MADE = {
 }
 """What a folder holds when a run found its job wrong before it made anything."""
 
+_UNDER_WAY = ".spent.json"
+"""What the stage under way has taken so far."""
+
 _NOTHING_REDONE: Mapping[str, Sequence[str]] = {}
 
 
@@ -49,6 +53,11 @@ class _Spent:
 class RunFolder:
     """One job's folder, opened by one process at a time.
 
+    Args:
+        path: made when opened.
+        beat_s: seconds between two notes of the time that a stage has taken, so that no more than
+            these are lost by a kill.
+
     Example:
         >>> import tempfile
         >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run")
@@ -58,8 +67,8 @@ class RunFolder:
         1
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, *, beat_s: float = 15.0) -> None:
+        self.path, self.beat_s = Path(path), beat_s
 
     @contextmanager
     def open(
@@ -98,9 +107,10 @@ class RunFolder:
             ) from error
         try:
             if identity is not None:
-                self._claim(json.loads(json.dumps(identity)), redone, say)
+                self._claim(formatted(identity), redone, say)
             for torn in self.path.rglob(".*.part"):  # left by a kill; nobody else is writing
                 torn.unlink(missing_ok=True)
+            self._settle()
             yield self
         finally:
             lock.release()
@@ -111,9 +121,9 @@ class RunFolder:
         redone: Mapping[str, Sequence[str]],
         say: Callable[[str], None],
     ) -> None:
-        stored = self._stored()
+        stored = self.stored()
         if stored is None:
-            self._identify(plain)
+            self.identify(plain)
             return
         changed = differences(completed(stored, plain), plain)
         if changed and {p.name for p in self.path.iterdir()} <= _NOTHING_MADE:
@@ -136,12 +146,15 @@ class RunFolder:
         for name in made:
             _remove(self.path / name)
         if stored != plain:
-            self._identify(plain)
+            self.identify(plain)
 
-    def _stored(self) -> dict[str, object] | None:
+    def stored(self) -> dict[str, object] | None:
         """What the run was made from; ``None`` for a folder that holds nothing yet.
 
         It is there twice, so that one damaged file takes no run with it.
+
+        Raises:
+            StoreError: for a folder of something else, or where both files are damaged.
         """
         paths = [self.path / IDENTITY, self.path / f".{IDENTITY}"]
         there = [path for path in paths if path.exists()]
@@ -161,9 +174,10 @@ class RunFolder:
             "back from a copy, or give a new folder"
         )
 
-    def _identify(self, plain: Mapping[str, object]) -> None:
+    def identify(self, identity: Mapping[str, object]) -> None:
+        """Write down what the run is made from, twice."""
         for name in (f".{IDENTITY}", IDENTITY):
-            write_json(self.path / name, dict(plain))
+            write_json(self.path / name, formatted(identity))
 
     def event(self, kind: str, **data: object) -> None:
         """Append one line to ``events.jsonl``.
@@ -200,11 +214,32 @@ class RunFolder:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time spent inside under ``name``."""
-        start = time.perf_counter()
+        start, ended = time.perf_counter(), threading.Event()
+
+        def spent() -> dict[str, object]:
+            return {"stage": name, "seconds": round(time.perf_counter() - start, 3)}
+
+        def beat() -> None:
+            while not ended.wait(self.beat_s):
+                with suppress(StoreError):  # a full disk is told by what matters more
+                    write_json(self.path / _UNDER_WAY, {"event": "spent", **spent()})
+
+        beating = threading.Thread(target=beat, daemon=True, name="spent")
+        beating.start()
         try:
             yield
         finally:
-            self.event("spent", stage=name, seconds=round(time.perf_counter() - start, 3))
+            ended.set()
+            beating.join()
+            self.event("spent", **spent())
+            (self.path / _UNDER_WAY).unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        """Count what a process that was killed had spent on its stage."""
+        with suppress(StoreError):
+            known = read_record(self.path / _UNDER_WAY, _Spent)
+            self.event("spent", stage=known.stage, seconds=known.seconds)
+        (self.path / _UNDER_WAY).unlink(missing_ok=True)
 
 
 def short_hash(plain: object) -> str:
@@ -215,6 +250,12 @@ def short_hash(plain: object) -> str:
         True
     """
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def formatted(identity: Mapping[str, object]) -> dict[str, object]:
+    """Plain data as JSON reads it back, with the version of the layout."""
+    plain: dict[str, object] = json.loads(json.dumps({**identity, "format": FORMAT}))
+    return plain
 
 
 def completed(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:

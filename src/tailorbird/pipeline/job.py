@@ -16,7 +16,6 @@ from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.fit import check_targets
 from tailorbird.house.options import HouseOptions
-from tailorbird.runfolder import FORMAT
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
 from tailorbird.task import CLASSIFICATION, Task
@@ -98,7 +97,6 @@ def identity(
     own = {} if task == CLASSIFICATION else {"task": task.name}  # houses of before have none
     return {
         **own,
-        "format": FORMAT,
         "models": {
             name: _structure_digest(model) if name in training else digest(model)
             for name, model in models.items()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from tailorbird.errors import ConfigError
 from tailorbird.export.onnx import export_many
-from tailorbird.files import write_json
+from tailorbird.files import scratch, write_json
 from tailorbird.pipeline.supernet_run import Floats, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.supernet_evaluation import EvaluatedSubnet, SupernetEvaluation
@@ -96,11 +94,11 @@ def timed(
         for genome, own, one in zip(genomes, statistics, wanted, strict=True)
     ]
     with (
-        tempfile.TemporaryDirectory(prefix="tailorbird-") as place,
+        scratch() as place,
         progress.task("measure latency", 1) as task,
     ):
         names = [f"n{number}" for number in range(len(networks))]
-        latencies = device.measure(export_many(networks, Path(place), names))
+        latencies = device.measure(export_many(networks, place, names))
         task.advance()
     known = {one.genome: own.median_ms for one, own in zip(wanted, latencies, strict=True)}
 
