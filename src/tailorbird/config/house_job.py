@@ -139,8 +139,12 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
             errors.append((name, error))
             return None
 
-    teacher = attempt("teacher", plan.teacher.build)
-    made = {name: attempt(f"donors.{name}", one.build) for name, one in plan.donors.items()}
+    notes: list[str] = []
+    teacher = attempt("teacher", partial(plan.teacher.build, say=notes.append))
+    made = {
+        name: attempt(f"donors.{name}", partial(one.build, say=notes.append))
+        for name, one in plan.donors.items()
+    }
     data = attempt("data", plan.data.read)
     networks = {"teacher": plan.teacher, **plan.donors}
     training = {name: one.train for name, one in networks.items() if one.train is not None}
@@ -167,6 +171,7 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "task": named_task(plan.task, folder=folder),
         "strategy": None if plan.strategy is None else named_strategy(plan.strategy, folder=folder),
         "description": plan.plain(),
+        "notes": tuple(notes),
     }
 
 

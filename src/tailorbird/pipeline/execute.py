@@ -79,6 +79,8 @@ def execute(
             yaml.safe_dump(dict(job.description), sort_keys=False).encode(),
         )
         write_json(job.run / "environment.json", environment())
+        for note in job.notes:
+            shown.say(f"note: {note}")
         for note in job.data.told:
             shown.say(f"data: {note}")
         if job.training:  # what is wrong with a network is told before time is spent on training

@@ -34,7 +34,7 @@ from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.counts import count
-from tailorbird.pipeline.job import REDONE, Until, identity
+from tailorbird.pipeline.job import REDONE, Until, identity, prepared_all
 from tailorbird.pipeline.reporting import environment, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import Point, RunReport, TargetResult
@@ -113,8 +113,9 @@ class ModelHouse:
             DataError: when the classes in the data and the teacher's head differ.
             StoreError: for a folder of another job, in use, or not writable.
         """
-        named = dict(donors) if isinstance(donors, Mapping) else _named(donors)
-        chosen = options or HouseOptions()
+        given = dict(donors) if isinstance(donors, Mapping) else _named(donors)
+        named, notes = prepared_all({"teacher": teacher, **given}, data)
+        teacher, chosen = named.pop("teacher"), options or HouseOptions()
         folder = RunFolder(Path(run))
         made_from = identity(
             teacher=teacher,
@@ -127,6 +128,8 @@ class ModelHouse:
         )
         shown = progress or Silent()
         with folder.open(made_from, redone=REDONE, say=shown.say):
+            for note in notes:
+                shown.say(f"note: {note}")
             return assemble(
                 teacher,
                 named,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from tailorbird.checkpoints import read_tensors
 from tailorbird.data.images import ImageData
 from tailorbird.errors import StoreError
-from tailorbird.models import read_tensors
 from tailorbird.pipeline.supernet_run import SUPERNET, check_classes
 from tailorbird.pipeline.supernet_training import describe_run
 from tailorbird.runfolder import RunFolder
