@@ -89,7 +89,7 @@ HOSTILE = {
         ),
         "nn.Module's own",
     ),
-    "cycle": (cyclic, "deeper than"),
+    "cycle": (cyclic, "nested beyond all reason"),
     "later node": (
         lambda n: node(n, "call_function").update(args=[{"node": "output"}]),
         "before it is defined",

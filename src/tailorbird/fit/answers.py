@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,10 +76,12 @@ class Answers:
 
     Args:
         folder: the run folder.
+        trust: import paths of code that stored students may be made of: the networks' own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Collection[str] = ()) -> None:
         self.folder = folder
+        self._trust = tuple(trust)
         self._round = folder / "fit" / "search.json"
 
     def student(self, name: str, request: str) -> Student | None:
@@ -87,16 +89,19 @@ class Answers:
         to ``request``, or damaged, so that it is made anew.
         """
         home = self.folder / "students" / name
-        stored = _read(home / "result.json")
-        if stored is None or stored.get("request") != request:
+        record = _read(home / "result.json")
+        if record is None or record.get("request") != request:
             return None
-        result = _as(TargetResult, stored.get("result"))
+        result = _as(TargetResult, record.get("result"))
         if result is None or result.onnx is None:
             return None if result is None else Student(result=result, module=None)
-        if not delivered(self.folder / result.onnx):
+        stored = result.unstored is None
+        if not delivered(self.folder / result.onnx, stored=stored):
             return None
+        if not stored:
+            return Student(result=result, module=None)
         try:
-            return Student(result=result, module=load_student(home).module)
+            return Student(result=result, module=load_student(home, trust=self._trust).module)
         except StoreError:
             return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ class HouseStore:
 
     Args:
         folder: made when missing.
+        trust: import paths of code that stored networks may be made of: the job's networks' own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Collection[str] = ()) -> None:
         self.folder = folder
+        self._trust = tuple(trust)
 
     # sampling ---------------------------------------------------------------------------------
 
@@ -52,7 +54,7 @@ class HouseStore:
         blocks = [_block(raw) for raw in record["blocks"]]
         alternatives = tuple(Alternative(**raw) for raw in record["alternatives"])
         modules = {
-            alternative.name: load_module(self.folder / "initial", alternative.name)[0]
+            alternative.name: self._load("initial", alternative.name)[0]
             for alternative in alternatives
         }
         return Sample(
@@ -75,7 +77,7 @@ class HouseStore:
         if not (self.folder / "trained" / f"{name}.json").exists():
             return None
         try:
-            return load_module(self.folder / "trained", name)
+            return self._load("trained", name)
         except StoreError:
             return None
 
@@ -93,6 +95,9 @@ class HouseStore:
                 "start, or finish with that version: alternatives that are done are kept either way"
             )
         return folder
+
+    def _load(self, stage: str, name: str) -> tuple[fx.GraphModule, dict[str, Any]]:
+        return load_module(self.folder / stage, name, trust=self._trust)
 
     # figures ----------------------------------------------------------------------------------
 

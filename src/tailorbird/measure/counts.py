@@ -66,7 +66,7 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Counts:
         >>> round(1e6 * counts.peak_memory_mb) - 40  # 4 floats in, 2 floats out
         24
     """
-    own = copy.deepcopy(module).cpu().float().eval()
+    own = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
     image = torch.zeros(1, *input_shape)
     recorder = _Recorder()
     try:
