@@ -28,10 +28,13 @@ def bake(network: nn.Module) -> None:
         ['bias', 'weight']
     """
     for module in list(network.modules()):
+        before = set(module._parameters)
         if parametrize.is_parametrized(module):
             _bake_parametrized(module)
         for hook in list(module._forward_pre_hooks.values()):
             _bake_hook(module, hook)
+        made = {n: p for n, p in module._parameters.items() if n not in before}
+        module._parameters = made | module._parameters  # as constructors do: weight, then bias
 
 
 def _bake_parametrized(module: nn.Module) -> None:

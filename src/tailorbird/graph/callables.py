@@ -332,8 +332,8 @@ def code_path(found: object) -> str | None:
 
 
 def _origin(found: object) -> object:
-    """What a scripted function, or one that stands for an autograd function, is made of."""
-    return getattr(found, MADE_FROM, getattr(found, "_torchdynamo_inline", found))
+    """An autograd function, for the one that stands for it in graphs."""
+    return getattr(found, MADE_FROM, found)
 
 
 def resolve_code(path: object, trust: Collection[str]) -> Callable[..., object]:

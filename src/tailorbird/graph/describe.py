@@ -230,19 +230,27 @@ class _GradModes(TorchFunctionMode):
 
 
 def _by_tracing(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> Json:
-    """The module's own graph; the class isn't needed any more.
+    """The module's own graph; the class isn't needed any more."""
+    return describe(trace_leaf(module), path, seen)
 
-    Traced twice and in either mode, so that state kept between calls shows.
+
+def trace_leaf(module: nn.Module) -> fx.GraphModule:
+    """The graph of a module of the user's own class; its children are shared, not copied.
+
+    It is traced twice, and in either mode, so that state kept between calls shows.
+
+    Raises:
+        UnstorableError: when torch.fx can't trace it, or the trace would not be the module.
     """
     one, other = copy.deepcopy(module), copy.deepcopy(module).train(not module.training)
-    traces = [_graph(one), _graph(one), _graph(other)]
-    first, *others = (_graph_nodes(fx.GraphModule(one, graph), path) for graph in traces)
+    graphs = [_graph(one), _graph(one), _graph(other)]
+    first, *others = (_graph_nodes(gather(graph, one, other), "") for graph in graphs)
     if any(nodes != first for nodes in others):
         raise UnstorableError(
             "its forward differs between train and eval mode or from call to call, and would be "
             "frozen"
         )
-    return describe(gather(traces[0], module, one), path, seen)
+    return gather(graphs[0], module, one)
 
 
 def _graph(module: nn.Module) -> fx.Graph:
@@ -262,16 +270,6 @@ def _graph(module: nn.Module) -> fx.Graph:
             return _Tracer().trace(module)
     except Exception as error:  # tracing runs foreign code, which may raise anything
         raise UnstorableError(f"torch.fx can't trace it ({str(error)[:200]})") from error
-
-
-def trace_leaf(module: nn.Module) -> fx.GraphModule:
-    """The graph of a module of the user's own class; its children are shared, not copied.
-
-    Raises:
-        UnstorableError: when torch.fx can't trace it.
-    """
-    twin = copy.deepcopy(module)
-    return gather(_graph(twin), module, twin)
 
 
 def plain_attributes(module: nn.Module) -> Iterator[tuple[str, object]]:

@@ -13,8 +13,8 @@ from torch import fx, nn
 
 
 def gather(graph: fx.Graph, *homes: nn.Module, name: str = "GraphModule") -> fx.GraphModule:
-    """A graph with only the modules and tensors that it names, these taken from the first of
-    ``homes`` that has them, under names of letters, digits and underscores.
+    """A copy of a graph with only the modules and tensors that it names, these taken from the first
+    of ``homes`` that has them, under names of letters, digits and underscores.
 
     Children of networks may be called anything, ``global`` or ``conv 1/2``; torch.fx writes names
     into Python source as they are. Buffers stay out of the ``state_dict`` if they were.
@@ -25,7 +25,9 @@ def gather(graph: fx.Graph, *homes: nn.Module, name: str = "GraphModule") -> fx.
         >>> list(gather(fx.Tracer().trace(net), net).state_dict())
         ['conv_1.weight', 'conv_1.bias']
     """
-    held = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    own = fx.Graph()
+    own.output(own.graph_copy(graph, {}))
+    held = [node for node in own.nodes if node.op in ("call_module", "get_attr")]
     clean = _clean({str(node.target) for node in held})
     root = nn.Module()
     fleeting = []
@@ -34,7 +36,7 @@ def gather(graph: fx.Graph, *homes: nn.Module, name: str = "GraphModule") -> fx.
         value, persistent = _fetch(path, homes)
         _place(root, node.target, value)
         fleeting += [] if persistent else [node.target]
-    module = fx.GraphModule(root, graph, name)
+    module = fx.GraphModule(root, own, name)
     for path in fleeting:
         owner, _, last = path.rpartition(".")
         module.get_submodule(owner)._non_persistent_buffers_set.add(last)

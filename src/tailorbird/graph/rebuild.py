@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from keyword import iskeyword
+from operator import getitem
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from tailorbird.errors import StoreError
 from tailorbird.graph.callables import (
     TENSOR_ATTRIBUTES,
     as_target,
+    functions,
     is_method,
     resolve_class,
     resolve_code,
@@ -31,6 +33,14 @@ CONTAINERS: dict[str, type[nn.Module]] = {
 }
 _DEPTH = 40
 _MOST_PARTS = 100_000
+_MOST_ARITHMETIC = 16
+_NUMBER_METHODS = frozenset({"size", "dim", "numel", "nelement", "ndimension", "item", "stride"})
+_NUMBER_ATTRIBUTES = frozenset({"shape", "ndim", "itemsize", "nbytes"})
+_NUMBER_FUNCTIONS = frozenset(
+    function
+    for name, function in functions().items()
+    if name.startswith(("operator.", "math.", "builtins."))
+)
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
 _PLUMBING = frozenset(vars(nn.Module()))
 
@@ -152,18 +162,20 @@ def _rebuild_class(build: Builder, table: Json, path: str) -> nn.Module:
 
 def _rebuild_attributes(build: Builder, table: Json, path: str) -> nn.Module:
     """Without the class's constructor: what it left behind is set as it was."""
-    kind = _class(table.get("class"), build.trust)
+    coded = table.get("class")
+    kind, trusted = _class(coded, build.trust), isinstance(coded, dict)
     module: nn.Module = object.__new__(kind)
     nn.Module.__init__(module)
     attributes = _table(table.get("attributes"), f"module {path!r}: attributes")
     for key, value in attributes.items():
-        if _part(key, "attribute") in _PLUMBING or callable(getattr(nn.Module, key, None)):
+        refers = _refers(value)
+        made = None if refers else decode(value, Scope(trust=build.trust))
+        method = callable(getattr(nn.Module, key, None)) and (refers or callable(made))
+        if _part(key, "attribute") in _PLUMBING or (method and not trusted):
             raise StoreError(f"module {path!r}: attribute {key!r} is nn.Module's own")
-        if _refers(value):
+        if refers:
             build.references.append((module, key, value))
-            vars(module)[key] = None
-        else:
-            vars(module)[key] = decode(value, Scope(trust=build.trust))
+        vars(module)[key] = made
     return _fill(build, module, table, path)
 
 
@@ -230,6 +242,7 @@ def _rebuild_graph(build: Builder, table: Json, path: str) -> nn.Module:
     root = _fill(build, nn.Module(), table, path)
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
+    depths: dict[fx.Node, int] = {}
     records = table.get("nodes")
     if not isinstance(records, list):
         raise StoreError(f"module {path!r}: expected a list of nodes")
@@ -243,12 +256,17 @@ def _rebuild_graph(build: Builder, table: Json, path: str) -> nn.Module:
         if record["name"] in nodes:
             raise StoreError(f"{where}: the name {str(record['name'])[:80]!r} is taken")
         nodes[cast(str, record["name"])] = node
+        _bound_numbers(node, depths, where)
     if not nodes or next(reversed(nodes.values())).op != "output":
         raise StoreError(f"module {path!r}: the graph has no output")
     try:
-        return fx.GraphModule(root, graph)
+        module = fx.GraphModule(root, graph)
     except Exception as error:  # torch.fx compiles the graph, which fails in many ways
         raise StoreError(f"module {path!r}: its graph makes no sense: {error}") from error
+    for name, part in module.named_modules():  # which torch.fx makes anew
+        fleeting = root.get_submodule(name)._non_persistent_buffers_set
+        part._non_persistent_buffers_set = fleeting & part._buffers.keys()
+    return module
 
 
 def _add_node(graph: fx.Graph, root: nn.Module, record: Json, scope: Scope, where: str) -> fx.Node:
@@ -272,6 +290,28 @@ def _add_node(graph: fx.Graph, root: nn.Module, record: Json, scope: Scope, wher
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"{where}: {str(error)[:200]}") from error
+
+
+def _bound_numbers(node: fx.Node, depths: dict[fx.Node, int], where: str) -> None:
+    """Refuse arithmetic of plain numbers so deep that they may grow beyond all memory.
+
+    ``depths`` holds, for each node that gives numbers, how many operations made them.
+    """
+    target, sources = node.target, [depths.get(source, 0) for source in node.all_input_nodes]
+    arithmetic = getattr(target, "__module__", "") == "_operator" and target is not getitem
+    if arithmetic and any(isinstance(arg, (str, list, tuple)) for arg in node.args):
+        raise StoreError(f"{where}: arithmetic of {str(node.args)[:80]}: expected numbers")
+    if target is getattr:
+        numeric = node.args[1] in _NUMBER_ATTRIBUTES
+    elif node.op == "call_method":
+        numeric = target in _NUMBER_METHODS
+    else:
+        numeric = node.op == "call_function" and target in _NUMBER_FUNCTIONS
+        numeric = numeric and all(sources)
+    if numeric:
+        depths[node] = 1 + max(sources, default=0)
+    if depths.get(node, 0) > _MOST_ARITHMETIC:
+        raise StoreError(f"{where}: numbers made of more than {_MOST_ARITHMETIC} operations")
 
 
 def _target(  # noqa: PLR0917 - parts of one record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from tailorbird.copying import copy_network
@@ -30,6 +32,7 @@ from tailorbird.graph.passes import (
 )
 from tailorbird.graph.proof import prove
 from tailorbird.graph.tracer import COMPOSITES, ValueTracer
+from tailorbird.measure.counts import RECURRENT, recurrent_flops
 
 _RETRACES = 40  # each makes one more module a leaf
 
@@ -158,7 +161,7 @@ def _copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise GraphError(
             f"{type(model).__name__} can't be copied ({error}); expected an nn.Module that "
-            "copy.deepcopy takes: hand over the network that a compiled wrapper holds"
+            "copy.deepcopy takes: leave out what it holds beside layers, or give it a __deepcopy__"
         ) from error
     bake(root)
     return root
@@ -265,7 +268,7 @@ def _trace_once(
         where = f"{path!r} ({type(part).__name__})" if path else f"{type(root).__name__}.forward"
         leaf = (
             f"Mark it, or the module around it, as a leaf: trace(..., leaves=[{path!r}]), in a "
-            f"job file house: {{leaves: [{path}]}}"
+            f"job file house: {{leaves: [{json.dumps(path)}]}}"
             if path
             else "Move that line into a submodule and mark that as a leaf: trace(..., "
             "leaves=[...]), in a job file house: {leaves: [...]}"
@@ -322,6 +325,9 @@ class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             query, key, value = args[:3]
             rows = prod(query.shape[:-1]) * key.shape[-2]
             self.flops += 2 * rows * (query.shape[-1] + value.shape[-1])
+        elif packet in RECURRENT:
+            shapes = tree_map(lambda a: a.shape if isinstance(a, Tensor) else a, args)
+            self.flops += recurrent_flops(*shapes)
         elif name in ("_native_multi_head_attention", "_transformer_encoder_layer_fwd"):
             self.flops += _fused_attention(name, args)
         return result

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from tailorbird.files import write_bytes
 from tailorbird.report.plot import png
 from tailorbird.report.record import TEACHER, Point, RunReport, TargetResult
-from tailorbird.report.words import bare, figure, minutes, percent, printable, shortfall
+from tailorbird.report.words import bare, figure, minutes, notes, percent, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #5b6672; --line: #d9dee4;
@@ -80,7 +80,7 @@ def page(report: RunReport) -> str:
         f'src="data:image/png;base64,{picture}">',
         "<figcaption>Each student stands at what was measured on the exported file; "
         "dashed lines are the targets&rsquo; limits.</figcaption></figure>",
-        _section("Targets", _targets(report) + _missed(report.targets)),
+        _section("Targets", _targets(report) + _notes(report.targets)),
         _section(f"{_safe(report.reference.capitalize())} {as_is}", _networks(report)),
         _section("What was replaced", _replaced(report.targets)),
         _section("Cost of the stages", _stages(report)),
@@ -162,11 +162,11 @@ def _target_row(target: TargetResult) -> list[Cell]:
     ]
 
 
-def _missed(targets: Sequence[TargetResult]) -> str:
+def _notes(targets: Sequence[TargetResult]) -> str:
     lines = "".join(
-        f"<li><b>{_safe(target.name)}</b>: not met: {_safe(shortfall(target))}</li>"
+        f"<li><b>{_safe(target.name)}</b>: {_safe(note)}</li>"
         for target in targets
-        if not target.met
+        for note in notes(target)
     )
     return lines and f"<ul>{lines}</ul>"
 

@@ -12,9 +12,9 @@ from tailorbird.report.words import (
     bare,
     figure,
     minutes,
+    notes,
     percent,
     printable,
-    shortfall,
     summary,
 )
 
@@ -39,8 +39,8 @@ def closing(report: RunReport, *, width: int) -> RenderableType:
         return Text("no targets")
     parts: list[RenderableType] = [*_teachers(report), _table(report, wide=width >= WIDE)]
     for target in report.targets:
-        if not target.met:
-            line = f"{printable(target.name)}: not met: {printable(shortfall(target), limit=600)}"
+        for note in notes(target):
+            line = f"{printable(target.name)}: {printable(note, limit=600)}"
             parts.append(Text(line, style="yellow"))
     met = sum(target.met for target in report.targets)
     parts.append(
