@@ -46,7 +46,8 @@ def prove(network: nn.Module, traced: fx.GraphModule, home: nn.Module, images: T
         apart = (found - expected).abs().max().item()
         raise GraphError(
             f"the traced network differs from {what} by up to {apart:.3g} on {len(images)} images; "
-            f"what keeps state or writes into its input can't be looked into: {_WAY_OUT}"
+            f"what writes into views of tensors can't be looked into: {_WAY_OUT}; what keeps state "
+            "from call to call has to be written without"
         )
     for name, gradient in wanted.items():
         _compare(name, gradient, given.get(name), type(network).__name__)

@@ -32,7 +32,8 @@ CONTAINERS: dict[str, type[nn.Module]] = {
     "ModuleDict": nn.ModuleDict,
 }
 _DEPTH = 40
-_MOST_PARTS = 100_000
+_MOST_PARTS = 3_000
+_CLONING = ("Transformer", "TransformerEncoder", "TransformerDecoder")
 _MOST_ARITHMETIC = 16
 _NUMBER_METHODS = frozenset({"size", "dim", "numel", "nelement", "ndimension", "item", "stride"})
 _NUMBER_ATTRIBUTES = frozenset({"shape", "ndim", "itemsize", "nbytes"})
@@ -151,6 +152,8 @@ def _part(name: str, what: str) -> str:
 
 def _rebuild_class(build: Builder, table: Json, path: str) -> nn.Module:
     kind = resolve_class(str(table.get("class")))
+    if kind.__name__ in _CLONING:
+        raise StoreError(f"module {path!r}: {kind.__name__} clones layers: expected one layer")
     arguments = _table(table.get("arguments"), f"module {path!r}: arguments")
     values = {_name(key, "argument"): decode(value, Scope()) for key, value in arguments.items()}
     try:
