@@ -146,7 +146,9 @@ def _delivered(run: Path, target: TargetResult, asked: Mapping[str, object]) -> 
     assert isinstance(requests, dict)
     if not isinstance(record, dict) or record.get("request") != requests.get(target.name):
         return False
-    return target.onnx is None or delivered(run / target.onnx)
+    if target.onnx is None:
+        return True
+    return delivered(run / target.onnx, stored=target.unstored is None)
 
 
 def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Module:
