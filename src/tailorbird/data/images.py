@@ -366,6 +366,17 @@ class ImageData:
         test = 0 if self.test is None else len(self.test)
         return {"train": len(self.train), "validation": len(self.validation), "test": test}
 
+    @property
+    def augmentation(self) -> dict[str, float | bool | None]:
+        """How training images are varied, as plain data; a split of another kind tells nothing."""
+        train = self.train
+        scale = getattr(getattr(train, "augmented", None), "crop_scale", None)
+        return {
+            "crop_padding": getattr(train, "crop_padding", 0),
+            "flip": getattr(train, "flip", False),
+            "crop_scale": scale,
+        }
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits over sizes, classes, normalisation, labels and sampled pixels.

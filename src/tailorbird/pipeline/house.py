@@ -26,7 +26,7 @@ from tailorbird.fit.answers import Student, request_of
 from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.fit import Settings, fit
-from tailorbird.fit.judge import Judge
+from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.ship import export_reference
 from tailorbird.graph.serial import code_of, structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
@@ -35,7 +35,7 @@ from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.counts import count
-from tailorbird.pipeline.job import Until, identity
+from tailorbird.pipeline.job import REDONE, Until, identity
 from tailorbird.pipeline.reporting import environment, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import Point, RunReport, TargetResult
@@ -126,7 +126,8 @@ class ModelHouse:
             seed=seed,
             task=task,
         )
-        with folder.open(made_from):
+        shown = progress or Silent()
+        with folder.open(made_from, redone=REDONE, say=shown.say):
             return assemble(
                 teacher,
                 named,
@@ -137,7 +138,7 @@ class ModelHouse:
                 seed=seed,
                 task=task,
                 exporter=exporter or OnnxExporter(),
-                progress=progress or Silent(),
+                progress=shown,
             )
 
     def fit(
@@ -251,6 +252,8 @@ class ModelHouse:
             accuracy_kind=self.house.task.measure
             if self.data.labelled
             else "agreement with the teacher",
+            judged=len(self.data.test or self.data.validation),
+            images=judged_on(self.data),
         )
         if not (keep and (self.folder.path / "report.json").exists()):
             self.write(report, self.folder.path)

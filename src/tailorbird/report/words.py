@@ -108,24 +108,6 @@ def summary(point: Point, kind: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def notes(target: TargetResult) -> list[str]:
-    """What has to be said of a target beside its figures: why it isn't met, what rebuilding takes.
-
-    Example:
-        >>> from tailorbird.report.record import TargetResult
-        >>> notes(TargetResult(name="a", device="cpu", limits={}, met=True, code=("nets:Gate",)))
-        ['rebuilding the network from student.json needs code: nets:Gate']
-    """
-    said = [] if target.met else [f"not met: {shortfall(target)}"]
-    if target.code:
-        said.append(
-            f"rebuilding the network from student.json needs code: {', '.join(target.code)}"
-        )
-    if target.unstored:
-        said.append(f"there is the exported file only, no student.json: {target.unstored}")
-    return said
-
-
 def shortfall(target: TargetResult) -> str:
     """Why a target is not met and what is the lowest reachable, in one line."""
     reached = ", ".join(figure(metric, value) for metric, value in target.lowest.items())
