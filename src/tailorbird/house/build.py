@@ -99,7 +99,7 @@ def sample_house(
     blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng)
     whole_networks = (teacher, *donors.values())
     all_storable = all(is_storable(graph.module) for graph in whole_networks)
-    collector = Collector(blocks) if all_storable else Collector(blocks, is_storable)
+    collector = Collector(blocks, None if all_storable else is_storable)
     if options.identity:
         add_identities(collector)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)

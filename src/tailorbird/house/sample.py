@@ -33,13 +33,13 @@ class Collector:
 
     Args:
         blocks: of the teacher, by key.
-        storable: whether a module can be stored, and thus survive a kill; all can by default.
+        storable: whether a module can be stored, and thus survive a kill; ``None`` where all can.
     """
 
     def __init__(
         self,
         blocks: Mapping[str, Block],
-        storable: Callable[[fx.GraphModule], bool] = lambda _: True,
+        storable: Callable[[fx.GraphModule], bool] | None = None,
     ) -> None:
         self.blocks = dict(blocks)
         self._storable = storable
@@ -69,7 +69,7 @@ class Collector:
         if counts.macs >= block.macs:
             self.rejections["not smaller than the teacher's block"] += 1
             return False
-        if not self._storable(module):
+        if self._storable is not None and not self._storable(module):
             self.rejections["can't be stored"] += 1
             return False
         structure = structure_key(module, block.in_shape)
