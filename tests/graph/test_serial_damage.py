@@ -293,3 +293,9 @@ def test_names_cannot_leave_the_folder(tmp_path):
         save_module(conv_net(), tmp_path, "../net", {})
     with pytest.raises(StoreError, match="isn't plain JSON"):
         save_module(conv_net(), tmp_path, "net", {"bad": object()})
+
+
+def test_what_the_first_version_wrote_is_read():
+    spec = to_spec(conv_net())
+    del spec["code"]
+    assert from_spec(spec | {"version": 1})
