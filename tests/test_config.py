@@ -34,6 +34,13 @@ def problems(text: str, folder: Path = Path("/nowhere")) -> tuple[str, ...]:
     return caught.value.problems
 
 
+def test_leaves_of_a_job_are_paths_with_or_without_quotes():
+    job = SMALL + "house: {leaves: [2, '3', layers.3.router]}\n"
+    assert plan(job).house.leaves == ("2", "3", "layers.3.router")
+    [problem] = problems(SMALL + "house: {leaves: [2.5]}\n")
+    assert "expected a list of texts or whole numbers" in problem
+
+
 @pytest.fixture
 def beside(tmp_path, monkeypatch):
     """A folder for a job and modules beside it; ``sys.path`` is put back."""

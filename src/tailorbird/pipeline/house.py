@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ from tailorbird.fit.candidates import Network
 from tailorbird.fit.fit import Settings, fit
 from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.ship import export_reference
-from tailorbird.graph.serial import structure_key, to_spec
+from tailorbird.graph.serial import code_of, structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
 from tailorbird.house.candidates import HouseCandidates
@@ -221,6 +222,7 @@ class ModelHouse:
             exporter=self.exporter,
             until="search" if until == "house" else until,
             progress=self.progress,
+            trust=code_of_all(self.house.teacher, self.donors),
         )
         self.report(targets, [student.result for student in students])
         return students
@@ -341,6 +343,7 @@ def assemble(
     """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
     with folder.stage("trace"):
         graph, traced = trace_all(teacher, donors, data, options, task)
+        tell_storing({"the teacher": graph, **traced}, progress)
         export_reference(_network(graph), data, folder.path / "teacher", exporter, name="teacher")
         check_structures(folder.path, graph, traced)
     house = build_house(
@@ -349,7 +352,7 @@ def assemble(
         data,
         options,
         seed=seed,
-        store=HouseStore(folder.path / "house"),
+        store=HouseStore(folder.path / "house", code_of_all(graph, traced)),
         stage=folder.stage,
         distilled=folder.seconds().get("distil", 0.0),
         task=task,
@@ -407,14 +410,14 @@ def trace_all(
         DataError: when the classes in the data and the teacher's head differ.
     """
     networks = [teacher, *donors.values()]
-    unknown = [leaf for leaf in options.leaves if not any(_held(n, (leaf,)) for n in networks)]
+    leaves = [str(leaf) for leaf in options.leaves]
+    unknown = [leaf for leaf in leaves if not any(_held(n, (leaf,)) for n in networks)]
     if unknown:
         raise GraphError(
             f"house.leaves: neither the teacher nor a donor has a module {', '.join(unknown)}; "
             "give dotted paths as in named_modules()"
         )
-    graph = trace(teacher, data.input_shape, leaves=_held(teacher, options.leaves))
-    to_spec(graph.module)  # fails here, not after hours, for a leaf that can't be stored
+    graph = trace(teacher, data.input_shape, leaves=_held(teacher, leaves))
     outputs = torch.zeros(2, *graph.layer(graph.output).shape)
     try:
         task.check(outputs, data, what=type(teacher).__name__)
@@ -423,10 +426,31 @@ def trace_all(
     traced = {}
     for name, donor in donors.items():
         try:
-            traced[name] = trace(donor, data.input_shape, leaves=_held(donor, options.leaves))
+            traced[name] = trace(donor, data.input_shape, leaves=_held(donor, leaves))
         except GraphError as error:
             raise GraphError(f"donor '{name}': {error}", module=error.module) from error
     return graph, traced
+
+
+def tell_storing(graphs: Mapping[str, LayerGraph], progress: Progress) -> None:
+    """Say of which networks students can't be stored, or be rebuilt only with the user's code."""
+    for name, graph in graphs.items():
+        try:
+            code = to_spec(graph.module)["code"]
+        except GraphError as error:
+            progress.say(f"{name}: {error}. Students that keep that part are exported, not stored")
+            continue
+        if code:
+            progress.say(
+                f"{name}: to rebuild students of it from student.json, your code is needed: "
+                f"{', '.join(cast(list[str], code))}"
+            )
+
+
+def code_of_all(teacher: LayerGraph, donors: Mapping[str, LayerGraph]) -> tuple[str, ...]:
+    """Import paths of the user's own code in the networks of a job, which the job thus trusts."""
+    networks = (teacher, *donors.values())
+    return tuple(sorted({path for graph in networks for path in code_of(graph.module)}))
 
 
 def _held(network: nn.Module, leaves: Sequence[str]) -> list[str]:
