@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -34,9 +34,8 @@ from tailorbird.house.build import House, build_house
 from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
-from tailorbird.measure.counts import count
 from tailorbird.pipeline.job import REDONE, Until, identity, prepared_all
-from tailorbird.pipeline.reporting import environment, stage_costs, write_report
+from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder, differences
@@ -49,6 +48,7 @@ Write = Callable[[RunReport, Path], None]
 """Writes a report into a run folder."""
 
 
+@dataclass(eq=False, repr=False)
 class ModelHouse:
     """A scored house in a run folder; made by `build`, fitted to targets by `fit`.
 
@@ -58,28 +58,18 @@ class ModelHouse:
         students = house.fit([Target("edge", OnnxRuntime(threads=1), {"latency": "0.5x"})])
     """
 
-    def __init__(
-        self,
-        house: House,
-        data: ImageData,
-        folder: RunFolder,
-        *,
-        donors: Mapping[str, LayerGraph],
-        made_from: Mapping[str, object],
-        seed: int,
-        exporter: Exporter,
-        write: Write,
-        progress: Progress,
-    ) -> None:
-        self.house = house
-        self.data = data
-        self.folder = folder
-        self.donors = donors
-        self.made_from = made_from
-        self.seed = seed
-        self.exporter = exporter
-        self.write = write
-        self.progress = progress
+    house: House
+    data: ImageData
+    folder: RunFolder
+    _: KW_ONLY
+    donors: Mapping[str, LayerGraph]
+    made_from: Mapping[str, object]
+    seed: int
+    exporter: Exporter
+    write: Write
+    progress: Progress
+
+    def __post_init__(self) -> None:
         self._accuracies: dict[str, float] = {}
 
     @staticmethod
@@ -280,15 +270,8 @@ class ModelHouse:
             latencies = [None if known is None else known.median_ms]
         points = {}
         for (name, network), latency in zip(networks.items(), latencies, strict=True):
-            counts = count(network.module, network.input_shape)
-            points[name] = Point(
-                name=name,
-                latency_ms=latency,
-                accuracy=self._accuracy(name),
-                params=counts.params,
-                macs=counts.macs,
-                size_mb=counts.size_mb,
-                device=device.key,
+            points[name] = point_of(
+                network, name, device.key, latency_ms=latency, accuracy=self._accuracy(name)
             )
         return points
 
