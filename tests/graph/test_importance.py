@@ -93,6 +93,22 @@ def test_rounding_and_floor(ratio, options, first):
     )
 
 
+def test_a_position_of_several_channels_counts_as_those():
+    """Six groups of four channels: eight channels are two of them."""
+    net = nn.Sequential(
+        nn.Conv2d(8, 24, 1), nn.Conv2d(24, 24, 3, groups=6), nn.Conv2d(24, 4, 1)
+    )  # fmt: skip
+    module = fx.symbolic_trace(net).eval()
+    [group] = [g for g in analyse(module, SHAPE).groups if g.interior]
+    assert (group.size, group.span) == (6, 4)
+    scores = {group.index: torch.tensor([6.0, 1.0, 5.0, 2.0, 4.0, 3.0])}
+    narrow = prune_interior(module, SHAPE, ratio=0.5, scores=scores, floor=1)
+    middle = narrow.get_submodule("1")
+    assert (middle.in_channels, middle.groups) == (16, 4)  # three are left: up to two pairs
+    kept = [*range(4), *range(8, 12), *range(16, 24)]
+    assert torch.equal(middle.weight, module.get_submodule("1").weight[kept])
+
+
 def test_widths_are_never_above_the_original():
     module = fx.symbolic_trace(nn.Sequential(nn.Conv2d(8, 13, 1), nn.Conv2d(13, 4, 1)))
     narrow = prune_interior(module, SHAPE, ratio=0.05, scores=magnitude_scores(module, SHAPE))

@@ -15,21 +15,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.channels import Channels, Cut, Group, Place, analyse, apply_keep
+from tailorbird.graph.channels import Channels, Group, analyse, apply_keep
+from tailorbird.graph.cutters import MIXING, Cut, Place
 
 Scores = Mapping[int, Tensor]
 """Group index -> (size,) score per position, float64 on the CPU; lower matters less."""
 
 
 def layer_norms(body: fx.GraphModule, cut: Cut) -> tuple[Tensor, Tensor]:
-    """L1 norms of a dense layer's weight: per output channel and per input channel."""
+    """L1 norms of a layer's weight: per output channel and per input channel."""
     weight = body.get_submodule(cut.path).weight
     assert isinstance(weight, Tensor)
-    flat = weight.detach().double().cpu().abs().flatten(2) if weight.ndim > 2 else None
-    table = flat.sum(2) if flat is not None else weight.detach().double().cpu().abs()
-    if cut.kind == "transposed":
-        table = table.T
-    return table.sum(1), table.sum(0)
+    table = weight.detach().double().cpu().abs()
+    table = table.flatten(2).sum(2) if table.ndim > 2 else table
+    transposed = cut.kind.endswith("transposed")
+    groups = len(cut.rows if transposed else cut.columns) // table.shape[1]
+    first, second = table.sum(1), table.reshape(groups, -1, table.shape[1]).sum(1).flatten()
+    return (second, first) if transposed else (first, second)
 
 
 def magnitude_scores(
@@ -59,7 +61,7 @@ def magnitude_scores(
     total = {g.index: torch.zeros(g.size, dtype=torch.float64) for g in found.groups}
     count = {g.index: torch.zeros(g.size, dtype=torch.float64) for g in found.groups}
     for cut in found.cuts:
-        if cut.kind not in ("dense", "transposed"):
+        if cut.kind not in MIXING:
             continue
         made, read = layer_norms(body, cut)
         for norms, places in ((made, cut.rows), (read, cut.columns)):
@@ -327,7 +329,8 @@ def choose_keep(
         raise GraphError(
             f"expected 0 <= ratio < 1 and multiple >= 1, got ratio {ratio}, multiple {multiple}"
         )
-    wide = [g for g in groups if g.prunable and g.exact and g.size >= multiple]
+    steps = {g.index: multiple // math.gcd(multiple, g.span) for g in groups}
+    wide = [g for g in groups if g.prunable and g.exact and g.size >= steps[g.index]]
     bad = [g.index for g in wide if g.index not in scores or len(scores[g.index]) != g.size]
     if bad:
         raise GraphError(f"scores: missing or of the wrong length for groups {bad} of this body")
@@ -336,7 +339,8 @@ def choose_keep(
     keep: dict[int, list[int]] = {}
     for group in wide:
         left = group.size - marked.count(group.index)
-        width = min(group.size, max(floor, math.floor(left / multiple + 0.5) * multiple, 1))
+        step, least = steps[group.index], math.ceil(floor / group.span)
+        width = min(group.size, max(least, math.floor(left / step + 0.5) * step, 1))
         if width < group.size:
             keep[group.index] = _best(channels, group, scores[group.index], width)
     return keep
@@ -347,7 +351,7 @@ def _best(channels: Channels, group: Group, scores: Tensor, width: int) -> list[
     order = sorted(range(group.size), key=lambda p: (-float(scores[p]), p))
     rank = {p: r for r, p in enumerate(order)}
     chosen: dict[int, None] = {}
-    for layer, places in channels.producers:
+    for layer, places in channels.kept:
         own = [p for g, p in places if g == group.index]
         if layer and own and not chosen.keys() & set(own):
             chosen[min(own, key=rank.__getitem__)] = None

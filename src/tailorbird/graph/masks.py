@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.channels import Channels, Place, analyse, apply_keep
+from tailorbird.graph.channels import Channels, analyse, apply_keep
+from tailorbird.graph.cutters import Place
 from tailorbird.graph.dataflow import device_of
 from tailorbird.graph.importance import Scores, choose_keep
 
@@ -178,7 +179,7 @@ def cut_masks(
 
 def _thinned(channels: Channels, group: int, gone: set[int]) -> set[int]:
     """``gone`` without one channel of each layer that would lose all of its own."""
-    for _, places in channels.producers:
+    for _, places in channels.kept:
         own = {p for g, p in places if g == group}
         if own and own <= gone:
             gone = gone - {min(own)}
