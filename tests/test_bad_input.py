@@ -241,7 +241,10 @@ def test_data_sets_of_the_users_own(run):
     ("text", "says"),
     [
         ("a: &a [x]\nb: [*a, *a]\n", "aliases (*name) are not supported"),
-        ("a: !!python/object/apply:os.system ['false']\n", "could not determine a constructor"),
+        (
+            "a: !!python/object/apply:os.system ['false']\n",
+            "can't be used here; write the value without a tag",
+        ),
         ("a: " + "{b: " * 900 + "1" + "}" * 900, "nested too deeply"),
         ("seed: " + "9" * 5000, "a value can't be read"),
         ('run: "a\\0b"', "line 1: text with a null character"),

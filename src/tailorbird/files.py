@@ -60,7 +60,7 @@ def read_json(path: Path) -> object:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"can't read {path}: {error}; remove it to have it made anew") from error
 
 

@@ -13,18 +13,29 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tailorbird.errors import StoreError
 from tailorbird.files import read_json, write_json
+from tailorbird.records import as_record
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
 """The resolved job, and the folder that its paths start from."""
 
 _NOTHING_MADE = {"identity.json", CONFIG, "environment.json", "events.jsonl", ".lock"}
 """What a folder holds when a run found its job wrong before it made anything."""
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """A line of ``events.jsonl`` on time spent."""
+
+    event: str
+    stage: str
+    seconds: float
 
 
 class RunFolder:
@@ -118,14 +129,13 @@ class RunFolder:
         """Time spent per stage over all processes that worked on this run."""
         totals: dict[str, float] = {}
         path = self.path / "events.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
-                record = json.loads(line)
+                spent = as_record(_Spent, json.loads(line))
             except ValueError:
                 continue  # a line cut off by a kill: only its own seconds are lost
-            if record.get("event") == "spent":
-                stage = str(record["stage"])
-                totals[stage] = totals.get(stage, 0.0) + float(record["seconds"])
+            if spent is not None and spent.event == "spent":
+                totals[spent.stage] = totals.get(spent.stage, 0.0) + spent.seconds
         return totals
 
     @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import fx
 
 from tailorbird.errors import StoreError
@@ -15,12 +15,11 @@ from tailorbird.export.bundle import load_student
 from tailorbird.files import read_json, write_json
 from tailorbird.fit.choose import Aim, Choice, Past
 from tailorbird.fit.ship import delivered
+from tailorbird.records import as_record
 from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import short_hash
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class Answers:
         stored = _read(home / "result.json")
         if stored is None or stored.get("request") != request:
             return None
-        result = _as(TargetResult, stored.get("result"))
+        result = as_record(TargetResult, stored.get("result"))
         if result is None or result.onnx is None:
             return None if result is None else Student(result=result, module=None)
         if not delivered(self.folder / result.onnx):
@@ -118,7 +117,7 @@ class Answers:
 
     def round(self, begun: str) -> Round | None:
         """The round that was under way in this fit, if one was."""
-        found = _as(Round, _read(self._round))
+        found = as_record(Round, _read(self._round))
         return found if found is not None and found.begun == begun else None
 
     def note(self, found: Round) -> None:
@@ -137,11 +136,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except StoreError:
         return None
     return content if isinstance(content, dict) else None
-
-
-def _as(kind: type[T], raw: object) -> T | None:
-    """Plain data as a record again; ``None`` when it does not fit."""
-    try:
-        return TypeAdapter(kind).validate_python(raw)
-    except ValidationError:
-        return None

@@ -383,6 +383,7 @@ class _Fitting:
             name=target.name,
             device=target.place.key,
             limits=proof.limits,
+            asked=_asked(target),
             measured={**found, **beside},
             met=proof.met,
             accuracy=after,
@@ -426,6 +427,7 @@ class _Fitting:
             name=target.name,
             device=target.place.key,
             limits=self._limits(target),
+            asked=_asked(target),
             met=False,
             lowest=error.lowest if isinstance(error, InfeasibleError) else {},
             reason=str(error),
@@ -464,6 +466,7 @@ class _Fitting:
                 name=attempt.target.name,
                 device=attempt.target.place.key,
                 limits=self.chooser.limits(attempt.target),
+                asked=_asked(attempt.target),
                 measured=choice.figures if choice else {},
                 met=False,
                 reason=f"the run was asked to stop after '{until}'",
@@ -490,3 +493,8 @@ class _Fitting:
     @cached_property
     def _reference_accuracy(self) -> float:
         return self._judge.accuracy(self._reference)
+
+
+def _asked(target: Target) -> dict[str, str]:
+    """Shares as they were asked."""
+    return {limit.metric: f"{limit.value:g}x" for limit in target.limits if limit.share}

@@ -25,7 +25,7 @@ from tailorbird.fit.answers import Student, request_of
 from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.fit import Settings, fit
-from tailorbird.fit.judge import Judge
+from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.ship import export_reference
 from tailorbird.graph.serial import structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
@@ -249,6 +249,8 @@ class ModelHouse:
             accuracy_kind=self.house.task.measure
             if self.data.labelled
             else "agreement with the teacher",
+            judged=len(self.data.test or self.data.validation),
+            images=judged_on(self.data),
         )
         if not (keep and (self.folder.path / "report.json").exists()):
             self.write(report, self.folder.path)

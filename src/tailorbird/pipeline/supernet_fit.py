@@ -28,6 +28,7 @@ from tailorbird.family import Floats
 from tailorbird.files import read_json, write_json
 from tailorbird.fit.answers import Answers, Student, request_of
 from tailorbird.fit.fit import Settings, fit
+from tailorbird.fit.judge import judged_on
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.house import Write
 from tailorbird.pipeline.reporting import environment, stage_costs, write_report
@@ -191,7 +192,7 @@ def _report(
     seed: int,
     details: dict[str, str],
 ) -> RunReport:
-    which = "validation images, also used to choose" if run.data.test is None else "test images"
+    which = judged_on(run.data)
     return RunReport(
         run=str(run.path),
         seed=seed,
@@ -201,6 +202,8 @@ def _report(
         environment=environment(),
         accuracy_kind=f"top-1 ({which})",
         reference=candidates.words.reference,
+        judged=len(run.data.test or run.data.validation),
+        images=which,
     )
 
 

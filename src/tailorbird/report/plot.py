@@ -39,12 +39,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """One device's part of the picture; ``limits`` pairs names with positions on the cost axis."""
+    """One device's part of the picture.
+
+    ``limits`` pairs names with positions on the cost axis, ``links`` students with their limits'.
+    """
 
     device: str
     marks: tuple[Mark, ...]
     limits: tuple[tuple[str, float], ...]
     moves: tuple[tuple[Mark, Mark], ...]
+    links: tuple[tuple[Mark, float], ...] = ()
 
 
 def front(report: RunReport, path: Path) -> Path:
@@ -114,7 +118,7 @@ def _panel(report: RunReport, device: str, metric: str) -> Panel:
         cost = getattr(point, metric)
         if is_figure(cost) and is_figure(point.accuracy):
             marks.append(Mark(kind, printable(point.name, limit=32), cost, 100 * point.accuracy))
-    moves, limits = [], []
+    moves, limits, links = [], [], []
     for target in report.targets:
         if target.device != device:
             continue
@@ -125,7 +129,10 @@ def _panel(report: RunReport, device: str, metric: str) -> Panel:
         if metric in target.limits:
             name = f"{printable(target.name, limit=32)}: {figure(metric, target.limits[metric])}"
             limits.append((name, target.limits[metric]))
-    return _raised(Panel(printable(device), tuple(marks), tuple(limits), tuple(moves)))
+            links += [(students[-1], target.limits[metric])] if students else []
+    return _raised(
+        Panel(printable(device), tuple(marks), tuple(limits), tuple(moves), tuple(links))
+    )
 
 
 def _raised(panel: Panel) -> Panel:
@@ -195,6 +202,15 @@ def _draw(axes: Axes, panel: Panel, metric: str, report: RunReport, *, titled: b
     for before, after in panel.moves:
         costs, accuracies = (before.cost, after.cost), (before.accuracy, after.accuracy)
         axes.plot(costs, accuracies, color=_BEFORE, linewidth=1.1, zorder=2)
+    for mark, position in panel.links:
+        axes.plot(
+            (mark.cost, position),
+            (mark.accuracy, mark.accuracy),
+            color=_LIMIT,
+            linestyle=":",
+            linewidth=1.1,
+            zorder=1,
+        )
     for index, (_, position) in enumerate(panel.limits):
         axes.axvline(
             position,
@@ -226,7 +242,9 @@ def _ranges(axes: Axes, panel: Panel) -> None:
     right = max([mark.cost for mark in panel.marks] + [place for _, place in panel.limits])
     accuracies = [mark.accuracy for mark in panel.marks]
     low, high = min(accuracies), max(accuracies)
-    air = max(high - low, 0.5)
+    alone = max(0.0, 1 - (high - low) / 2)  # points: one network alone needs a scale too
+    low, high = low - alone, high + alone
+    air = high - low
     axes.set_xlim(0, right * 1.12)
     axes.set_ylim(low - 0.14 * air, high + 0.12 * air)
 
