@@ -10,10 +10,13 @@ from torch.nn import functional as F
 from tailorbird.errors import GraphError
 from tailorbird.graph.channels import analyse, prune
 from tailorbird.graph.flow import Tag
+from tailorbird.graph.importance import magnitude_scores, prune_interior
 from tailorbird.graph.rule_layout import reshaped
+from tailorbird.graph.serial import load_module, save_module
 
 from .channel_zoo import (
     SHAPE,
+    TRACED,
     ZOO,
     BiasedHeads,
     Chain,
@@ -138,6 +141,17 @@ def test_parts_of_a_tensor_are_never_empty():
 def test_what_goes_together(kind, sizes):
     groups = [g for g in analyse(body(kind), SHAPE).groups if g.interior and g.prunable]
     assert [g.size for g in groups] == sizes
+
+
+@pytest.mark.parametrize("kind", TRACED)
+def test_a_narrowed_body_is_stored_and_read_back(kind, tmp_path):
+    module = body(kind)
+    scores = magnitude_scores(module, SHAPE)
+    narrow = prune_interior(module, SHAPE, ratio=0.4, scores=scores, multiple=2, floor=1)
+    save_module(narrow, tmp_path, "narrow", {})
+    again, _ = load_module(tmp_path, "narrow")
+    assert torch.equal(again.eval()(images()), narrow(images()))
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in module.parameters())
 
 
 def test_a_chunk_becomes_a_split_of_the_sizes_that_are_left():

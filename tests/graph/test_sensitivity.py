@@ -117,7 +117,7 @@ def test_a_cut_measures_a_bounded_number_once():
         nn.Sequential(nn.Conv2d(8, 200, 1), nn.ReLU(), nn.Conv2d(200, 4, 1))
     ).eval()
     channels = analyse(module, SHAPE)
-    inner, x = [g for g in channels.groups if g.interior], images(20)
+    inner, x = [g for g in channels.groups if g.interior], images(40)
     estimate = first_order_scores(module, SHAPE, torch.split(x, 16))[1]
     exact = discrepancy_scores(module, SHAPE, [x[:MEASURED_IMAGES]])[1]
     found = Sensitivity(module, SHAPE, x)

@@ -100,6 +100,16 @@ class Channels:
         """Of each of these, by its layer, one place at least stays."""
         return self.producers + self.parts
 
+    def free(self, group: Group) -> bool:
+        """Whether some of a group's channels can go, with nothing but them and exactly."""
+        return group.prunable and group.exact and group.interior and group.size > 1
+
+    def share(self) -> tuple[int, int]:
+        """How many channels can be cut, of those that layers make (but for the output's)."""
+        made = [p for name, places in self.producers if name != "input" for p in places]
+        inner = [group for group, _ in made if not self.groups[group].at_output]
+        return sum(self.free(self.groups[group]) for group in inner), len(inner)
+
 
 def analyse(body: fx.GraphModule, in_shape: Sequence[int]) -> Channels:
     """Find which channels of ``body`` have to be cut together, and which can't be.

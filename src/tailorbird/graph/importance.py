@@ -129,7 +129,7 @@ def ranked(
     Raises:
         GraphError: for scores that do not fit the body.
     """
-    wide = [g for g in groups if g.prunable and g.exact and g.size >= _step(g, multiple)]
+    wide = [g for g in groups if g.prunable and g.exact and g.size >= step_of(g, multiple)]
     bad = [g.index for g in wide if g.index not in scores or len(scores[g.index]) != g.size]
     if bad:
         raise GraphError(f"scores: missing or of the wrong length for groups {bad} of this body")
@@ -137,7 +137,7 @@ def ranked(
     return [(group, position) for _, group, position in listed]
 
 
-def _step(group: Group, multiple: int) -> int:
+def step_of(group: Group, multiple: int) -> int:
     """How many positions make the fewest channels whose number is a multiple."""
     return multiple // math.gcd(multiple, group.span)
 
@@ -166,7 +166,7 @@ def choose_keep(
     keep: dict[int, list[int]] = {}
     for group in (g for g in groups if g.index in ranks):
         stay = group.size - marked[group.index]
-        step, least = _step(group, multiple), math.ceil(floor / group.span)
+        step, least = step_of(group, multiple), math.ceil(floor / group.span)
         width = min(group.size, max(least, math.floor(stay / step + 0.5) * step, 1))
         if width < group.size:
             keep[group.index] = _best(channels, group, scores[group.index], width)

@@ -149,3 +149,8 @@ _FUNCTIONS = _table(
         layout.size: "getattr size dim ndimension",
     }
 )
+
+
+def covered() -> dict[str, list[str]]:
+    """The names of layers and of functions that there is a rule for."""
+    return {"Layers": sorted(_MODULES), "Functions and methods": sorted(_FUNCTIONS)}

@@ -27,7 +27,7 @@ T = TypeVar("T")
 MEASURED = 32
 """Channels measured one by one for each cut: those whose rank is nearest to it."""
 
-MEASURED_IMAGES = 16
+MEASURED_IMAGES = 32
 """Images that they are measured on."""
 
 ESTIMATE_BATCH = 16

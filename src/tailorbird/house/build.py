@@ -88,6 +88,7 @@ def sample_house(
     options: HouseOptions,
     *,
     seed: int,
+    progress: Progress | None = None,
 ) -> Sample:
     """Draw blocks and alternatives, then expand them; the same seed gives the same house.
 
@@ -95,8 +96,8 @@ def sample_house(
         GraphError: when no alternative at all is found, with the reasons counted.
     """
     rng = np.random.default_rng(seed)
-    blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng)
-    collector = Collector(blocks)
+    blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng, progress)
+    collector = Collector(blocks, progress)
     if options.identity:
         add_identities(collector)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
@@ -150,8 +151,8 @@ def build_house(
     with stage("sample"):
         sample = store.load_sample()
         if sample is None:
-            sample = sample_house(teacher, donors, data, options, seed=seed)
-            store.save_sample(sample)
+            sample = sample_house(teacher, donors, data, options, seed=seed, progress=progress)
+            store.save_sample(sample, progress)
     progress.say(
         f"house: {len(sample.blocks)} blocks, {len(sample.alternatives)} alternatives, "
         f"{sum(sample.rejections.values())} candidates turned away"

@@ -24,7 +24,8 @@ from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
-from tailorbird.house.sample import TRIES, Collector
+from tailorbird.house.sample import Collector
+from tailorbird.progress import each
 
 RATIOS = (0.05, 0.075, 0.1, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 WHOLE_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -105,10 +106,7 @@ def add_pruned(
     sources: dict[tuple[str, str], _Source] = {}
     whole = [a for a in collector.alternatives if a.trainable]
     blocks = list(collector.blocks.values())
-    kept = 0
-    for _ in range(TRIES * options.pruned):
-        if kept == options.pruned:
-            return
+    for kept in collector.draws("sample pruned variants", options.pruned):
         pick = int(rng.integers(len(blocks) + len(whole)))
         method = METHODS[kept % 2]
         ratio = float(rng.choice(RATIOS))
@@ -137,7 +135,7 @@ def add_pruned(
         except GraphError as error:
             collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
             continue
-        kept += collector.offer(block, pruned, origin=origin, source=source, variant=variant)
+        collector.offer(block, pruned, origin=origin, source=source, variant=variant)
 
 
 def add_pruned_wholes(
@@ -157,7 +155,8 @@ def add_pruned_wholes(
         for a in collector.alternatives
         if a.block == block.key and a.variant == "stitched"
     ]
-    for origin, source, body in [("teacher", block.key, extract(teacher, block)), *wholes]:
+    wholes.insert(0, ("teacher", block.key, extract(teacher, block)))
+    for origin, source, body in each(collector.progress, "sample pruned networks", wholes):
         scores = magnitude_scores(body, block.in_shape)
         offered = {structure_key(body, block.in_shape)}
         for ratio in WHOLE_RATIOS:
