@@ -1,7 +1,7 @@
 """Run folders that the first edition made are opened by today's code with their job files.
 
 ``first_edition.zip`` holds what `record.py` kept with ``--folder``, run by the first edition's
-code, without the checkpoints of finished training.
+code, without the checkpoints of finished training, and without pictures and pages.
 """
 
 import zipfile
@@ -31,7 +31,8 @@ def test_a_finished_house_is_kept_and_serves_one_more_target(folder):
     with user(house) as tell:
         code, table, said = tell("run", "job.yaml", "--quiet")
         assert code == 3 and "2 of 3 targets met" in table
-        assert "holds this job, finished; nothing to do" in said
+        assert "holds this job, finished; its report is written anew" in said
+        assert (house / "run" / "report.html").is_file()
         assert weights(house) == before
         code, table, _ = tell("run", "more.yaml", "--quiet")
     assert code == 3 and "3 of 4 targets met" in table
@@ -41,14 +42,16 @@ def test_a_finished_house_is_kept_and_serves_one_more_target(folder):
     assert not list((house / "run" / "models").rglob("epoch-*"))  # no network was trained anew
 
 
-def test_a_fitted_supernet_is_kept(folder):
+def test_a_trained_supernet_is_kept_and_fitted_anew(folder):
+    """Its answers were to a few of the images; an answer is to all of them now."""
     supernet = folder / "supernet"
-    before = weights(supernet)
+    before = weights(supernet / "run" / "supernet")
     few = ("--subnets", "20", "--images", "64", "--candidates", "2", "--rounds", "2")
     with user(supernet) as tell:
         code, _, said = tell("supernet", "train", "job.yaml", "--quiet")
         assert code == 0 and "holds this supernet, trained; nothing to do" in said
-        code, table, said = tell("supernet", "fit", "run", "fleet.yaml", *few, "--quiet")
-    assert code == 3 and "2 of 3 targets met" in table
-    assert "holds these students; nothing to do" in said
-    assert weights(supernet) == before
+        for again in (False, True):
+            code, table, said = tell("supernet", "fit", "run", "fleet.yaml", *few, "--quiet")
+            assert code == 3 and "2 of 3 targets met" in table
+            assert ("holds these students; nothing to do" in said) == again
+    assert weights(supernet / "run" / "supernet") == before

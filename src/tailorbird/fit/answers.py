@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import fx
 
 from tailorbird.errors import StoreError
 from tailorbird.export.bundle import load_student
-from tailorbird.files import read_json, write_json
+from tailorbird.files import digest_of, read_json, write_json
 from tailorbird.fit.choose import Aim, Choice, Past
-from tailorbird.fit.ship import delivered
+from tailorbird.fit.ship import DELIVERED
 from tailorbird.records import as_record
 from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import short_hash
@@ -85,25 +85,36 @@ class Answers:
         """A target's answer, with its files if there are to be any; ``None`` where it is no answer
         to ``request``, or damaged, so that it is made anew.
         """
-        home = self.folder / "students" / name
-        stored = _read(home / "result.json")
-        if stored is None or stored.get("request") != request:
-            return None
-        result = as_record(TargetResult, stored.get("result"))
+        result = self.result(name, request)
         if result is None or result.onnx is None:
             return None if result is None else Student(result=result, module=None)
-        if not delivered(self.folder / result.onnx):
-            return None
         try:
-            return Student(result=result, module=load_student(home).module)
+            student = load_student(self.folder / "students" / name)
+            return Student(result=result, module=student.module)
         except StoreError:
             return None
 
+    def result(self, name: str, request: str) -> TargetResult | None:
+        """What was found for a target, with its files as they were delivered; else ``None``."""
+        home = self.folder / "students" / name
+        stored = as_record(_Stored, _read(home / "result.json"))
+        if stored is None or stored.request != request:
+            return None
+        files = stored.files or dict.fromkeys(DELIVERED)  # an earlier version noted no digests
+        if stored.result.onnx is not None and not stored.files:
+            files[Path(stored.result.onnx).name] = None
+        kept = stored.result.onnx is None or all(
+            (home / file).is_file() if digest is None else digest_of(home / file) == digest
+            for file, digest in files.items()
+        )
+        return stored.result if kept else None
+
     def record(self, request: str, result: TargetResult) -> None:
-        """Write a target's result."""
+        """Write a target's result, with digests of the files that were delivered."""
         plain = TypeAdapter(TargetResult).dump_python(result, mode="json")
         home = self.folder / "students" / result.name
-        write_json(home / "result.json", {"request": request, "result": plain})
+        files = {} if result.onnx is None else _digests(home)
+        write_json(home / "result.json", {"request": request, "result": plain, "files": files})
 
     def chosen(self, name: str, request: str, choice: Choice) -> None:
         """Write a target's choice."""
@@ -136,3 +147,22 @@ def _read(path: Path) -> dict[str, Any] | None:
     except StoreError:
         return None
     return content if isinstance(content, dict) else None
+
+
+def _digests(home: Path) -> dict[str, str | None]:
+    """The files that a target's folder delivers; what tells how they were found is none of them."""
+    own = {"result.json", "choice.json"}
+    return {
+        path.name: digest_of(path)
+        for path in sorted(home.iterdir())
+        if path.is_file() and path.name not in own and not path.name.startswith(".")
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What ``result.json`` holds."""
+
+    request: str
+    result: TargetResult
+    files: dict[str, str | None] = field(default_factory=dict)

@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 
 from tailorbird.data.images import ImageData
-from tailorbird.errors import ExportError
+from tailorbird.errors import ExportError, StoreError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.exporters import Exporter
 from tailorbird.export.onnx import relabel
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity
-from tailorbird.files import cannot_write, write_json
+from tailorbird.files import cannot_write, digest_of, write_json
 from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import parity_images
 from tailorbird.measure.counts import count
+from tailorbird.records import read_record
 from tailorbird.search.selection import within
 from tailorbird.targets import LATENCY, Device, Format, Latency, Limit, Target, run_of
 
@@ -28,11 +29,6 @@ _Parities = dict[str | None, Parity]
 
 DELIVERED = ("student.json", "student.safetensors", "verify.json")
 """What a target's folder holds for the user, beside the artifact."""
-
-
-def delivered(artifact: Path) -> bool:
-    """Whether a target's folder holds everything that it should, the artifact first."""
-    return all(path.exists() for path in (artifact, *map(artifact.with_name, DELIVERED)))
 
 
 def clear(home: Path, format: Format) -> None:  # noqa: A002  # the field's word
@@ -210,8 +206,8 @@ def export_reference(
     Raises:
         ExportError: when it can't be exported or the file disagrees with the network.
     """
-    path = folder / exporter.format.file
-    if path.exists():
+    path, proof = folder / exporter.format.file, folder / "proven.json"
+    if path.exists() and _as_proven(path, proof):
         return path
     images = parity_images(data, reference.input_shape)
     with torch.no_grad():
@@ -241,5 +237,17 @@ def export_reference(
             f"expected at most {parity.tolerance:.3g}; check operators that behave "
             "differently in evaluation mode"
         )
+    write_json(proof, {path.name: digest_of(draft)})
     draft.replace(path)
     return path
+
+
+def _as_proven(path: Path, proof: Path) -> bool:
+    """Whether a reference's file is the one that was proven; an earlier version noted no digest."""
+    if not proof.exists():
+        return True
+    try:
+        known = read_record(proof, dict[str, str])
+    except StoreError:
+        return False
+    return known.get(path.name) == digest_of(path)

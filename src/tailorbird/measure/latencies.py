@@ -45,7 +45,7 @@ class Latencies:
             self.known = {
                 name: latency
                 for name, latency in stored.latencies.items()
-                if latency.median_ms > 0 and latency.spread_ms >= 0
+                if latency.median_ms >= 0 and latency.spread_ms >= 0
             }
 
     def add(self, found: Mapping[str, Latency]) -> None:

@@ -34,7 +34,7 @@ from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.counts import count
-from tailorbird.pipeline.job import Until, identity
+from tailorbird.pipeline.job import REDONE, Until, identity
 from tailorbird.pipeline.reporting import environment, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import Point, RunReport, TargetResult
@@ -125,7 +125,8 @@ class ModelHouse:
             seed=seed,
             task=task,
         )
-        with folder.open(made_from):
+        shown = progress or Silent()
+        with folder.open(made_from, redone=REDONE, say=shown.say):
             return assemble(
                 teacher,
                 named,
@@ -136,7 +137,7 @@ class ModelHouse:
                 seed=seed,
                 task=task,
                 exporter=exporter or OnnxExporter(),
-                progress=progress or Silent(),
+                progress=shown,
             )
 
     def fit(

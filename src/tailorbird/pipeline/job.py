@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
@@ -101,19 +101,62 @@ def identity(
             name: _structure_digest(model) if name in training else digest(model)
             for name, model in models.items()
         },
+        "other tensors": {name: _other_digest(model) for name, model in models.items()},
+        "initial weights": {name: digest(models[name]) for name in training},
         "training": {name: asdict(recipe) for name, recipe in training.items()},
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "sampled": data.sampled,
+            "augmentation": data.augmentation,
+        },
         "house": asdict(options),
         "seed": seed,
     }
 
 
+_FITTED = ("fit", "students", "finished.json")
+_SCORED = ("house/scores.json", *_FITTED)
+_DISTILLED = ("house/bunches", "house/trained", *_SCORED)
+
+REDONE: Mapping[str, tuple[str, ...]] = {
+    "data.name": (),
+    "data.augmentation": ("retrain", *_DISTILLED),
+    "house.minutes": (),
+    "house.memory_mb": ("house/bunches",),
+    "house.rank_by": _FITTED,
+    **{
+        f"house.{name}": _DISTILLED
+        for name in ("epochs", "learning_rate", "batch_size", "precision")
+    },
+}
+"""Key of `identity` -> what in the run folder depends on it; all else decides the whole house."""
+
+
 def digest(model: nn.Module) -> str:
     """A short hash of a network's weights and their names."""
+    return _digest(sorted(model.state_dict().items()))
+
+
+def _other_digest(model: nn.Module) -> str:
+    """The same of what a network computes with and does not store as weights.
+
+    Buffers that are not persistent, and tensors that are plain attributes of its modules.
+    """
+    stored = set(model.state_dict())
+    found = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found[f"{path}.{name}"] = value
+    return _digest(sorted(found.items()))
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in tensors:
         sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        sha.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
 
 

@@ -32,7 +32,7 @@ from tailorbird.fit.judge import judged_on
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.house import Write
 from tailorbird.pipeline.reporting import environment, stage_costs, write_report
-from tailorbird.pipeline.supernet_run import IDENTITY, SupernetRun, evaluate_subnets
+from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
@@ -123,9 +123,8 @@ def fit_run(
     """
     if not targets:
         raise ConfigError("targets: none are given; give each device limits such as [15, 0.5x]")
-    identity = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
-    with folder.open(identity if isinstance(identity, dict) else {}):
+    with folder.open(None):
         places = list(places_of(targets).values())
         check_places(places, run.supernet, layers_at_most=options.layers_at_most)
         seed = run.seed if options.seed is None else options.seed
