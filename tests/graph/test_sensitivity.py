@@ -111,6 +111,24 @@ def test_layers_that_no_image_reaches_count_too():
     assert scores[dead] == 0 and scores.count_nonzero() > 2
 
 
+def test_names_and_what_leads_nowhere_do_not_matter():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.output = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 12, 3, padding=1)
+            self.side, self.end = nn.Conv2d(12, 12, 1), nn.Conv2d(12, 4, 1)
+
+        def forward(self, x):
+            y = self.output(torch.relu(self.output(self.stem(x))))
+            return self.end(y + self.side(y).detach())
+
+    module, x = fx.symbolic_trace(Odd()).eval(), images(64)
+    inner = next(g for g in analyse(module, SHAPE).groups if "stem" in g.layers)
+    exact = discrepancy_scores(module, SHAPE, [x])[inner.index]
+    estimate = first_order_scores(module, SHAPE, [x])[inner.index]
+    assert spearmanr(exact, estimate).statistic > 0.6
+
+
 def test_a_cut_measures_a_bounded_number_once():
     torch.manual_seed(0)
     module = fx.symbolic_trace(

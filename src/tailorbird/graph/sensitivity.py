@@ -148,26 +148,27 @@ def _slopes(
         one row, for all images, where the layer reads something that doesn't depend on them.
     """
     places = {reader.path: reader.places for reader in channels.readers}
-    gates: dict[str, Tensor] = {}
+    places[""] = channels.output  # no layer has this path
+    gates: dict[tuple[str, int], Tensor] = {}
 
     def gated(path: str, value: Tensor, axis: int) -> Tensor:
         rows = len(batch) if len(value) % len(batch) == 0 else 1
-        if path not in gates:
-            gates[path] = torch.ones(rows, value.shape[axis], requires_grad=True)
-        return _multiply(value, (gates[path].to(value), axis))
+        if (path, rows) not in gates:
+            gates[path, rows] = torch.ones(rows, value.shape[axis], requires_grad=True)
+        return _multiply(value, (gates[path, rows].to(value), axis))
 
     with torch.enable_grad(), _hooked(work, {r.path: r.axis for r in channels.readers}, gated):
-        out = gated("output", work(batch), channels.out_axis + 1)
+        out = gated("", work(batch), channels.out_axis + 1)
         signs = torch.randint(0, 2, out.shape, generator=draws).to(out) * 2 - 1
+        total, leaves = (out * signs).sum(), list(gates.values())
         try:
-            found = torch.autograd.grad((out * signs).sum(), list(gates.values()))
+            found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         except RuntimeError as error:
             raise GraphError(f"no gradient to rank channels by: {error}") from error
     size = out[0].numel() ** 0.5
-    places["output"] = channels.output
     return [
         (places[path], slopes.double().cpu() / size)
-        for path, slopes in zip(gates, found, strict=True)
+        for (path, _), slopes in zip(gates, found, strict=True)
     ]
 
 
