@@ -126,6 +126,7 @@ def analyse(body: fx.GraphModule, in_shape: Sequence[int]) -> Channels:
         GraphError: if the body can't run at ``in_shape``.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(
         ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)))
         >>> [(g.size, g.layers, g.interior) for g in analyse(body, (3, 8, 8)).groups]
@@ -239,6 +240,7 @@ def prune(
             layers that would have no channel left.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)))
         >>> narrow = prune(body, (3, 8, 8), {1: [0, 2, 5]})
         >>> narrow.get_submodule("1").weight.shape

@@ -49,6 +49,7 @@ def magnitude_scores(
         Scores of every prunable group.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)))
         >>> _ = nn.init.zeros_(body.get_submodule("0").weight[5:])
         >>> _ = nn.init.zeros_(body.get_submodule("1").weight[:, 5:])
@@ -103,6 +104,7 @@ def prune_interior(
         GraphError: for a ratio outside [0, 1) or scores that do not fit the body.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 4, 1)))
         >>> scores = magnitude_scores(body, (3, 8, 8))
         >>> narrow = prune_interior(body, (3, 8, 8), ratio=0.4, scores=scores)
