@@ -37,7 +37,7 @@ from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Choice, Chooser, Past
 from tailorbird.fit.judge import Judge
 from tailorbird.fit.ship import Proof, Shipping, clear, export_reference
-from tailorbird.progress import Progress, Silent
+from tailorbird.progress import Progress, Silent, each
 from tailorbird.report.record import TargetResult
 from tailorbird.report.words import figure
 from tailorbird.runfolder import RunFolder
@@ -247,7 +247,7 @@ class _Fitting:
             if until == "retrain":
                 return
             with self.folder.stage("export"):
-                for attempt in chosen:
+                for attempt in each(self.progress, "export students", chosen):
                     self._prove(attempt, last=number == self.settings.rounds - 1)
             names = [a.target.name for a in chosen if a.result is None]
         self.answers.forget()

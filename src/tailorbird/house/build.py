@@ -89,6 +89,7 @@ def sample_house(
     options: HouseOptions,
     *,
     seed: int,
+    progress: Progress | None = None,
 ) -> Sample:
     """Draw blocks and alternatives, then expand them; the same seed gives the same house.
 
@@ -96,10 +97,10 @@ def sample_house(
         GraphError: when no alternative at all is found, with the reasons counted.
     """
     rng = np.random.default_rng(seed)
-    blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng)
+    blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng, progress)
     whole_networks = (teacher, *donors.values())
     all_storable = all(is_storable(graph.module) for graph in whole_networks)
-    collector = Collector(blocks, None if all_storable else is_storable)
+    collector = Collector(blocks, None if all_storable else is_storable, progress)
     if options.identity:
         add_identities(collector)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
@@ -153,8 +154,8 @@ def build_house(
     with stage("sample"):
         sample = store.load_sample()
         if sample is None:
-            sample = sample_house(teacher, donors, data, options, seed=seed)
-            store.save_sample(sample)
+            sample = sample_house(teacher, donors, data, options, seed=seed, progress=progress)
+            store.save_sample(sample, progress)
     progress.say(
         f"house: {len(sample.blocks)} blocks, {len(sample.alternatives)} alternatives, "
         f"{sum(sample.rejections.values())} candidates turned away"

@@ -27,7 +27,7 @@ from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
 from tailorbird.measure.counts import count
 from tailorbird.measure.latencies import Latencies
-from tailorbird.progress import Progress
+from tailorbird.progress import Progress, each
 from tailorbird.runfolder import short_hash
 from tailorbird.space import Genomes, Space
 from tailorbird.targets import Place
@@ -301,7 +301,7 @@ class HouseCandidates:
         house, teacher = self.house, self.house.teacher
         counted = {
             key: count(one.module, one.input_shape).as_metrics()
-            for key, one in self._structures.items()
+            for key, one in each(self.progress, "count blocks", self._structures.items())
         }
         base = count(teacher.module, teacher.input_shape).as_metrics()
         savings = {

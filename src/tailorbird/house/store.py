@@ -16,6 +16,7 @@ from tailorbird.graph.blocks import Block
 from tailorbird.graph.serial import load_module, save_module
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.measure.latencies import Latencies
+from tailorbird.progress import Progress, each
 from tailorbird.records import read_record
 
 
@@ -37,9 +38,9 @@ class HouseStore:
 
     # sampling ---------------------------------------------------------------------------------
 
-    def save_sample(self, sample: Sample) -> None:
+    def save_sample(self, sample: Sample, progress: Progress | None = None) -> None:
         """Write every initial module, then the record that makes them count."""
-        for alternative in sample.alternatives:
+        for alternative in each(progress, "store alternatives", sample.alternatives):
             save_module(
                 sample.modules[alternative.name], self.folder / "initial", alternative.name, {}
             )

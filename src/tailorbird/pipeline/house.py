@@ -324,11 +324,14 @@ def assemble(
     progress: Progress,
 ) -> ModelHouse:
     """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
-    with folder.stage("trace"):
+    with folder.stage("trace"), progress.task("trace", 3) as shown:
         graph, traced = trace_all(teacher, donors, data, options, task)
         tell_storing({"the teacher": graph, **traced}, progress)
+        shown.advance()
         export_reference(_network(graph), data, folder.path / "teacher", exporter, name="teacher")
+        shown.advance()
         check_structures(folder.path, graph, traced)
+        shown.advance()
     house = build_house(
         graph,
         traced,

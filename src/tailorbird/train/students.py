@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tailorbird.copying import copy_network
 from tailorbird.data.images import ImageData, blame_images, resident
 from tailorbird.errors import ConfigError, DataError
-from tailorbird.progress import Progress, Silent
+from tailorbird.progress import Progress, Silent, each
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Answers, Teacher
 from tailorbird.train.checkpoint import Json, digest
@@ -141,7 +141,7 @@ def train(
         work = _Retraining(students, fresh, data, recipe=recipe, seed=seed, teacher=asked)
         with (progress or Silent()).task(title, work.clock.planned) as shown:
             run(work, work.walk, work.clock, shown, every=look_steps(where))
-        return [work.finish(student) for student in students]
+        return [work.finish(student) for student in each(progress, f"{title}: judge", students)]
 
 
 class _Retraining:
