@@ -148,11 +148,11 @@ def refused(outcome, *says):
     ("name", "says"),
     [
         ("Branching", ["can't trace Branching.forward at", "line 22", "house: {leaves: [...]}"]),
-        ("Nested", ["can't trace 'inner' (Inner)", "in a job file house: {leaves: [inner]}"]),
+        ("Nested", ["can't trace 'inner' (Inner)", 'in a job file house: {leaves: ["inner"]}']),
         ("Bessel", ["the teacher can't be exported: ", "bessel_j0", "has no ONNX form"]),
         ("Pair", ["Pair returns tuple for one image; expected one tensor"]),
         ("Map", ["Map: expected logits of shape (n, classes), got (2, 8, 8, 8); wrap the network"]),
-        ("NotFinite", ["the teacher's outputs are not finite on 64 validation images"]),
+        ("NotFinite", ["teacher: weights that are not finite: head.weight; check its training"]),
         ("Sized", ["does not run on images of shape (1, 8, 8)", "data.image_size"]),
         ("leaving", ["building it with no arguments failed: SystemExit: 7"]),
         ("Bas", ["'hostile_zoo' has no 'Bas'; near matches: Base"]),

@@ -34,10 +34,16 @@ def init() -> None:
 def run(
     job: Annotated[Path, typer.Argument(help="The job file (YAML).")],
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.EXPORT,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try everything once; train and write nothing.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a job; the same command again continues it."""
-    run_job(job, until, quiet=quiet)
+    if dry_run:
+        try_job(job, quiet=quiet)
+    else:
+        run_job(job, until, quiet=quiet)
 
 
 def inspect(
@@ -108,6 +114,18 @@ def run_job(
     else:
         typer.echo(f"done until {until.value}; see: tailorbird inspect {built.run}")
         typer.echo(f"report: {built.run / 'report.html'}")
+
+
+def try_job(job: Path, *, quiet: bool = False) -> None:
+    """Try all that a job file's run will need, and say what was found."""
+    from tailorbird.config.house_job import build, load
+    from tailorbird.pipeline.execute import dry_run
+    from tailorbird.pipeline.job import Job
+    from tailorbird.report.terminal import terminal
+
+    built = Job(**build(load(job), folder=job.resolve().parent))
+    dry_run(built, progress=terminal(quiet=quiet))
+    typer.echo(f"nothing was found wrong; nothing was trained. Start it: tailorbird run {job}")
 
 
 def tell(report: RunReport, folder: Path, *, told: bool = True) -> None:

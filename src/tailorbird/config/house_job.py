@@ -46,6 +46,9 @@ class HousePlan:
         strategy: how selections are searched: exact, annealing, random-selection, one of those of
             ``tailorbird search`` or package.module:name; what suits the house where null.
         export: what the ONNX files look like.
+        check_teacher: stop before anything is trained where the teacher is no good on the
+            validation images: near chance, or far better with its classes in another order or
+            with timm's normalisation.
         seed: of every random choice.
         run: the run folder; None means ``runs/`` and the job file's name.
     """
@@ -61,6 +64,7 @@ class HousePlan:
     task: Named[Task] = field(default=Named("classification", CLASSIFICATION))
     strategy: Named[Strategy] | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
+    check_teacher: bool = True
     seed: int = 0
     run: Path | None = None
 
@@ -171,6 +175,7 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "rounds": plan.rounds,
         "candidates": plan.candidates,
         "export": plan.export,
+        "check_teacher": plan.check_teacher,
         "seed": plan.seed,
         "task": plan.task.made,
         "strategy": None if plan.strategy is None else plan.strategy.made,

@@ -286,7 +286,7 @@ def near(key: str, known: Iterable[str]) -> str:
     names = list(known)
     folded = {name.lower().replace("-", "_"): name for name in names}
     asked = key.lower().replace("-", "_")
-    match = difflib.get_close_matches(asked, folded, n=2, cutoff=0.6)
+    match = difflib.get_close_matches(asked, folded, n=2, cutoff=0.65)
     if not match and len(asked) > 2:
         match = [name for name in folded if name.startswith(asked)][:2]
     if match:

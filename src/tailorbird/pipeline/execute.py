@@ -14,11 +14,12 @@ from torch import nn
 from tailorbird.copying import copy_network
 from tailorbird.errors import StoreError
 from tailorbird.export.exporters import Exporter, OnnxExporter
-from tailorbird.files import read_json, write_bytes, write_json
+from tailorbird.files import read_json, scratch, write_bytes, write_json
 from tailorbird.fit.answers import Answers
 from tailorbird.fit.fit import Settings
 from tailorbird.pipeline.house import Write, asked_of_house, assemble, check_structures, trace_all
 from tailorbird.pipeline.job import REDONE, Job, Until, identity
+from tailorbird.pipeline.preflight import preflight
 from tailorbird.pipeline.reporting import PAGES, changed_versions, environment, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import RunReport
@@ -47,7 +48,7 @@ def execute(
         TailorbirdError: for bad input, an untraceable teacher, or a folder that can't be used;
             what has been trained and measured until then stays and is used by the next run.
     """
-    shown = progress or Silent()
+    shown, made = progress or Silent(), exporter or OnnxExporter()
     folder = RunFolder(job.run)
     made_from = identity(
         teacher=job.teacher,
@@ -81,10 +82,9 @@ def execute(
         write_json(job.run / "environment.json", environment())
         for note in job.notes:
             shown.say(f"note: {note}")
-        for note in job.data.told:
-            shown.say(f"data: {note}")
-        if job.training:  # what is wrong with a network is told before time is spent on training
-            trace_all(job.teacher, job.donors, job.data, job.options, job.task)
+        if not (job.run / "house" / "sample.json").exists():
+            with folder.stage("preflight"):
+                preflight(job, made, job.run / "teacher", shown.say)
         with folder.stage("train"):
             models = {
                 name: _trained(job, name, model, shown)
@@ -99,7 +99,7 @@ def execute(
             made_from=made_from,
             seed=job.seed,
             task=job.task,
-            exporter=exporter or OnnxExporter(),
+            exporter=made,
             write=write or write_report,
             progress=shown,
         )
@@ -119,6 +119,21 @@ def execute(
         write_json(job.run / "finished.json", asked)
         folder.event("finished", until=until, met=report.met)
     return report
+
+
+def dry_run(
+    job: Job, *, exporter: Exporter | None = None, progress: Progress | None = None
+) -> None:
+    """Try all that ``job`` will need, without training or writing anything; see `preflight`.
+
+    Raises:
+        TailorbirdError: listing every fault.
+    """
+    shown = progress or Silent()
+    for note in job.notes:
+        shown.say(f"note: {note}")
+    with scratch() as place:
+        preflight(job, exporter or OnnxExporter(), place, shown.say)
 
 
 def _asked(job: Job, until: Until) -> dict[str, object]:

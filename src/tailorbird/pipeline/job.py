@@ -45,6 +45,7 @@ class Job:
         seed: of every random choice.
         task: what the networks' outputs mean.
         strategy: how selections are searched; proven by integer programming where ``None``.
+        check_teacher: stop where the teacher is no good on the validation images.
         description: the resolved job as plain data, written to ``config.yaml``.
         notes: said when the run begins.
 
@@ -66,6 +67,7 @@ class Job:
     seed: int = 0
     task: Task = CLASSIFICATION
     strategy: Strategy | None = None
+    check_teacher: bool = True
     description: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

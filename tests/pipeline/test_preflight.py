@@ -1,0 +1,153 @@
+"""What is tried before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tailorbird.data.images import ImageData, Normalisation, TensorSplit
+from tailorbird.errors import ConfigError, MeasurementError
+from tailorbird.pipeline.execute import dry_run
+from tailorbird.progress import Silent
+from tailorbird.targets import Target
+from tests.fakes import FakeDevice, FakeExporter
+
+from .makers import job, run_job
+
+NORM = Normalisation((0.2, 0.2, 0.2), (0.5, 0.5, 0.5))
+
+
+def colours(count=90, norm=NORM):
+    """Three classes: which channel is brightest."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 3
+    pixels = torch.randint(0, 90, (count, 3, 8, 8), generator=generator)
+    pixels[torch.arange(count), labels] += 60
+    whole = TensorSplit(pixels.to(torch.uint8), labels, norm)
+    return ImageData(
+        train=whole.take(torch.arange(count // 2)),
+        validation=whole.take(torch.arange(count // 2, count)),
+        test=None,
+        classes=("red", "green", "blue"),
+        normalisation=norm,
+        input_shape=(3, 8, 8),
+        labelled=True,
+        name="colours",
+    )
+
+
+class Brightest(nn.Module):
+    """Answers the brightest channel, its classes in some order."""
+
+    def __init__(self, order=(0, 1, 2)):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3))
+        self.more = nn.Conv2d(3, 3, 1, bias=False)
+        self.head = nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            for layer in (self.body[0], self.more):
+                layer.weight.copy_(torch.eye(3)[:, :, None, None])
+            self.head.weight.copy_(torch.eye(3)[list(order)])
+
+    def forward(self, x):
+        return self.head(self.more(self.body(x)).mean((2, 3)))
+
+
+class Told(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def tried(tmp_path, teacher, **changes):
+    told = Told()
+    given = {"donors": {}, "data": colours(), "check_teacher": True, **changes}
+    dry_run(
+        job(tmp_path / "run", teacher=teacher.eval(), **given),
+        exporter=FakeExporter(),
+        progress=told,
+    )
+    assert not (tmp_path / "run").exists()
+    return "\n".join(told.lines)
+
+
+def test_a_good_job_is_told_about(tmp_path):
+    limits = {"edge": {"latency": "0.5x", "params": 30}}
+    said = tried(tmp_path, Brightest(), limits=limits)
+    assert "data: 45 train, 45 validation images, 3 classes; students are chosen on the" in said
+    assert "accuracies in the report are of the validation images, also used to choose" in said
+    assert "device fake: the teacher takes " in said
+    assert "target edge: allowed are " in said and "30 params of 33 params" in said
+
+
+def test_classes_in_another_order_are_noticed(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        tried(tmp_path, Brightest((1, 2, 0)))
+    text = str(caught.value)
+    assert "0.0 % of validation images are right as the classes are ordered, 100.0 %" in text
+    assert "output 0 answers 'green'" in text and "check_teacher: false" in text
+    tried(tmp_path, Brightest((1, 2, 0)), check_teacher=False)
+
+
+class Constant(Brightest):
+    def forward(self, x):
+        return super().forward(x) * 0 + torch.tensor([1.0, 0.0, 0.0])
+
+
+def test_a_teacher_near_chance_is_noticed_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match=r"33\.3 % of 45 validation images are right, and always"):
+        tried(tmp_path, Constant())
+    asked = job(
+        tmp_path / "run", teacher=Constant().eval(), donors={}, data=colours(), check_teacher=True
+    )
+    with pytest.raises(ConfigError, match=r"commonest class would give 33\.3 %"):
+        run_job(asked)
+    assert not (tmp_path / "run" / "house").exists()
+
+
+class Picky(Brightest):
+    """Right only where images are normalised as its configuration says."""
+
+    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # noqa: RUF012
+
+    def forward(self, x):
+        right = (x.mean((1, 2, 3)) < -0.8).float()[:, None]  # darker than the mean
+        return super().forward(x) * right
+
+
+def test_another_normalisation_than_timms_is_noticed(tmp_path):
+    with pytest.raises(ConfigError, match=r"100\.0 % with the one that timm names for it: mean"):
+        tried(tmp_path, Picky())
+    fits = Normalisation((0.5,) * 3, (0.25,) * 3)
+    tried(tmp_path, Picky(), data=colours(norm=fits))
+
+
+def test_images_without_labels_are_no_measure_of_the_teacher(tmp_path):
+    data = colours()
+    bare = {name: replace(getattr(data, name), labels=None) for name in ("train", "validation")}
+    tried(tmp_path, Constant(), data=replace(data, **bare, labelled=False, classes=None))
+
+
+class Unreached:
+    """A device that answers nothing."""
+
+    key = "silent"
+
+    def measure(self, models):
+        raise MeasurementError("it is switched off")
+
+
+def test_a_device_that_does_not_answer_is_told_and_stops_where_there_is_no_other(tmp_path):
+    targets = (
+        Target("one", FakeDevice(), {"latency": "0.5x"}),
+        Target("two", Unreached(), {"latency": "0.5x"}),
+    )
+    said = tried(tmp_path, Brightest(), targets=targets)
+    assert "device silent does not answer, so that its targets can't be met: it is switched" in said
+    with pytest.raises(ConfigError, match="none of the targets' devices answers"):
+        tried(tmp_path, Brightest(), targets=targets[1:])
