@@ -165,13 +165,15 @@ def _noise(node: fx.Node, rest: list[fx.Node], twins: dict[fx.Node, fx.Node]) ->
     """The stretch of train mode after which ``node`` follows, if it is noise."""
     for k, other in enumerate(rest):
         stretch = rest[:k]
-        new = [read for read in other.all_input_nodes if read in stretch]
-        if len(new) != 1 or other.op != node.op:
+        results = [n for n in stretch if any(user not in stretch for user in n.users)]
+        if len(results) != 1 or other.op != node.op:
             continue
-        for source in node.all_input_nodes:
-            if _same(node, other, {**twins, new[0]: source}):
-                noise = Noise(source, new[0], stretch)
-                return noise if _is_noise(noise, twins) else None
+        result = results[0]
+        reads = {twins[r]: None for n in stretch for r in n.all_input_nodes if r in twins}
+        for source in reads:
+            noise = Noise(source, result, stretch)
+            if _same(node, other, {**twins, result: source}) and _is_noise(noise, twins):
+                return noise
     return None
 
 
