@@ -1,6 +1,7 @@
 # make demo   set up .venv if it is missing, then run the main job on the embedded digits
 # make test   set up .venv if it is missing, then run all tests and doctests
 # make check  formatting, lint, strict types, import rules
+# make fuzz   thousands of damaged inputs for every reader (the tests try a few); N=2000 each
 # make clean  remove .venv and caches
 #
 # PYTHON=python3.12 make test   uses another interpreter (3.11 to 3.13)
@@ -12,8 +13,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 ARGS ?=
+N ?= 2000
 
-.PHONY: demo test check clean setup
+.PHONY: demo test check fuzz clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -30,6 +32,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_import_rules.py
+
+fuzz: $(STAMP)
+	TAILORBIRD_FUZZ=$(N) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n $(WORKERS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -158,7 +158,6 @@ def draw(rows: list[Mapping[str, object]], path: Path) -> None:
         )
         left.errorbar(sizes, tau, spread, c=colour, marker=mark, label=method, capsize=2)
     ours = [row for row in rows if row["method"] == OURS]
-    left.plot(list(BARS), list(BARS.values()), "k--", linewidth=1, label="bar")
     left.set_ylabel(f"Kendall tau on {HELD_OUT} held-out subnets")
     left.legend(fontsize=8, loc="lower right")
     for key, ideal, colour in (
@@ -176,7 +175,7 @@ def draw(rows: list[Mapping[str, object]], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_xticks(list(BARS), [f"{size:,}" for size in BARS])
         axes.minorticks_off()
-        axes.set_xlabel("measured pairs")
+        axes.set_xlabel("subnets with measured accuracy")
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -468,7 +468,7 @@ def margins(rows: list[dict[str, object]]) -> dict[str, dict[str, object]]:
 
 
 def show(figures: Mapping[str, object]) -> None:
-    """Print the README's table."""
+    """Print the table of docs/results.md."""
     print("| target | method | measured | met | top-1 before | top-1 |")
     print("|---|---|---|---|---|---|")
     rows = figures["rows"]

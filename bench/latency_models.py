@@ -18,6 +18,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
 
 import numpy as np
@@ -263,7 +264,7 @@ def main() -> None:
 
 
 def plot() -> None:
-    """Rank correlation and error over samples, one column per GPU."""
+    """Error over measurements on a new GPU, mean over GPUs, one panel per batch size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -272,35 +273,30 @@ def plot() -> None:
         for part in ("architecture", "transfer")
     )
     lines = (
-        (alone, "ridge, numbers", "0.65", ":", "ridge, architecture alone"),
-        (moved, "ridge, random", "0.45", "--", "ridge, other GPUs' measured latencies"),
-        (alone, "ours", "C0", "-", "ours, architecture alone"),
-        (moved, "ours, chosen", "C3", "-", "ours, transfer, samples chosen"),
+        (alone, "ridge, numbers", "0.65", ":", "linear model of the architecture"),
+        (moved, "ridge, random", "0.45", "--", "linear model of other GPUs' latencies"),
+        (alone, "ours", "C0", "-", "Tailorbird, the architecture alone"),
+        (moved, "ours, chosen", "C3", "-", "Tailorbird, other GPUs known too"),
     )
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 6, sharex=True)
-    for number, setting in enumerate(alone):
-        row, pair = divmod(number, 3)
-        for column, (measure, factor) in enumerate((("rank", 1), ("error", 100))):
-            axis = axes[row][2 * pair + column]
-            for curves, name, colour, style, label in lines:
-                points = curves[setting][name]
-                axis.plot(
-                    [int(size) for size in points],
-                    [factor * figures[measure] for figures in points.values()],
-                    style,
-                    color=colour,
-                    marker=".",
-                    label=label,
-                )
-            axis.set(xscale="log", title=f"{setting}: " + ("rank" if column == 0 else "error, %"))
-            axis.title.set_fontsize(9)
-            axis.grid(alpha=0.3)
-    for axis in axes[-1]:
-        axis.set_xlabel("samples")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, batch in zip(axes, (1, 32, 64), strict=True):
+        settings = [setting for setting in alone if setting.endswith(f"_{batch}")]
+        for curves, name, colour, style, label in lines:
+            sizes = curves[settings[0]][name]
+            errors = [
+                100 * mean(curves[setting][name][size]["error"] for setting in settings)
+                for size in sizes
+            ]
+            numbers = [int(size) for size in sizes]
+            axis.plot(numbers, errors, style, color=colour, marker=".", label=label)
+        axis.set(xscale="log", ylim=(0, None), xlabel="networks measured on the new GPU")
+        axis.set_title(f"batch {batch}")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mean error of a latency, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
     print(PICTURE)

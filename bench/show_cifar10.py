@@ -1,4 +1,4 @@
-"""Draw the CIFAR-10 comparison and put its table into the README.
+"""Draw the CIFAR-10 comparison and put its table into docs/results.md.
 
 python bench/show_cifar10.py bench/results/compress_cifar10.json
 """
@@ -94,17 +94,17 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Read the record, draw, and rewrite the README's part."""
+    """Read the record, draw, and rewrite the document's part."""
     path = Path(sys.argv[1])
     record = json.loads(path.read_text())
     draw(record)
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    document = ROOT / "docs" / "results.md"
+    text = document.read_text()
     start, end = "<!-- table:cifar10 -->", "<!-- /table:cifar10 -->"
     if start not in text:
-        raise SystemExit(f"README.md: no place marked {start}")
+        raise SystemExit(f"{document}: no place marked {start}")
     part = f"{start}\n\n{table(record)}\n\n{end}"
-    readme.write_text(re.sub(f"{start}.*?{end}", lambda _: part, text, flags=re.DOTALL))
+    document.write_text(re.sub(f"{start}.*?{end}", lambda _: part, text, flags=re.DOTALL))
     print(table(record))
 
 

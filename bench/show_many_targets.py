@@ -1,4 +1,4 @@
-"""Draw the searches for many targets and put their tables into the README.
+"""Draw the searches for many targets and put their tables into docs/results.md.
 
 python bench/show_many_targets.py bench/results/many_targets.json
 """
@@ -122,13 +122,13 @@ def strategy_table(figures: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Read the record, draw, and rewrite the README's part."""
+    """Read the record, draw, and rewrite the document's part."""
     figures = json.loads(Path(sys.argv[1]).read_text())["figures"]
     PICTURES.mkdir(parents=True, exist_ok=True)
     draw_front(figures)
     draw_growth(figures)
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    document = ROOT / "docs" / "results.md"
+    text = document.read_text()
     for name, lines in (
         ("many_targets", accuracy_table(figures)),
         ("strategies", strategy_table(figures)),
@@ -136,12 +136,12 @@ def main() -> None:
         start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
         print("\n".join(lines))
         if start not in text:
-            print(f"README.md: no place marked {start}")
+            print(f"{document}: no place marked {start}")
             continue
         before, _, rest = text.partition(start)
         after = rest.partition(end)[2]
         text = "\n".join([before + start, "", *lines, "", end + after])
-    readme.write_text(text)
+    document.write_text(text)
 
 
 if __name__ == "__main__":

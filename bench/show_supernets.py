@@ -1,4 +1,4 @@
-"""Draw the supernet benchmarks and put their tables into the README.
+"""Draw the supernet benchmarks and put their tables into docs/results.md.
 
 python bench/show_supernets.py            # whatever results there are in bench/results
 """
@@ -136,19 +136,19 @@ def front(runs: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
 
 
 def put(name: str, table: str) -> None:
-    """Replace the README's part of that name."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    """Replace the document's part of that name."""
+    document = ROOT / "docs" / "results.md"
+    text = document.read_text()
     start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
     if start not in text:
-        raise SystemExit(f"README.md: no place marked {start}")
+        raise SystemExit(f"{document}: no place marked {start}")
     part = f"{start}\n\n{table}\n\n{end}"
-    readme.write_text(re.sub(f"{start}.*?{end}", lambda _: part, text, flags=re.DOTALL))
+    document.write_text(re.sub(f"{start}.*?{end}", lambda _: part, text, flags=re.DOTALL))
     print(table)
 
 
 def main() -> None:
-    """Read the records, draw, and rewrite the README's parts."""
+    """Read the records, draw, and rewrite the document's parts."""
     training = RESULTS / "supernet_training_cpu.json"
     if training.exists():
         figures = json.loads(training.read_text())["figures"]

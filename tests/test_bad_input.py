@@ -7,12 +7,14 @@ import textwrap
 
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tailorbird import cli
+from tailorbird.cli.exits import plainly
 from tailorbird.demo import digits_net
 
 NET = {"model": "tailorbird.demo:digits_net", "arguments": {"width": 8, "depth": 1}}
@@ -241,7 +243,10 @@ def test_data_sets_of_the_users_own(run):
     ("text", "says"),
     [
         ("a: &a [x]\nb: [*a, *a]\n", "aliases (*name) are not supported"),
-        ("a: !!python/object/apply:os.system ['false']\n", "could not determine a constructor"),
+        (
+            "a: !!python/object/apply:os.system ['false']\n",
+            "can't be used here; write the value without a tag",
+        ),
         ("a: " + "{b: " * 900 + "1" + "}" * 900, "nested too deeply"),
         ("seed: " + "9" * 5000, "a value can't be read"),
         ('run: "a\\0b"', "line 1: text with a null character"),
@@ -294,3 +299,43 @@ def test_a_folder_with_another_jobs_work_is_refused(run, tmp_path):
         "  seed: 0 -> 5\n",
         "give a new folder, or the job as it was to continue",
     )
+
+
+def test_names_with_control_characters_do_not_reach_the_terminal():
+    done = CliRunner().invoke(cli.app, ["run", "a\x1b[31m\r.yaml"])
+    assert done.exit_code == 2
+    assert "\x1b" not in done.output and "\r" not in done.output
+    assert "a?[31m?.yaml" in done.output
+
+
+class Full:
+    """A command that finds no memory left."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+    ids=["python", "gpu", "cpu"],
+)
+def test_out_of_memory_is_one_sentence(error, capsys):
+    with pytest.raises(typer.Exit) as caught:
+        plainly(Full(error))()
+    assert caught.value.exit_code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory") and "memory_mb" in said
+    assert said.count("\n") == 1
+
+
+def test_other_faults_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        plainly(Full(RuntimeError("a fault of ours")))()

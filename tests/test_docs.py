@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from onnx import TensorProto, helper
+from PIL import Image
 
 from tailorbird.config import house_job, images, schemes, supernet_job, targets
 from tailorbird.config.house_job import HousePlan, check
@@ -26,6 +27,7 @@ from tailorbird.config.sections import Field, fields_of, is_section, words
 from tailorbird.config.supernet_job import NamedSpace, check_job
 from tailorbird.config.targets import load_targets
 from tailorbird.errors import MeasurementError
+from tailorbird.export.onnx import export_onnx
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.supernet.architecture import load_space
@@ -285,6 +287,24 @@ def fits(call: ast.Call, thing: object) -> None:
     inspect.signature(thing).bind(*given, **names)
 
 
+def test_the_student_of_the_readme_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (90, 60), (0, 0, 255)).save("cat.jpg")
+    brightest = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    path = Path("runs/pets/students/edge/model.onnx")
+    path.parent.mkdir(parents=True)
+    values = {"classes": ["red", "green", "blue"], "mean": [0.5] * 3, "std": [0.2] * 3,
+              "input_shape": [3, 8, 12]}  # fmt: skip
+    metadata = {f"tailorbird.{name}": json.dumps(value) for name, value in values.items()}
+    export_onnx(brightest, (3, 8, 12), path, metadata=metadata)
+    bodies = blocks(ROOT / "README.md", "python")
+    (code,) = [body for body in bodies if "InferenceSession" in body]
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "blue\n"
+
+
 # supernets of the how-to ---------------------------------------------------------------------
 
 
@@ -306,7 +326,7 @@ def test_the_supernet_of_the_howto_is_trained_and_exported(
     code = python_with("export_onnx(smallest")
     exec(compile(shortened(code, "epochs=20, ramp_epochs=2", "epochs=1, ramp_epochs=0.2"),
                  "howto.md", "exec"), {})  # fmt: skip
-    assert capsys.readouterr().out.count(" MACs: ") == 2
+    assert capsys.readouterr().out.count(" MACs: ") == 4
     (output,) = onnx.load(beside / "smallest.onnx").graph.output
     assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [1, 10]
 

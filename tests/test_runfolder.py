@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.errors import StoreError
-from tailorbird.files import read_json, write_bytes, write_json
+from tailorbird.files import read_json, scratch, write_bytes, write_json
 from tailorbird.runfolder import RunFolder, differences
 
 PLAIN = st.recursive(
@@ -178,3 +179,49 @@ def test_a_stage_counts_its_time_even_when_it_fails(tmp_path):
     with folder.open({}), pytest.raises(KeyError), folder.stage("score"):
         raise KeyError
     assert folder.seconds().keys() == {"score"}
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from tailorbird.runfolder import RunFolder
+
+folder = RunFolder(Path(sys.argv[1]), beat_s=0.02)
+with folder.open({}), folder.stage("distil"):
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_spent_is_counted(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for kills in (1, 2):
+        subprocess.run([sys.executable, "-c", KILLED, folder.path], check=False)
+        with folder.open({}):
+            assert folder.seconds()["distil"] > 0.1 * kills
+    assert not (folder.path / ".spent.json").exists()
+
+
+def test_what_killed_processes_left_in_temporary_folders_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, young, other = (tmp_path / name for name in ("tailorbird-a", "tailorbird-b", "other"))
+    for folder in (dead, young, other):
+        folder.mkdir()
+        (folder / "network.onnx").touch()
+    os.utime(dead, (0, 0))
+    with scratch() as mine:
+        os.utime(mine, (0, 0))
+        with scratch() as second:
+            assert {path.name for path in tmp_path.iterdir()} == {
+                young.name, other.name, mine.name, second.name
+            }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name}
+
+
+def test_no_temporary_folder_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with (
+        pytest.raises(StoreError, match=r"no temporary folder can be made: .*set TMPDIR"),
+        scratch(),
+    ):
+        pass

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
-from contextlib import suppress
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 from tailorbird.errors import StoreError
+
+_SCRATCH, _YOUNG_S = "tailorbird-", 60.0
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
@@ -36,7 +45,9 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        _discard(temporary)
+        # Nothing is left after a success; where the folder is a file, the error under way counts.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
@@ -60,14 +71,51 @@ def read_json(path: Path) -> object:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"can't read {path}: {error}; remove it to have it made anew") from error
 
 
-def _discard(temporary: Path) -> None:
-    """Remove what is left of a write that failed; after one that succeeded nothing is."""
-    with suppress(OSError):  # where the folder is a file, the error that counts is under way
-        temporary.unlink(missing_ok=True)
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, removed at the end; what killed processes left of theirs goes first.
+
+    Each folder is locked by its process, and a lock that can be had belongs to a dead one.
+
+    Raises:
+        StoreError: where no temporary folder can be made.
+    """
+    try:
+        place = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+    except OSError as error:
+        raise StoreError(
+            f"no temporary folder can be made: {error.strerror or error}; set TMPDIR to one that "
+            "you may write to"
+        ) from error
+    with FileLock(place / ".lock"):
+        for other in place.parent.glob(f"{_SCRATCH}*"):
+            if other != place:
+                _sweep(other)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    with suppress(OSError):  # a lock's Timeout is one
+        if time.time() - folder.stat().st_mtime < _YOUNG_S:
+            return  # perhaps not locked yet
+        with FileLock(folder / ".lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def digest_of(path: Path) -> str | None:
+    """Sixteen hex digits over a file's bytes; ``None`` where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def _sync_folder(folder: Path) -> None:

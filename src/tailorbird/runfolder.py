@@ -10,25 +10,53 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tailorbird.errors import StoreError
-from tailorbird.files import read_json, write_json
+from tailorbird.files import write_json
+from tailorbird.records import as_record, read_record
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
 """The resolved job, and the folder that its paths start from."""
 
-_NOTHING_MADE = {"identity.json", CONFIG, "environment.json", "events.jsonl", ".lock"}
+IDENTITY, FORMAT = "identity.json", 2
+"""What a run is made from, and the version of a run folder's layout that stands in it."""
+
+_NOTHING_MADE = {
+    *(IDENTITY, f".{IDENTITY}", CONFIG, ORIGIN, "environment.json", "events.jsonl", ".lock")
+}
 """What a folder holds when a run found its job wrong before it made anything."""
+
+_UNDER_WAY = ".spent.json"
+"""What the stage under way has taken so far."""
+
+_NOTHING_REDONE: Mapping[str, Sequence[str]] = {}
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """A line of ``events.jsonl`` on time spent."""
+
+    event: str
+    stage: str
+    seconds: float
 
 
 class RunFolder:
     """One job's folder, opened by one process at a time.
+
+    Args:
+        path: made when opened.
+        beat_s: seconds between two notes of the time that a stage has taken, so that no more than
+            these are lost by a kill.
 
     Example:
         >>> import tempfile
@@ -39,12 +67,24 @@ class RunFolder:
         1
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, *, beat_s: float = 15.0) -> None:
+        self.path, self.beat_s = Path(path), beat_s
 
     @contextmanager
-    def open(self, identity: Mapping[str, object]) -> Iterator[RunFolder]:
+    def open(
+        self,
+        identity: Mapping[str, object] | None,
+        *,
+        redone: Mapping[str, Sequence[str]] = _NOTHING_REDONE,
+        say: Callable[[str], None] | None = None,
+    ) -> Iterator[RunFolder]:
         """Lock the folder and check that it belongs to ``identity`` (plain JSON-able data).
+
+        Args:
+            identity: what the run is made from; ``None`` for a run that goes on as it is.
+            redone: key of ``identity`` -> files and folders that depend on it and on nothing that
+                it does not name. Where only such keys differ, these are removed, to be made anew.
+            say: told what is made anew.
 
         Raises:
             StoreError: for an unwritable folder, one in use by another process, or one that
@@ -66,34 +106,79 @@ class RunFolder:
                 "write to"
             ) from error
         try:
-            self._claim(identity)
+            if identity is not None:
+                self._claim(formatted(identity), redone, say or _unheard)
             for torn in self.path.rglob(".*.part"):  # left by a kill; nobody else is writing
                 torn.unlink(missing_ok=True)
+            self._settle()
             yield self
         finally:
             lock.release()
 
-    def _claim(self, identity: Mapping[str, object]) -> None:
-        path = self.path / "identity.json"
-        plain = json.loads(json.dumps(identity))
-        if not path.exists():
-            strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
-            if strangers:
-                raise StoreError(
-                    f"run folder {self.path} holds files but no identity.json "
-                    f"({', '.join(sorted(strangers)[:3])}); give an empty or a new folder"
-                )
-            write_json(path, plain)
+    def _claim(
+        self,
+        plain: dict[str, object],
+        redone: Mapping[str, Sequence[str]],
+        say: Callable[[str], None] | None,
+    ) -> None:
+        stored = self.stored()
+        if stored is None:
+            self.identify(plain)
             return
-        changed = differences(read_json(path), plain)
+        changed = differences(completed(stored, plain), plain)
         if changed and {p.name for p in self.path.iterdir()} <= _NOTHING_MADE:
-            write_json(path, plain)  # the job failed before anything was made, and was mended
-        elif changed:
+            changed = []  # the job failed before anything was made, and was mended
+        keys = [line.partition(": ")[0] for line in changed]
+        if any(_depending(key, redone) is None for key in keys):
             raise StoreError(
                 f"run folder {self.path} belongs to another job; what differs:\n  "
                 + "\n  ".join(changed)
                 + "\ngive a new folder, or the job as it was to continue"
             )
+        stale = {name for key in keys for name in _depending(key, redone) or ()}
+        made = sorted(name for name in stale if (self.path / name).exists())
+        if made:
+            if say is not None:
+                say(
+                    f"{self.path}: what differs: {'; '.join(changed)}; made anew is what depends "
+                    f"on it: {', '.join(made)}"
+                )
+            self.event("made anew", changed=changed, removed=made)
+        for name in made:
+            _remove(self.path / name)
+        if stored != plain:
+            self.identify(plain)
+
+    def stored(self) -> dict[str, object] | None:
+        """What the run was made from; ``None`` for a folder that holds nothing yet.
+
+        It is there twice, so that one damaged file takes no run with it.
+
+        Raises:
+            StoreError: for a folder of something else, or where both files are damaged.
+        """
+        paths = [self.path / IDENTITY, self.path / f".{IDENTITY}"]
+        there = [path for path in paths if path.exists()]
+        if not there:
+            strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if strangers:
+                raise StoreError(
+                    f"run folder {self.path} holds files but no {IDENTITY} "
+                    f"({', '.join(sorted(strangers)[:3])}); give an empty or a new folder"
+                )
+            return None
+        for path in there:
+            with suppress(StoreError):
+                return read_record(path, dict[str, object])
+        raise StoreError(
+            f"{paths[0]} is damaged, so that nothing tells which job the folder belongs to; put it "
+            "back from a copy, or give a new folder"
+        )
+
+    def identify(self, identity: Mapping[str, object]) -> None:
+        """Write down what the run is made from, twice."""
+        for name in (f".{IDENTITY}", IDENTITY):
+            write_json(self.path / name, formatted(identity))
 
     def event(self, kind: str, **data: object) -> None:
         """Append one line to ``events.jsonl``.
@@ -118,24 +203,44 @@ class RunFolder:
         """Time spent per stage over all processes that worked on this run."""
         totals: dict[str, float] = {}
         path = self.path / "events.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
-                record = json.loads(line)
+                spent = as_record(_Spent, json.loads(line))
             except ValueError:
                 continue  # a line cut off by a kill: only its own seconds are lost
-            if record.get("event") == "spent":
-                stage = str(record["stage"])
-                totals[stage] = totals.get(stage, 0.0) + float(record["seconds"])
+            if spent is not None and spent.event == "spent":
+                totals[spent.stage] = totals.get(spent.stage, 0.0) + spent.seconds
         return totals
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time spent inside under ``name``."""
-        start = time.perf_counter()
+        start, ended = time.perf_counter(), threading.Event()
+
+        def spent() -> dict[str, object]:
+            return {"stage": name, "seconds": round(time.perf_counter() - start, 3)}
+
+        def beat() -> None:
+            while not ended.wait(self.beat_s):
+                with suppress(StoreError):  # a full disk is told by what matters more
+                    write_json(self.path / _UNDER_WAY, {"event": "spent", **spent()})
+
+        beating = threading.Thread(target=beat, daemon=True, name="spent")
+        beating.start()
         try:
             yield
         finally:
-            self.event("spent", stage=name, seconds=round(time.perf_counter() - start, 3))
+            ended.set()
+            beating.join()
+            self.event("spent", **spent())
+            (self.path / _UNDER_WAY).unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        """Count what a process that was killed had spent on its stage."""
+        with suppress(StoreError):
+            known = read_record(self.path / _UNDER_WAY, _Spent)
+            self.event("spent", stage=known.stage, seconds=known.seconds)
+        (self.path / _UNDER_WAY).unlink(missing_ok=True)
 
 
 def short_hash(plain: object) -> str:
@@ -146,6 +251,68 @@ def short_hash(plain: object) -> str:
         True
     """
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def formatted(identity: Mapping[str, object]) -> dict[str, object]:
+    """Plain data as JSON reads it back, with the version of the layout."""
+    plain: dict[str, object] = json.loads(json.dumps({**identity, "format": FORMAT}))
+    return plain
+
+
+def completed(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    """What an earlier version wrote, with the keys that it did not know taken from ``new``.
+
+    Its fingerprint of images was over a few of them, which stands in ``new`` as well.
+
+    Raises:
+        StoreError: for what a later version wrote.
+
+    Example:
+        >>> completed({"data": {"name": "a"}}, {"format": 2, "data": {"name": "b", "flip": True}})
+        {'data': {'name': 'a', 'flip': True}, 'format': 2}
+    """
+    version = old.get("format", 1)
+    if not isinstance(version, int) or version > FORMAT:
+        raise StoreError(
+            f"the run folder was written by a later version of Tailorbird (layout {version!r}, "
+            f"this one reads up to {FORMAT}); update Tailorbird, or give a new folder"
+        )
+    if version == FORMAT:
+        return dict(old)
+    found, known, data = _filled(old, new), old.get("data"), new.get("data")
+    if isinstance(known, dict) and isinstance(data, dict):
+        seen = known.get("fingerprint") == data.get("sampled")
+        found["data"] = {**data, "name": known.get("name")} if seen else found["data"]
+    return {**found, "format": FORMAT}
+
+
+def _filled(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    found = dict(old)
+    for key, value in new.items():
+        inner = found.setdefault(key, value)
+        if isinstance(inner, dict) and isinstance(value, dict):
+            found[key] = _filled(inner, value)
+    return found
+
+
+def _depending(key: str, redone: Mapping[str, Sequence[str]]) -> Sequence[str] | None:
+    """What has to be made anew for a key, ``None`` for a key that decides everything."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in redone:
+            return redone[name]
+    return None
+
+
+def _unheard(line: str) -> None:
+    """Nobody is told."""
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def differences(old: object, new: object, path: str = "") -> list[str]:

@@ -37,5 +37,5 @@ def test_damaged_sample_says_what_to_do(tmp_path):
     with pytest.raises(StoreError, match=r"can't read .*sample\.json.*; remove it"):
         HouseStore(tmp_path).load_sample()
     (tmp_path / "sample.json").write_text("[]")
-    with pytest.raises(StoreError, match="expected an object"):
+    with pytest.raises(StoreError, match=r"is damaged: the file: .*remove it"):
         HouseStore(tmp_path).load_sample()

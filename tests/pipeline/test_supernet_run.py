@@ -15,7 +15,9 @@ def run_in(tmp_path, kind="mbconv", **options):
     net = tiny_supernet(tmp_path, kind, resolutions=(8, 12)).eval()
     save_supernet(net, tmp_path / "run" / "supernet")
     write_json(tmp_path / "run" / "identity.json", {"name": "tiny"})
-    return SupernetRun(path=tmp_path / "run", supernet=net, data=stripes(**options), seed=0)
+    return SupernetRun(
+        path=tmp_path / "run", supernet=net, data=stripes(**options), seed=0, weights="0" * 16
+    )
 
 
 @pytest.mark.parametrize("kind", ["mbconv", "transformer_block"])

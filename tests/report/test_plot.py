@@ -81,3 +81,10 @@ def test_macs_stand_in_where_nothing_was_timed():
 def test_a_run_without_results_still_draws(tmp_path):
     path = plot.front(RunReport(run="r", seed=0), tmp_path / "front.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_network_alone_gets_a_scale():
+    alone = RunReport(run="r", seed=0, teacher={"cpu": point("teacher", 1.5, 0.94)})
+    figure = plot.picture(alone)
+    low, high = figure.axes[0].get_ylim()
+    assert 2 <= high - low <= 3

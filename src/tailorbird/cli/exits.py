@@ -45,7 +45,17 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             with _two_presses():
                 return command(*args, **kwargs)
         except TailorbirdError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {_visible(str(error))}", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_full(error):
+                raise
+            typer.echo(
+                "error: out of memory; lower batch_size (of house, retrain or recipe), "
+                "house.memory_mb or data.memory_mb, or free memory; what was finished is kept, run "
+                "the same command again to continue",
+                err=True,
+            )
             raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt:
             typer.echo(
@@ -58,6 +68,18 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(1) from None
 
     return run
+
+
+def _visible(text: str) -> str:
+    """The text with control characters as question marks, but for its line ends."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether memory ran out, the processor's or a GPU's."""
+    text = str(error)
+    told = "out of memory" in text.lower() or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or told
 
 
 @contextmanager

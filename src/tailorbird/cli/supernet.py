@@ -29,6 +29,10 @@ Data = Annotated[
     typer.Option(help="YAML file whose 'data' section is used instead of the run's own."),
 ]
 
+Trust = Annotated[
+    bool, typer.Option(help="Import the code that the run folder names for its images.")
+]
+
 
 @app.command()
 @plainly
@@ -81,6 +85,7 @@ def evaluate(
     ] = False,
     threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
     data: Data = None,
+    trust: Trust = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here too.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -98,7 +103,7 @@ def evaluate(
     check_outputs({"--json": json})
     device = OnnxRuntime(threads=threads) if latency else None
     found = evaluate_run(
-        opened(run, data),
+        opened(run, data, trust=trust),
         subnets=subnets,
         seed=seed,
         images=images,
@@ -138,7 +143,7 @@ def import_(
     named = _space(space, resolutions)
     section = None if data is None else load_data_file(data)
     base = Path() if data is None else data.resolve().parent
-    found = import_supernet(
+    classes = import_supernet(
         checkpoint,
         run,
         space=named.architectures,
@@ -151,7 +156,7 @@ def import_(
         origin=base,
     )
     typer.echo(
-        f"{found.architectures.name}, {found.classes} classes: {run}; next: tailorbird supernet "
+        f"{named.architectures.name}, {classes} classes: {run}; next: tailorbird supernet "
         f"evaluate {run}{'' if data else ' --data FILE.yaml'}"
     )
 
@@ -178,6 +183,7 @@ def fit(
     ] = 3000,
     seed: Annotated[int | None, typer.Option(help="The run's own by default.")] = None,
     data: Data = None,
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Take a subnet for every target of a fleet, export it and measure it.
@@ -201,15 +207,19 @@ def fit(
         seed=seed,
     )
     targets = load_targets(fleet)
-    fit_run(opened(run, data), targets, options=options, progress=terminal(quiet=quiet))
+    fit_run(
+        opened(run, data, trust=trust), targets, options=options, progress=terminal(quiet=quiet)
+    )
     tell(RunReport.load(run / "report.json"), run)
 
 
-def opened(run: Path, data: Path | None) -> SupernetRun:
+def opened(run: Path, data: Path | None, *, trust: bool = False) -> SupernetRun:
     """A run with its own images, or those that a data file names.
 
+    A run folder may be somebody else's: code that it names is imported where ``trust`` says so.
+
     Raises:
-        ConfigError: where there are none.
+        ConfigError: where there are no images, or untrusted code would have to read them.
         TailorbirdError: for a folder or images that can't be used.
     """
     from tailorbird.config.run_data import load_data_file, read_data, stored_images
@@ -221,10 +231,17 @@ def opened(run: Path, data: Path | None) -> SupernetRun:
     section, base = stored.images, stored.folder
     if data is not None:
         section, base = load_data_file(data), data.resolve().parent
+    elif section is not None and section.code is not None and not trust:
+        raise ConfigError(
+            f"{run / 'config.yaml'}: the images are read by code, {section.code}, which a folder "
+            "from somebody else could name as well; add --trust if it is yours, or give --data "
+            "FILE.yaml"
+        )
     if section is None:
         raise ConfigError(
-            f"{run}: the supernet was imported without images; give --data FILE.yaml, which "
-            "holds 'data:' with the keys of a job's data section"
+            f"{run}: the folder names no images (the supernet was imported without, or trained "
+            "from Python); give --data FILE.yaml, which holds 'data:' with the keys of a job's "
+            "data section"
         )
     images = read_data(section, seed=stored.seed, folder=base)
     return open_run(run, images, seed=stored.seed)

@@ -38,6 +38,12 @@ class Images:
         """As it would be written in a job file."""
         return self.values
 
+    @property
+    def code(self) -> str | None:
+        """``package.module:name``, where that is what reads them."""
+        kind = str(self.values["kind"])
+        return None if kind in DATA else kind
+
     def read(self, seed: int) -> ImageData:
         """Read them.
 
@@ -49,11 +55,10 @@ class Images:
         norm = self.values.get("normalisation")
         if isinstance(norm, dict):
             given["normalisation"] = Normalisation(tuple(norm["mean"]), tuple(norm["std"]))
-        kind = str(self.values["kind"])
-        if kind in DATA:
-            source, fixed = DATA[kind]
-            return source(**given, **fixed, seed=seed)
-        return _own_images(kind, given, seed)
+        if self.code is not None:
+            return _own_images(self.code, given, seed)
+        source, fixed = DATA[str(self.values["kind"])]
+        return source(**given, **fixed, seed=seed)
 
 
 def _own_images(source: str, given: dict[str, object], seed: int) -> ImageData:

@@ -57,6 +57,12 @@ for _tag, _pattern, _first in (
     )
 
 
+_TAG = "tag:yaml.org,2002:"
+_RESOLVER = _Loader("")
+_ODD = re.compile("[\0\ud800-\udfff]")
+"""Null characters and halves of characters, which no file name or JSON can hold."""
+
+
 def read(text: str, *, name: str = "job", hint: str = JOB_HINT) -> Document:
     """Read one YAML document whose root is a mapping.
 
@@ -133,8 +139,16 @@ def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], problems: list[
     """Note lines and find keys that occur twice, are no text, or lie too deep."""
     if len(path) > MAX_DEPTH:
         raise yaml.YAMLError("nested too deeply to be a job")
-    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-        problems.append(f"line {node.start_mark.line + 1}: text with a null character (\\0)")
+    if isinstance(node, yaml.ScalarNode) and (odd := _ODD.search(node.value)):
+        line = node.start_mark.line + 1
+        what = "a null character (\\0)" if odd[0] == "\0" else f"half a character ({odd[0]!a})"
+        problems.append(f"line {line}: text with {what}")
+    if not _is_plain(node):
+        tag = node.tag.replace(_TAG, "!!")
+        problems.append(
+            f"line {node.start_mark.line + 1}: {tag} can't be used here; write the value "
+            "without a tag"
+        )
     if isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             lines[(*path, position)] = item.start_mark.line + 1
@@ -153,6 +167,14 @@ def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], problems: list[
             problems.append(f"'{show(place)}' is given twice, in lines {lines[place]} and {line}")
         lines[place] = line
         _walk(value, place, lines, problems)
+
+
+def _is_plain(node: yaml.Node) -> bool:
+    """Whether a node is what it would be without a tag, or text."""
+    if not isinstance(node, yaml.ScalarNode):
+        return node.tag == _TAG + ("map" if isinstance(node, yaml.MappingNode) else "seq")
+    meant = _RESOLVER.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]  # of PyYAML
+    return node.tag in (_TAG + "str", meant)
 
 
 def _reason(error: yaml.YAMLError) -> str:

@@ -37,12 +37,14 @@ class StoredImages:
 def read_data(section: Images, *, seed: int, folder: Path) -> ImageData:
     """The images of a checked section, in three channels, labels included.
 
-    Modules in ``folder`` can be imported, here and for the rest of the process.
+    Where a module reads them, those in ``folder`` can be imported, here and for the rest of the
+    process.
 
     Raises:
         TailorbirdError: for images that can't be used.
     """
-    make_importable(folder)
+    if section.code is not None:
+        make_importable(folder)
     try:
         return for_supernets(section.read(seed))
     except TailorbirdError as error:

@@ -15,7 +15,6 @@ import copy
 import io
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -27,7 +26,7 @@ import torch
 from torch import nn
 
 from tailorbird.errors import ExportError, StoreError
-from tailorbird.files import cannot_write, write_bytes
+from tailorbird.files import cannot_write, scratch, write_bytes
 
 INPUT, OUTPUT = "image", "logits"
 """Names of the one input and the one output of every exported network."""
@@ -180,8 +179,8 @@ def export_many(
 def _export_traced(module: nn.Module, shape: _Shape, path: Path) -> bool:
     """Convert by the tracing exporter; whether that worked."""
     try:
-        with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():
-            file = Path(folder) / "traced.onnx"
+        with scratch() as folder, _quiet(), torch.no_grad():
+            file = folder / "traced.onnx"
             torch.onnx.export(
                 _frozen(module, path.name),
                 (torch.zeros(1, *shape),),

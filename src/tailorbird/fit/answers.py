@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import fx
 
 from tailorbird.errors import StoreError
 from tailorbird.export.bundle import load_student
-from tailorbird.files import read_json, write_json
+from tailorbird.files import digest_of, read_json, write_json
 from tailorbird.fit.choose import Aim, Choice, Past
-from tailorbird.fit.ship import delivered
+from tailorbird.fit.ship import DELIVERED
+from tailorbird.records import as_record
 from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import short_hash
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,35 +75,48 @@ class Answers:
 
     Args:
         folder: the run folder.
+        trust: import paths of code that stored students may be made of: the networks' own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Collection[str] = ()) -> None:
         self.folder = folder
+        self._trust = tuple(trust)
         self._round = folder / "fit" / "search.json"
 
     def student(self, name: str, request: str) -> Student | None:
         """A target's answer, with its files if there are to be any; ``None`` where it is no answer
         to ``request``, or damaged, so that it is made anew.
         """
-        home = self.folder / "students" / name
-        stored = _read(home / "result.json")
-        if stored is None or stored.get("request") != request:
-            return None
-        result = _as(TargetResult, stored.get("result"))
-        if result is None or result.onnx is None:
+        result = self.result(name, request)
+        if result is None or result.onnx is None or result.unstored is not None:
             return None if result is None else Student(result=result, module=None)
-        if not delivered(self.folder / result.onnx):
-            return None
+        home = self.folder / "students" / name
         try:
-            return Student(result=result, module=load_student(home).module)
+            return Student(result=result, module=load_student(home, trust=self._trust).module)
         except StoreError:
             return None
 
+    def result(self, name: str, request: str) -> TargetResult | None:
+        """What was found for a target, with its files as they were delivered; else ``None``."""
+        home = self.folder / "students" / name
+        stored = as_record(_Stored, _read(home / "result.json"))
+        if stored is None or stored.request != request:
+            return None
+        files = stored.files or dict.fromkeys(DELIVERED)  # an earlier version noted no digests
+        if stored.result.onnx is not None and not stored.files:
+            files[Path(stored.result.onnx).name] = None
+        kept = stored.result.onnx is None or all(
+            (home / file).is_file() if digest is None else digest_of(home / file) == digest
+            for file, digest in files.items()
+        )
+        return stored.result if kept else None
+
     def record(self, request: str, result: TargetResult) -> None:
-        """Write a target's result."""
+        """Write a target's result, with digests of the files that were delivered."""
         plain = TypeAdapter(TargetResult).dump_python(result, mode="json")
         home = self.folder / "students" / result.name
-        write_json(home / "result.json", {"request": request, "result": plain})
+        files = {} if result.onnx is None else _digests(home)
+        write_json(home / "result.json", {"request": request, "result": plain, "files": files})
 
     def chosen(self, name: str, request: str, choice: Choice) -> None:
         """Write a target's choice."""
@@ -118,7 +130,7 @@ class Answers:
 
     def round(self, begun: str) -> Round | None:
         """The round that was under way in this fit, if one was."""
-        found = _as(Round, _read(self._round))
+        found = as_record(Round, _read(self._round))
         return found if found is not None and found.begun == begun else None
 
     def note(self, found: Round) -> None:
@@ -139,9 +151,20 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _as(kind: type[T], raw: object) -> T | None:
-    """Plain data as a record again; ``None`` when it does not fit."""
-    try:
-        return TypeAdapter(kind).validate_python(raw)
-    except ValidationError:
-        return None
+def _digests(home: Path) -> dict[str, str | None]:
+    """The files that a target's folder delivers; what tells how they were found is none of them."""
+    own = {"result.json", "choice.json"}
+    return {
+        path.name: digest_of(path)
+        for path in sorted(home.iterdir())
+        if path.is_file() and path.name not in own and not path.name.startswith(".")
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What ``result.json`` holds."""
+
+    request: str
+    result: TargetResult
+    files: dict[str, str | None] = field(default_factory=dict)

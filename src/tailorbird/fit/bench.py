@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from tailorbird.export.exporters import Exporter
+from tailorbird.files import scratch
 from tailorbird.fit.candidates import Candidates, Make, Network
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress
@@ -122,7 +121,7 @@ def time_networks(networks: Sequence[Network], device: Device, exporter: Exporte
         ExportError: when one can't be exported.
         MeasurementError: when one can't be run.
     """
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+    with scratch() as folder:
         pairs = [(one.module, one.input_shape) for one in networks]
         names = [f"n{number:04d}" for number in range(len(networks))]
-        return device.measure(exporter.quick(pairs, Path(folder), names))
+        return device.measure(exporter.quick(pairs, folder, names))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +124,7 @@ def fit(
     exporter: Exporter | None = None,
     until: Until = "export",
     progress: Progress | None = None,
+    trust: Collection[str] = (),
 ) -> list[Student]:
     """One student per target, in order, or the reason why not; continues what was begun.
 
@@ -145,6 +146,7 @@ def fit(
         exporter: makes the files; ONNX where ``None``.
         until: where to stop.
         progress: told how it goes.
+        trust: import paths of code that students of an earlier run may be made of.
 
     Raises:
         ConfigError: for no targets, names that occur twice or different places of one name.
@@ -172,6 +174,7 @@ def fit(
         strategy=strategy,
         exporter=exporter,
         progress=progress or Silent(),
+        trust=trust,
     ).run(until)
 
 
@@ -192,13 +195,14 @@ class _Fitting:
         strategy: Strategy | None,
         exporter: Exporter,
         progress: Progress,
+        trust: Collection[str],
     ) -> None:
         self.candidates, self.attempts = candidates, attempts
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
         self._make_reference, self._beside, self._task = reference, beside, task
         self._strategy = strategy
-        self.answers = Answers(folder.path)
+        self.answers = Answers(folder.path, trust)
         self.shipping = Shipping(data, folder.path, settings.export, exporter)
         self._accuracies: dict[tuple[int, ...], tuple[float | None, float]] = {}
 
@@ -383,6 +387,7 @@ class _Fitting:
             name=target.name,
             device=target.place.key,
             limits=proof.limits,
+            asked=_asked(target),
             measured={**found, **beside},
             met=proof.met,
             accuracy=after,
@@ -393,6 +398,8 @@ class _Fitting:
             reason=self._reason(attempt, proof, over),
             minutes=attempt.seconds / 60,
             replaced=self.candidates.parts(attempt.choice.key),
+            code=proof.code,
+            unstored=proof.unstored,
         )
 
     def _reason(self, attempt: _Attempt, proof: Proof, over: Mapping[str, float]) -> str | None:
@@ -426,6 +433,7 @@ class _Fitting:
             name=target.name,
             device=target.place.key,
             limits=self._limits(target),
+            asked=_asked(target),
             met=False,
             lowest=error.lowest if isinstance(error, InfeasibleError) else {},
             reason=str(error),
@@ -464,6 +472,7 @@ class _Fitting:
                 name=attempt.target.name,
                 device=attempt.target.place.key,
                 limits=self.chooser.limits(attempt.target),
+                asked=_asked(attempt.target),
                 measured=choice.figures if choice else {},
                 met=False,
                 reason=f"the run was asked to stop after '{until}'",
@@ -490,3 +499,8 @@ class _Fitting:
     @cached_property
     def _reference_accuracy(self) -> float:
         return self._judge.accuracy(self._reference)
+
+
+def _asked(target: Target) -> dict[str, str]:
+    """Shares as they were asked."""
+    return {limit.metric: f"{limit.value:g}x" for limit in target.limits if limit.share}

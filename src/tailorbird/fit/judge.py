@@ -51,6 +51,11 @@ class Judge:
         return predictions(network, self.split, device=compute_device(), task=self.task)
 
 
+def judged_on(data: ImageData) -> str:
+    """What the images are that networks are judged on, in words."""
+    return "validation images, also used to choose" if data.test is None else "test images"
+
+
 def parity_images(data: ImageData, input_shape: tuple[int, ...]) -> Tensor:
     """The first validation images (n, *input_shape), resized where they have another size."""
     split = data.validation

@@ -10,29 +10,28 @@ from pathlib import Path
 import torch
 
 from tailorbird.data.images import ImageData
-from tailorbird.errors import ExportError
+from tailorbird.errors import ExportError, GraphError, StoreError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.exporters import Exporter
 from tailorbird.export.onnx import relabel
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity
-from tailorbird.files import cannot_write, write_json
+from tailorbird.files import cannot_write, digest_of, write_json
 from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import parity_images
 from tailorbird.measure.counts import count
+from tailorbird.records import read_record
 from tailorbird.search.selection import within
 from tailorbird.targets import LATENCY, Device, Format, Latency, Limit, Target, run_of
 
 _Parities = dict[str | None, Parity]
 """Key of the device that ran a file, ``None`` for this machine -> how it compared."""
 
-DELIVERED = ("student.json", "student.safetensors", "verify.json")
+BUNDLE = ("student.json", "student.safetensors")
+"""What rebuilds a student, where it can be stored."""
+
+DELIVERED = (*BUNDLE, "verify.json")
 """What a target's folder holds for the user, beside the artifact."""
-
-
-def delivered(artifact: Path) -> bool:
-    """Whether a target's folder holds everything that it should, the artifact first."""
-    return all(path.exists() for path in (artifact, *map(artifact.with_name, DELIVERED)))
 
 
 def clear(home: Path, format: Format) -> None:  # noqa: A002  # the field's word
@@ -57,12 +56,16 @@ class Proof:
         measured: metric -> figure; without a latency where the place has only a table.
         reference_ms: the reference's latency in the same, interleaved session, if there was one.
         met: every limit is kept, as measured or counted.
+        code: import paths of the user's own code that rebuilding the student needs.
+        unstored: why there is no student to rebuild, only the artifact; ``None`` where there is.
     """
 
     limits: Mapping[str, float]
     measured: Mapping[str, float]
     reference_ms: float | None
     met: bool
+    code: tuple[str, ...] = ()
+    unstored: str | None = None
 
 
 class Shipping:
@@ -154,20 +157,34 @@ class Shipping:
             reference, own = device.measure([beside, path])
             measured = {LATENCY: own.median_ms, **counts}
         limits = {limit.metric: _bound(limit, base, reference) for limit in target.limits}
-        save_student(
-            student.module,
-            self.home(target.name),
-            classes=self.data.classes,
-            normalisation=self.data.normalisation,
-            input_shape=student.input_shape,
-            metrics=measured,
-        )
+        code, unstored = self._bundle(student, self.home(target.name), measured)
         return Proof(
             limits=limits,
             measured=measured,
             reference_ms=None if reference is None else reference.median_ms,
             met=limits.keys() <= measured.keys() and within(measured, limits),
+            code=code,
+            unstored=unstored,
         )
+
+    def _bundle(
+        self, student: Made, home: Path, measured: Mapping[str, float]
+    ) -> tuple[tuple[str, ...], str | None]:
+        """Store the student if it can be: what code it needs, or why it can't be."""
+        try:
+            code = save_student(
+                student.module,
+                home,
+                classes=self.data.classes,
+                normalisation=self.data.normalisation,
+                input_shape=student.input_shape,
+                metrics=measured,
+            )
+        except GraphError as error:
+            for name in BUNDLE:  # of an earlier answer
+                (home / name).unlink(missing_ok=True)
+            return (), str(error)
+        return code, None
 
     def _twin(self, key: Key) -> tuple[Path, _Parities] | None:
         """The file of the same network, if another target has been given it and it is there."""
@@ -210,8 +227,8 @@ def export_reference(
     Raises:
         ExportError: when it can't be exported or the file disagrees with the network.
     """
-    path = folder / exporter.format.file
-    if path.exists():
+    path, proof = folder / exporter.format.file, folder / "proven.json"
+    if path.exists() and _as_proven(path, proof):
         return path
     images = parity_images(data, reference.input_shape)
     with torch.no_grad():
@@ -241,5 +258,17 @@ def export_reference(
             f"expected at most {parity.tolerance:.3g}; check operators that behave "
             "differently in evaluation mode"
         )
+    write_json(proof, {path.name: digest_of(draft)})
     draft.replace(path)
     return path
+
+
+def _as_proven(path: Path, proof: Path) -> bool:
+    """Whether a reference's file is the one that was proven; an earlier version noted no digest."""
+    if not proof.exists():
+        return True
+    try:
+        known = read_record(proof, dict[str, str])
+    except StoreError:
+        return False
+    return known.get(path.name) == digest_of(path)

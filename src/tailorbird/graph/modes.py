@@ -153,7 +153,7 @@ def _twin_args(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> tuple[Any, Any]:
 
 
 def _same(node: fx.Node, other: fx.Node, twins: dict[fx.Node, fx.Node]) -> bool:
-    called = node.target is other.target
+    called = node.target == other.target
     if isinstance(node.target, str):
         called = node.target == other.target
     if node.op != other.op or not called:

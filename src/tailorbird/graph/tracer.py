@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.autograd import Function
 from torch.fx.node import Argument, Target, map_aggregate
 from torch.fx.proxy import Attribute
 
+from tailorbird.graph import functions
 from tailorbird.graph.answers import Answers
 
 VALUES = "tailorbird_values"  # node.meta key: the pair of shapes or numbers seen
@@ -36,6 +38,8 @@ _FACTORIES: tuple[tuple[types.ModuleType, str], ...] = (
     *((math, name) for name in ("ceil", "floor", "sqrt", "log", "log2", "prod")),
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+COMPOSITES = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder)
+"""Of torch.nn, and made of layers that are worth a look; one that resists is kept whole."""
 
 
 class BatchDependenceError(TypeError):
@@ -201,7 +205,7 @@ class ValueTracer(fx.Tracer):
             for home, name, function in originals:
                 setattr(home, name, self._recorded(function))
             torch.jit.ScriptFunction.__call__ = _unscripted  # type: ignore[method-assign, assignment]
-            with self._answers:
+            with self._answers, functions.watched(self._applied):
                 return super().trace(root, concrete_args)
         finally:
             torch.jit.ScriptFunction.__call__ = _CALL_SCRIPT  # type: ignore[method-assign]
@@ -218,6 +222,19 @@ class ValueTracer(fx.Tracer):
             return function(*args, **kwargs)
 
         return recorded
+
+    def _applied(self, function: type[Function], apply: functions.Apply, args: Any) -> Any:  # noqa: ANN401
+        """An autograd function: its forward's operations, or one that keeps its own backward."""
+        proxies: list[Any] = []
+        map_aggregate(args, proxies.append)
+        if self._running or not any(isinstance(a, ValueProxy) for a in proxies):
+            return apply(*args)
+        own = not function.__module__.startswith("torch.")  # checkpointing and the like
+        if own and functions.has_own_gradient(
+            function, apply, map_aggregate(args, partial(_value, 0))
+        ):
+            return self.create_proxy("call_function", functions.whole(function), args, {})
+        return functions.look_into(function, args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch.nn, classes derived from them, and what the caller names."""
@@ -266,10 +283,11 @@ class ValueTracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Argument:  # noqa: ANN401
-        """Shapes are recorded as plain tuples."""
+        """Shapes and torch's named results are recorded as plain tuples."""
         if isinstance(a, TensorProxy):
             return a.node
-        return super().create_arg(tuple(a) if isinstance(a, _Shape) else a)
+        plain = isinstance(a, tuple) and not hasattr(a, "_fields")
+        return super().create_arg(tuple(a) if plain else a)
 
     def create_proxy(  # noqa: PLR0917 - the signature of torch.fx
         self,
@@ -322,13 +340,9 @@ class ValueTracer(fx.Tracer):
         if isinstance(left, dict):
             return {key: self._item(node, key, left[key], right[key]) for key in left}
         if isinstance(left, (tuple, list)) and len(left) == len(right):
-            if type(left) in (tuple, list, torch.Size):
-                items = [
-                    self._item(node, i, *pair)
-                    for i, pair in enumerate(zip(left, right, strict=True))
-                ]
-                return items if isinstance(left, list) else _Shape(items)
-        elif not isinstance(left, torch.Tensor) and type(left) is type(right) and left == right:
+            pairs = enumerate(zip(left, right, strict=True))
+            return _regrouped(left, [self._item(node, i, *pair) for i, pair in pairs])
+        if not isinstance(left, torch.Tensor) and type(left) is type(right) and left == right:
             return left
         kind = TensorProxy if isinstance(left, torch.Tensor) else ValueProxy
         return kind(node, self, (left, right))
@@ -352,9 +366,18 @@ def _unscripted(function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN40
 _CALL_SCRIPT = torch.jit.ScriptFunction.__call__
 
 
+def _regrouped(like: Any, items: list[Any]) -> Any:  # noqa: ANN401
+    """Items as the list, tuple, named tuple or named result of torch that ``like`` is."""
+    if isinstance(like, list):
+        return items
+    if hasattr(like, "_fields"):
+        return type(like)(*items)
+    return type(like)(items) if hasattr(like, "n_fields") else _Shape(items)
+
+
 def is_torch_layer(m: nn.Module) -> bool:
     """Whether a module is a layer of torch.nn or derives from one, such as a norm-act layer."""
-    if isinstance(m, _CONTAINERS):
+    if isinstance(m, _CONTAINERS) or type(m) in COMPOSITES:
         return False
     return any(
         base.__module__.startswith(("torch.nn", "torch.ao.nn")) and base is not nn.Module

@@ -15,6 +15,7 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.masks import ChannelMask, cut_masks
+from tailorbird.graph.serial import is_storable
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
 from tailorbird.house.alternative import Alternative, Sample
@@ -96,7 +97,9 @@ def sample_house(
     """
     rng = np.random.default_rng(seed)
     blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng)
-    collector = Collector(blocks)
+    whole_networks = (teacher, *donors.values())
+    all_storable = all(is_storable(graph.module) for graph in whole_networks)
+    collector = Collector(blocks, None if all_storable else is_storable)
     if options.identity:
         add_identities(collector)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)

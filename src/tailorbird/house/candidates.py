@@ -7,9 +7,10 @@ those of isolated blocks and are corrected by whole networks that were measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,7 @@ WORDS = Words(
 )
 
 
+@dataclass(eq=False, repr=False)
 class HouseCandidates:
     """Candidates of a scored house; implements `tailorbird.fit.candidates.Candidates`.
 
@@ -66,19 +68,17 @@ class HouseCandidates:
         progress: told about it.
     """
 
-    def __init__(
-        self,
-        house: House,
-        data: ImageData,
-        *,
-        folder: Path,
-        recipe: Recipe,
-        seed: int,
-        progress: Progress,
-    ) -> None:
-        self.house, self.data, self.folder = house, data, folder
-        self.recipe, self.seed, self.progress = recipe, seed, progress
-        self.words = WORDS
+    house: House
+    data: ImageData
+    _: KW_ONLY
+    folder: Path
+    recipe: Recipe
+    seed: int
+    progress: Progress
+
+    words: ClassVar[Words] = WORDS
+
+    def __post_init__(self) -> None:
         self._isolated: dict[str, Mapping[str, float]] = {}
         self._corrected: HouseFamily | None = None
 

@@ -11,7 +11,7 @@ counted by its reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch import fx, nn
@@ -29,10 +29,20 @@ TRIES = 30
 
 
 class Collector:
-    """Gathers alternatives, refuses twins and those that save nothing, counts rejections."""
+    """Gathers alternatives, refuses twins and those that save nothing, counts rejections.
 
-    def __init__(self, blocks: Mapping[str, Block]) -> None:
+    Args:
+        blocks: of the teacher, by key.
+        storable: whether a module can be stored, and thus survive a kill; ``None`` where all can.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[str, Block],
+        storable: Callable[[fx.GraphModule], bool] | None = None,
+    ) -> None:
         self.blocks = dict(blocks)
+        self._storable = storable
         self.alternatives: list[Alternative] = []
         self.modules: dict[str, fx.GraphModule] = {}
         self.rejections: Counter[str] = Counter()
@@ -58,6 +68,9 @@ class Collector:
             return False
         if counts.macs >= block.macs:
             self.rejections["not smaller than the teacher's block"] += 1
+            return False
+        if self._storable is not None and not self._storable(module):
+            self.rejections["can't be stored"] += 1
             return False
         structure = structure_key(module, block.in_shape)
         name = f"a{len(self.alternatives):04d}"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
 from tailorbird.errors import StoreError
-from tailorbird.files import read_json, write_json
+from tailorbird.files import write_json
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.serial import load_module, save_module
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.measure.latencies import Latencies
+from tailorbird.records import read_record
 
 
 class HouseStore:
@@ -27,10 +28,12 @@ class HouseStore:
 
     Args:
         folder: made when missing.
+        trust: import paths of code that stored networks may be made of: the job's networks' own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Collection[str] = ()) -> None:
         self.folder = folder
+        self._trust = tuple(trust)
 
     # sampling ---------------------------------------------------------------------------------
 
@@ -46,20 +49,16 @@ class HouseStore:
         """The sample, or ``None`` when that stage has not been completed."""
         if not (self.folder / "sample.json").exists():
             return None
-        record = read_json(self.folder / "sample.json")
-        if not isinstance(record, dict):
-            raise StoreError(f"{self.folder / 'sample.json'}: expected an object")
-        blocks = [_block(raw) for raw in record["blocks"]]
-        alternatives = tuple(Alternative(**raw) for raw in record["alternatives"])
+        record = read_record(self.folder / "sample.json", _SampleRecord)
         modules = {
-            alternative.name: load_module(self.folder / "initial", alternative.name)[0]
-            for alternative in alternatives
+            alternative.name: self._load("initial", alternative.name)[0]
+            for alternative in record.alternatives
         }
         return Sample(
-            blocks={block.key: block for block in blocks},
-            alternatives=alternatives,
+            blocks={block.key: block for block in record.blocks},
+            alternatives=record.alternatives,
             modules=modules,
-            rejections=Counter(record["rejections"]),
+            rejections=Counter(record.rejections),
         )
 
     # training ---------------------------------------------------------------------------------
@@ -75,7 +74,7 @@ class HouseStore:
         if not (self.folder / "trained" / f"{name}.json").exists():
             return None
         try:
-            return load_module(self.folder / "trained", name)
+            return self._load("trained", name)
         except StoreError:
             return None
 
@@ -93,6 +92,9 @@ class HouseStore:
                 "start, or finish with that version: alternatives that are done are kept either way"
             )
         return folder
+
+    def _load(self, stage: str, name: str) -> tuple[fx.GraphModule, dict[str, Any]]:
+        return load_module(self.folder / stage, name, trust=self._trust)
 
     # figures ----------------------------------------------------------------------------------
 
@@ -112,19 +114,15 @@ class HouseStore:
         if not path.exists():
             return {}
         try:
-            table = json.loads(path.read_text())
-            return {str(key): dict(value) for key, value in table.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            return read_record(path, dict[str, dict[str, float]])
+        except StoreError:
             return {}  # damaged: measured anew
 
 
-def _block(raw: dict[str, Any]) -> Block:
-    return Block(
-        input=raw["input"],
-        nodes=tuple(raw["nodes"]),
-        output=raw["output"],
-        in_shape=tuple(raw["in_shape"]),
-        out_shape=tuple(raw["out_shape"]),
-        macs=raw["macs"],
-        params=raw["params"],
-    )
+@dataclass(frozen=True, kw_only=True)
+class _SampleRecord:
+    """What ``sample.json`` holds."""
+
+    blocks: tuple[Block, ...]
+    alternatives: tuple[Alternative, ...]
+    rejections: dict[str, int]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from tailorbird.errors import StoreError
 from tailorbird.files import write_json
+from tailorbird.records import read_record
 from tailorbird.targets import Latency
 
 
@@ -36,11 +38,15 @@ class Latencies:
         self.path, self.device = folder / f"{digest}.json", device
         self.known: dict[str, Latency] = {}
         try:
-            content = json.loads(self.path.read_text())
-            table = content["latencies"] if content["device"] == device else {}
-            self.known = {str(name): Latency(**row) for name, row in table.items()}
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            pass
+            stored = read_record(self.path, _Stored)
+        except StoreError:
+            return
+        if stored.device == device:
+            self.known = {
+                name: latency
+                for name, latency in stored.latencies.items()
+                if latency.median_ms >= 0 and latency.spread_ms >= 0
+            }
 
     def add(self, found: Mapping[str, Latency]) -> None:
         """Take in new figures and write the file.
@@ -51,3 +57,11 @@ class Latencies:
         self.known |= found
         table = {name: vars(latency) for name, latency in self.known.items()}
         write_json(self.path, {"device": self.device, "latencies": table})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What a file of latencies holds."""
+
+    device: str
+    latencies: dict[str, Latency]

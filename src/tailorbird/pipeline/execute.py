@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,16 +11,17 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
+from tailorbird.copying import copy_network
 from tailorbird.errors import StoreError
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.files import read_json, write_bytes, write_json
+from tailorbird.fit.answers import Answers
 from tailorbird.fit.fit import Settings
-from tailorbird.fit.ship import delivered
 from tailorbird.pipeline.house import Write, asked_of_house, assemble, check_structures, trace_all
-from tailorbird.pipeline.job import Job, Until, identity
-from tailorbird.pipeline.reporting import environment, write_report
+from tailorbird.pipeline.job import REDONE, Job, Until, identity
+from tailorbird.pipeline.reporting import PAGES, changed_versions, environment, write_report
 from tailorbird.progress import Progress, Silent
-from tailorbird.report.record import RunReport, TargetResult
+from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder
 from tailorbird.train.fit import fit
 
@@ -58,14 +58,20 @@ def execute(
         seed=job.seed,
         task=job.task,
     )
-    with folder.open(made_from):
+    with folder.open(made_from, redone=REDONE, say=shown.say):
+        for line in changed_versions(job.run):
+            shown.say(line)
         asked = _asked(job, until)
         stored = _finished(job.run, asked)
         if stored is not None:
             check_structures(
                 job.run, *trace_all(job.teacher, job.donors, job.data, job.options, job.task)
             )
-            shown.say(f"{job.run} holds this job, finished; nothing to do")
+            if all((job.run / name).exists() for name in PAGES):
+                shown.say(f"{job.run} holds this job, finished; nothing to do")
+            else:
+                shown.say(f"{job.run} holds this job, finished; its report is written anew")
+                (write or write_report)(stored, job.run)
             return stored
         folder.event("started", until=until)
         write_bytes(
@@ -73,8 +79,10 @@ def execute(
             yaml.safe_dump(dict(job.description), sort_keys=False).encode(),
         )
         write_json(job.run / "environment.json", environment())
-        if job.data.skipped:
-            shown.say(f"data: {job.data.skipped} corrupt images left out")
+        for note in job.notes:
+            shown.say(f"note: {note}")
+        for note in job.data.told:
+            shown.say(f"data: {note}")
         if job.training:  # what is wrong with a network is told before time is spent on training
             trace_all(job.teacher, job.donors, job.data, job.options, job.task)
         with folder.stage("train"):
@@ -126,27 +134,20 @@ def _asked(job: Job, until: Until) -> dict[str, object]:
 
 
 def _finished(run: Path, asked: Mapping[str, object]) -> RunReport | None:
-    """The report of a run that has answered just this; ``None`` where something is left to do."""
+    """The report of a run that has answered just this; ``None`` where something is left to do.
+
+    A device's failure is no answer, and a file that was changed or removed is none.
+    """
     try:
         if read_json(run / "finished.json") != asked:
             return None
         report = RunReport.load(run / "report.json")
     except StoreError:
         return None
-    return report if all(_delivered(run, t, asked) for t in report.targets) else None
-
-
-def _delivered(run: Path, target: TargetResult, asked: Mapping[str, object]) -> bool:
-    """The target's answer is on record (a device's failure is not) and its files are there."""
-    home, requests = run / "students" / target.name, asked["targets"]
-    try:
-        record = read_json(home / "result.json")
-    except StoreError:
-        return False
+    requests, answers = asked["targets"], Answers(run)
     assert isinstance(requests, dict)
-    if not isinstance(record, dict) or record.get("request") != requests.get(target.name):
-        return False
-    return target.onnx is None or delivered(run / target.onnx)
+    found = (answers.result(t.name, str(requests.get(t.name))) for t in report.targets)
+    return None if any(one is None for one in found) else report
 
 
 def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Module:
@@ -168,7 +169,7 @@ def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Mo
         progress.say(f"{name}: trained to {100 * outcome.accuracy:.2f} % on validation")
         state = {k: v.cpu().contiguous() for k, v in outcome.module.state_dict().items()}
         write_bytes(path, dump_tensors(state))
-    twin = copy.deepcopy(model)
+    twin = copy_network(model)
     try:
         twin.load_state_dict(load_tensors(path.read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:

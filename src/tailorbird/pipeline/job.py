@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.fit import check_targets
 from tailorbird.house.options import HouseOptions
+from tailorbird.prepare import prepared
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
 from tailorbird.task import CLASSIFICATION, Task
@@ -45,6 +46,7 @@ class Job:
         task: what the networks' outputs mean.
         strategy: how selections are searched; proven by integer programming where ``None``.
         description: the resolved job as plain data, written to ``config.yaml``.
+        notes: said when the run begins.
 
     Raises:
         ConfigError: listing every fault.
@@ -65,6 +67,7 @@ class Job:
     task: Task = CLASSIFICATION
     strategy: Strategy | None = None
     description: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = check_targets(self.targets)
@@ -80,6 +83,33 @@ class Job:
         problems += [f"training: no network named '{n}'" for n in self.training if n not in known]
         if problems:
             raise ConfigError(problems)
+        models, notes = prepared_all({"teacher": self.teacher, **self.donors}, self.data)
+        object.__setattr__(self, "teacher", models.pop("teacher"))
+        object.__setattr__(self, "donors", models)
+        object.__setattr__(self, "notes", (*self.notes, *notes))
+
+
+def prepared_all(
+    models: Mapping[str, nn.Module], data: ImageData
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Networks as `tailorbird.prepare.prepared` makes them, and what was done.
+
+    Raises:
+        ConfigError: listing the faults of all.
+    """
+    found: dict[str, nn.Module] = {}
+    notes: list[str] = []
+    problems: list[str] = []
+    for name, model in models.items():
+        title = name if name == "teacher" else f"donor '{name}'"
+        try:
+            found[name], told = prepared(model, data.input_shape, name=title)
+            notes += told
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return found, notes
 
 
 def identity(
@@ -101,19 +131,62 @@ def identity(
             name: _structure_digest(model) if name in training else digest(model)
             for name, model in models.items()
         },
+        "other tensors": {name: _other_digest(model) for name, model in models.items()},
+        "initial weights": {name: digest(models[name]) for name in training},
         "training": {name: asdict(recipe) for name, recipe in training.items()},
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "sampled": data.sampled,
+            "augmentation": data.augmentation,
+        },
         "house": asdict(options),
         "seed": seed,
     }
 
 
+_FITTED = ("fit", "students", "finished.json")
+_SCORED = ("house/scores.json", *_FITTED)
+_DISTILLED = ("house/bunches", "house/trained", *_SCORED)
+
+REDONE: Mapping[str, tuple[str, ...]] = {
+    "data.name": (),
+    "data.augmentation": ("retrain", *_DISTILLED),
+    "house.minutes": (),
+    "house.memory_mb": ("house/bunches",),
+    "house.rank_by": _FITTED,
+    **{
+        f"house.{name}": _DISTILLED
+        for name in ("epochs", "learning_rate", "batch_size", "precision")
+    },
+}
+"""Key of `identity` -> what in the run folder depends on it; all else decides the whole house."""
+
+
 def digest(model: nn.Module) -> str:
     """A short hash of a network's weights and their names."""
+    return _digest(sorted(model.state_dict().items()))
+
+
+def _other_digest(model: nn.Module) -> str:
+    """The same of what a network computes with and does not store as weights.
+
+    Buffers that are not persistent, and tensors that are plain attributes of its modules.
+    """
+    stored = set(model.state_dict())
+    found = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found[f"{path}.{name}"] = value
+    return _digest(sorted(found.items()))
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in tensors:
         sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        sha.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
 
 

@@ -203,7 +203,7 @@ class Supernet:
         own = _seed(path) if seed is None else seed
         shown = progress or Silent()
         found = Supernet(path, for_supernets(data), seed=own, exporter=exporter, show=shown)
-        assert found.run is not None  # reads and checks it
+        _ = found.run  # read and checked now
         return found
 
     @cached_property

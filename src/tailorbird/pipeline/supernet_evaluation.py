@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from tailorbird.errors import ConfigError
-from tailorbird.export.onnx import export_many
-from tailorbird.files import read_json, write_json
-from tailorbird.pipeline.supernet_run import IDENTITY, Floats, SupernetRun, evaluate_subnets
+from tailorbird.export.exporters import OnnxExporter
+from tailorbird.files import write_json
+from tailorbird.fit.bench import time_networks
+from tailorbird.fit.candidates import Network
+from tailorbird.pipeline.supernet_run import Floats, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.supernet_evaluation import EvaluatedSubnet, SupernetEvaluation
 from tailorbird.report.supernet_plot import picture
@@ -67,9 +67,8 @@ def evaluate_run(
     ]
     if wrong:
         raise ConfigError(wrong)
-    stored = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
-    with folder.open(stored if isinstance(stored, dict) else {}), folder.stage("evaluate"):
+    with folder.open(None), folder.stage("evaluate"):
         genomes = sampled(run.architectures, subnets + 2, seed=seed)
         found = _judged(run, genomes, seed=seed, images=images, progress=progress)
         if device is not None:
@@ -93,15 +92,14 @@ def timed(
     genomes = np.array([subnet.genome for subnet in wanted], dtype=np.int64)
     statistics = recalibrate(run.supernet, genomes, run.calibration())
     networks = [
-        (extract(run.supernet, genome, statistics=own).eval(), (3, one.resolution, one.resolution))
+        Network(
+            extract(run.supernet, genome, statistics=own).eval(),
+            (3, one.resolution, one.resolution),
+        )
         for genome, own, one in zip(genomes, statistics, wanted, strict=True)
     ]
-    with (
-        tempfile.TemporaryDirectory(prefix="tailorbird-") as place,
-        progress.task("measure latency", 1) as task,
-    ):
-        names = [f"n{number}" for number in range(len(networks))]
-        latencies = device.measure(export_many(networks, Path(place), names))
+    with progress.task("measure latency", 1) as task:
+        latencies = time_networks(networks, device, OnnxExporter())
         task.advance()
     known = {one.genome: own.median_ms for one, own in zip(wanted, latencies, strict=True)}
 

@@ -17,7 +17,7 @@ In the run folder: ``evaluated.jsonl``, ``fit/`` (predictor, latencies), ``stude
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 from tailorbird.errors import ConfigError, StoreError
@@ -28,10 +28,10 @@ from tailorbird.family import Floats
 from tailorbird.files import read_json, write_json
 from tailorbird.fit.answers import Answers, Student, request_of
 from tailorbird.fit.fit import Settings, fit
-from tailorbird.measure.counts import count
+from tailorbird.fit.judge import judged_on
 from tailorbird.pipeline.house import Write
-from tailorbird.pipeline.reporting import environment, stage_costs, write_report
-from tailorbird.pipeline.supernet_run import IDENTITY, SupernetRun, evaluate_subnets
+from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
+from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
@@ -122,9 +122,8 @@ def fit_run(
     """
     if not targets:
         raise ConfigError("targets: none are given; give each device limits such as [15, 0.5x]")
-    identity = read_json(run.path / IDENTITY)
     folder = RunFolder(run.path)
-    with folder.open(identity if isinstance(identity, dict) else {}):
+    with folder.open(None):
         places = list(places_of(targets).values())
         check_places(places, run.supernet, layers_at_most=options.layers_at_most)
         seed = run.seed if options.seed is None else options.seed
@@ -191,7 +190,7 @@ def _report(
     seed: int,
     details: dict[str, str],
 ) -> RunReport:
-    which = "validation images, also used to choose" if run.data.test is None else "test images"
+    which = judged_on(run.data)
     return RunReport(
         run=str(run.path),
         seed=seed,
@@ -201,6 +200,8 @@ def _report(
         environment=environment(),
         accuracy_kind=f"top-1 ({which})",
         reference=candidates.words.reference,
+        judged=len(run.data.test or run.data.validation),
+        images=which,
     )
 
 
@@ -212,16 +213,13 @@ def _full_points(
     if not judged:
         return {}
     network = candidates.network(candidates.reference)
-    counts = count(network.module, network.input_shape)
+    point = point_of(network, candidates.words.reference)
     return {
-        device: Point(
-            name=candidates.words.reference,
+        device: replace(
+            point,
+            device=device,
             latency_ms=result.measured.get("teacher_latency_ms"),
             accuracy=result.teacher_accuracy,
-            params=counts.params,
-            macs=counts.macs,
-            size_mb=counts.size_mb,
-            device=device,
         )
         for device, result in judged.items()
     }

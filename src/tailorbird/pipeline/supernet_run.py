@@ -9,12 +9,10 @@ weights, checkpoints), ``history.json``, ``evaluated.jsonl`` (a line per evaluat
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -31,8 +29,10 @@ from tailorbird.data.images import (
     resident,
 )
 from tailorbird.errors import ConfigError, DataError, StoreError
-from tailorbird.files import cannot_write, read_json
+from tailorbird.files import cannot_write, digest_of
 from tailorbird.progress import Progress, Silent, Task
+from tailorbird.records import read_record
+from tailorbird.runfolder import IDENTITY, completed, differences
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.calibrate import accuracies, recalibrate
@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 Batch = TypeVar("Batch")
 
 SUPERNET, CHECKPOINTS = "supernet", "checkpoints"
-EVALUATED, IDENTITY, FINISHED = "evaluated.jsonl", "identity.json", "finished.json"
+EVALUATED, FINISHED = "evaluated.jsonl", "finished.json"
 
 STATISTICS_IMAGES = 2000
 """Training images that the norm statistics of a subnet are estimated from."""
@@ -67,23 +67,19 @@ class SupernetRun:
         supernet: on the CPU, in eval mode.
         data: training images calibrate, validation images judge.
         seed: the job's.
+        weights: sixteen hex digits over the weights as they were read.
     """
 
     path: Path
     supernet: Supernet
     data: ImageData
     seed: int
+    weights: str
 
     @property
     def architectures(self) -> ArchitectureSpace:
         """The supernet's space."""
         return self.supernet.architectures
-
-    @cached_property
-    def weights(self) -> str:
-        """Sixteen hex digits over the stored weights."""
-        content = (self.path / SUPERNET / WEIGHTS).read_bytes()
-        return hashlib.sha256(content).hexdigest()[:16]
 
     def calibration(self, device: torch.device | None = None) -> Iterator[Tensor]:
         """Training images that norm statistics are estimated from, always the same ones."""
@@ -103,9 +99,12 @@ def open_run(folder: Path, data: ImageData, *, seed: int) -> SupernetRun:
         DataError: for images with other classes than the supernet has.
     """
     check_whole(folder)
+    weights = digest_of(folder / SUPERNET / WEIGHTS)
     supernet = load_supernet(folder / SUPERNET)
+    if weights is None or weights != digest_of(folder / SUPERNET / WEIGHTS):
+        raise StoreError(f"{folder}: the weights changed while they were read; open it again")
     check_classes(data, classes_of(supernet))
-    return SupernetRun(path=folder, supernet=supernet, data=data, seed=seed)
+    return SupernetRun(path=folder, supernet=supernet, data=data, seed=seed, weights=weights)
 
 
 def check_whole(folder: Path) -> None:
@@ -151,7 +150,10 @@ def holds_whole(folder: Path) -> bool:
     if not (folder / SUPERNET / CHECKPOINTS).is_dir():
         return True
     try:
-        return read_json(folder / FINISHED) == read_json(folder / IDENTITY)
+        finished, identity = (
+            read_record(folder / name, dict[str, object]) for name in (FINISHED, IDENTITY)
+        )
+        return not differences(completed(finished, identity), completed(identity, {}))
     except StoreError:
         return False
 

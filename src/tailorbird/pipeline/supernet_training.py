@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,20 +11,27 @@ import yaml
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import StoreError
-from tailorbird.files import read_json, write_bytes, write_json
+from tailorbird.files import write_bytes, write_json
 from tailorbird.pipeline.job import digest
 from tailorbird.pipeline.reporting import environment
 from tailorbird.pipeline.supernet_run import (
     CHECKPOINTS,
     FINISHED,
-    IDENTITY,
     SUPERNET,
     holds_whole,
 )
 from tailorbird.progress import Progress, Silent
-from tailorbird.report.tensorboard import Board, NoBoard, TensorBoard
+from tailorbird.records import read_record
+from tailorbird.report.tensorboard import TensorBoard
 from tailorbird.report.words import percent
-from tailorbird.runfolder import CONFIG, ORIGIN, RunFolder, differences
+from tailorbird.runfolder import (
+    CONFIG,
+    ORIGIN,
+    RunFolder,
+    completed,
+    differences,
+    formatted,
+)
 from tailorbird.supernet.network import Supernet
 from tailorbird.supernet.schemes.scheme import Scheme
 from tailorbird.supernet.store import classes_of, save_supernet
@@ -35,8 +41,10 @@ from tailorbird.train.world import is_main, joined
 
 HISTORY, ACCEPTED = "history.json", "accepted.json"
 
-_BOUND = ("kind", "space", "resolutions", "classes", "imported", "scheme.name", "samplers")
-_BOUND_RECIPE = ("recipe.optimizer", "recipe.ema")
+_BOUND = {
+    *("kind", "space", "resolutions", "classes", "imported", "scheme.name", "samplers"),
+    *("recipe.optimizer", "recipe.ema"),
+}
 """What a checkpoint's weights, momenta and samplers are made for: never accepted as changes."""
 
 
@@ -94,10 +102,10 @@ def train_run(
     made_of = identity(job)
     if not is_main():
         if not _agreed(finished=False):
-            _train(job, accept_changes=False, progress=Silent(), board=NoBoard())
+            _train(job, accept_changes=False, progress=Silent(), board=TensorBoard(None))
             _together()
         return job.run
-    board: Board = TensorBoard(job.run / "tensorboard") if job.tensorboard else NoBoard()
+    board = TensorBoard(job.run / "tensorboard" if job.tensorboard else None)
     with _opened(job.run, made_of, accept_changes=accept_changes, progress=shown) as folder:
         if _agreed(finished=_finished(job.run, made_of)):
             shown.say(f"{job.run} holds this supernet, trained; nothing to do")
@@ -106,8 +114,8 @@ def train_run(
         describe_run(job.run, job.description, job.folder)
         for note in job.notes:
             shown.say(f"note: {note}")
-        if job.data.skipped:
-            shown.say(f"data: {job.data.skipped} corrupt images left out")
+        for note in job.data.told:
+            shown.say(f"data: {note}")
         with folder.stage("train"), board:
             # Checkpoints are of the job before it was changed until a new one is written.
             accepted = _is(job.run / ACCEPTED, made_of)
@@ -122,7 +130,7 @@ def train_run(
                 "seconds": trained.seconds,
             },
         )
-        write_json(job.run / FINISHED, made_of)
+        write_json(job.run / FINISHED, formatted(made_of))
         folder.event("finished", epochs=len(trained.history))
         _together()
     return job.run
@@ -140,7 +148,12 @@ def identity(job: SupernetJob) -> dict[str, object]:
         "classes": classes_of(job.supernet),
         "dropout": job.description.get("dropout", 0.0),
         "initial weights": digest(job.supernet),
-        "data": {"name": job.data.name, "fingerprint": job.data.fingerprint},
+        "data": {
+            "name": job.data.name,
+            "fingerprint": job.data.fingerprint,
+            "sampled": job.data.sampled,
+            "augmentation": job.data.augmentation,
+        },
         "scheme": job.scheme.record(),
         "samplers": [sampler.name for sampler in plan.samplers],
         "recipe": asdict(job.recipe),
@@ -156,7 +169,7 @@ def describe_run(run: Path, description: Mapping[str, object], origin: Path) -> 
 
 
 def _train(
-    job: SupernetJob, *, accept_changes: bool, progress: Progress, board: Board
+    job: SupernetJob, *, accept_changes: bool, progress: Progress, board: TensorBoard
 ) -> TrainedSupernet:
     def observe(epoch: SupernetEpoch) -> None:
         progress.say(_line(epoch, job.scheme.epochs))
@@ -213,14 +226,15 @@ def _opened(
     Raises:
         StoreError: saying what differs, and whether that can be accepted.
     """
-    folder, stored = RunFolder(run), _stored(run)
+    folder = RunFolder(run)
+    stored = folder.stored() if run.is_dir() else None
     if stored is None or stored.get("kind") != "supernet":
         with folder.open(made_of):
             yield folder
         return
     if "imported" in stored:
         raise StoreError(f"run folder {run} holds an imported supernet; give another folder")
-    changed = differences(stored, json.loads(json.dumps(made_of)))
+    changed = differences(completed(stored, made_of), formatted(made_of))
     begun = bool(changed) and (run / SUPERNET).exists()
     listed = "".join(f"\n  - {line}" for line in changed)
     if begun and any(_is_bound(line) for line in changed):
@@ -244,26 +258,20 @@ def _opened(
                     "those trained on so far, which makes accuracies on them too good"
                 )
             folder.event("accepted changes", changes=changed)
-            write_json(run / ACCEPTED, dict(made_of))
-        write_json(run / IDENTITY, dict(made_of))
+            write_json(run / ACCEPTED, formatted(made_of))
+        folder.identify(made_of)
         yield folder
 
 
 def _is_bound(line: str) -> bool:
-    key = line.partition(": ")[0]
-    return key in _BOUND or key in _BOUND_RECIPE
-
-
-def _stored(run: Path) -> dict[str, object] | None:
-    path = run / IDENTITY
-    content = read_json(path) if path.is_file() else None
-    return content if isinstance(content, dict) else None
+    return line.partition(": ")[0] in _BOUND
 
 
 def _is(path: Path, made_of: Mapping[str, object]) -> bool:
     """Whether the file is there and holds this identity."""
     try:
-        return not differences(read_json(path), json.loads(json.dumps(made_of)))
+        known = read_record(path, dict[str, object])
+        return not differences(completed(known, made_of), formatted(made_of))
     except StoreError:
         return False
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import quote
 
 from tailorbird.files import write_bytes
 from tailorbird.report.plot import png
 from tailorbird.report.record import TEACHER, Point, RunReport, TargetResult
-from tailorbird.report.words import bare, figure, minutes, percent, printable, shortfall
+from tailorbird.report.verdict import hint, limit, rebuilding, verdict
+from tailorbird.report.words import bare, minutes, percent, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #5b6672; --line: #d9dee4;
@@ -19,7 +20,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #a3adb8; --line: #39424d;
   --ground: #14181d; --card: #1c2229; --good: #4fc79e; --bad: #ff9466; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background: var(--ground);
+body { margin: 0 auto; max-width: 84rem; padding: 2rem 1.25rem 4rem; background: var(--ground);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.25rem 0 .6rem; }
@@ -33,13 +34,22 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 td.name { overflow-wrap: anywhere; min-width: 7rem; }
 .yes { color: var(--good); font-weight: 600; } .no { color: var(--bad); font-weight: 600; }
-figure { margin: 1.25rem 0 0; }
+figure { margin: 1.25rem auto 0; max-width: 64rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr));
+  gap: 0 3rem; }
 img { display: block; width: 100%; height: auto; background: #fff; border-radius: 6px;
   border: 1px solid var(--line); }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; }
 ul { margin: .3rem 0; padding-left: 1.2rem; } li { overflow-wrap: anywhere; }
 details { margin-top: .4rem; } summary { cursor: pointer; }
 a { color: inherit; }
+@media (max-width: 48rem) { body { padding: 1.25rem .9rem 3rem; } h1 { font-size: 1.3rem; }
+  .cards thead { display: none; } .cards tr { display: block; padding: .5rem 0;
+    border-bottom: 1px solid var(--line); }
+  .cards td { display: flex; justify-content: space-between; gap: 1.5rem; padding: .12rem 0;
+    border: 0; text-align: right; white-space: normal; min-width: 0; }
+  .cards td::before { content: attr(data-label); color: var(--soft); text-align: left;
+    white-space: nowrap; font-weight: 400; } .cards td:first-child { font-weight: 600; } }
 """
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
@@ -62,7 +72,7 @@ def html(report: RunReport, path: Path) -> Path:
 def page(report: RunReport) -> str:
     """The page's text. Every name and figure in it is escaped."""
     met = sum(target.met for target in report.targets)
-    title = f"Tailorbird: {_safe(report.run)}"
+    title = f"Tailorbird: {_safe(PurePath(report.run).name or report.run)}"
     own = report.reference == TEACHER
     donors = ", donors" if own else ""
     as_is = "and donors as they are" if own else "as it is"
@@ -75,17 +85,21 @@ def page(report: RunReport) -> str:
         f"<h1>{title}</h1>",
         f'<p class="soft">{met} of {len(report.targets)} targets met, '
         f"{minutes(report.minutes)} minutes in all, seed {report.seed}</p>",
+        _verdicts(report),
         "<figure>",
         f'<img alt="Accuracy over cost of {_safe(report.reference)}{donors} and students" '
         f'src="data:image/png;base64,{picture}">',
         "<figcaption>Each student stands at what was measured on the exported file; "
-        "dashed lines are the targets&rsquo; limits.</figcaption></figure>",
-        _section("Targets", _targets(report) + _missed(report.targets)),
+        "dashed lines are the targets&rsquo; limits, dotted ones lead from a student to its own."
+        "</figcaption></figure>",
+        _section("Targets", _targets(report)),
         _section(f"{_safe(report.reference.capitalize())} {as_is}", _networks(report)),
         _section("What was replaced", _replaced(report.targets)),
+        '<div class="columns">',
         _section("Cost of the stages", _stages(report)),
         _section("Candidates turned away", _pairs(("reason", "count"), report.rejections)),
         _section("Environment", _pairs(("what", "value"), report.environment)),
+        "</div>",
         "</body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -100,15 +114,22 @@ def _section(title: str, body: str) -> str:
 
 
 def _table(head: Iterable[Cell], rows: Iterable[Sequence[Cell]]) -> str:
-    def row(cells: Iterable[Cell], tag: str) -> str:
-        inside = "".join(f'<{tag} class="{kind}">{text}</{tag}>' for text, kind in cells)
-        return f"<tr>{inside}</tr>"
-
-    body = "".join(row(cells, "td") for cells in rows)
+    head = list(head)
+    above = "".join(f'<th class="{kind}">{text}</th>' for text, kind in head)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="{kind}" data-label="{label}">{text}</td>'
+            for (label, _), (text, kind) in zip(head, cells, strict=True)
+        )
+        + "</tr>"
+        for cells in rows
+    )
     if not body:
         return ""
+    cards = ' class="cards"' if len(head) > 3 else ""  # on a narrow screen, a row is a card
     return (
-        f'<div class="wide"><table><thead>{row(head, "th")}</thead>'
+        f'<div class="wide"><table{cards}><thead><tr>{above}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -124,6 +145,7 @@ def _name(text: object) -> Cell:
 def _targets(report: RunReport) -> str:
     head = [
         ("target", ""),
+        ("file", ""),
         ("limit", "number"),
         ("measured", "number"),
         ("met", ""),
@@ -134,7 +156,6 @@ def _targets(report: RunReport) -> str:
         ("MACs", "number"),
         ("MB", "number"),
         ("min", "number"),
-        ("file", ""),
     ]
     table = _table(head, (_target_row(target) for target in report.targets))
     note = f"Accuracy is {_safe(report.accuracy_kind)}, before and after retraining."
@@ -142,12 +163,13 @@ def _targets(report: RunReport) -> str:
 
 
 def _target_row(target: TargetResult) -> list[Cell]:
-    limits, measured = target.limits, target.measured
-    bounds = "<br>".join(_safe(figure(metric, value)) for metric, value in limits.items())
-    found = "<br>".join(_safe(bare(metric, measured.get(metric))) for metric in limits)
+    measured = target.measured
+    bounds = "<br>".join(_safe(limit(target, metric)) for metric in target.limits)
+    found = "<br>".join(_safe(bare(metric, measured.get(metric))) for metric in target.limits)
     link = f'<a href="./{quote(target.onnx)}">ONNX</a>' if target.onnx else "-"
     return [
         _name(target.name),
+        (link, ""),
         (bounds, "number"),
         (found, "number"),
         ("yes", "yes") if target.met else ("no", "no"),
@@ -158,15 +180,19 @@ def _target_row(target: TargetResult) -> list[Cell]:
         _number(bare("macs", measured.get("macs"), 3)),
         _number(bare("size_mb", measured.get("size_mb"), 3)),
         _number(minutes(target.minutes)),
-        (link, ""),
     ]
 
 
-def _missed(targets: Sequence[TargetResult]) -> str:
+def _verdicts(report: RunReport) -> str:
     lines = "".join(
-        f"<li><b>{_safe(target.name)}</b>: not met: {_safe(shortfall(target))}</li>"
-        for target in targets
-        if not target.met
+        f'<li><b class="{"yes" if target.met else "no"}">{_safe(target.name)}</b>: '
+        f"{_safe(verdict(report, target))}"
+        + "".join(
+            f"<br>{_safe(word)}"
+            for word in filter(None, (hint(report, target), rebuilding(target)))
+        )
+        + "</li>"
+        for target in report.targets
     )
     return lines and f"<ul>{lines}</ul>"
 

@@ -63,6 +63,7 @@ class TargetResult:
         name: the target's name.
         device: key of the device that measured.
         limits: metric -> bound, absolute, in the unit that the metric's name carries.
+        asked: metric -> limit as it was asked, such as ``"0.5x"``, where it was a share.
         measured: metric -> figure of the exported student; empty where there is none.
         met: every limit is kept, as measured.
         accuracy: the student's, after retraining, in 0..1.
@@ -73,6 +74,8 @@ class TargetResult:
         reason: why the target is not met.
         minutes: spent on this target alone.
         replaced: the teacher's blocks that were replaced, as ``"block -> alternative"``.
+        code: import paths of the user's own code that rebuilding ``student.json`` needs.
+        unstored: why there is no ``student.json``, only the exported file.
 
     Figures that are not finite say nothing: ``measured`` and ``lowest`` leave them out.
     """
@@ -80,6 +83,7 @@ class TargetResult:
     name: str
     device: str
     limits: Mapping[str, float]
+    asked: Mapping[str, str] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     met: bool
     accuracy: float | None = None
@@ -90,6 +94,8 @@ class TargetResult:
     reason: str | None = None
     minutes: float = 0.0
     replaced: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    unstored: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("measured", "lowest"):
@@ -114,6 +120,8 @@ class RunReport:
         accuracy_kind: what ``accuracy`` is: ``"top-1"``, or ``"agreement with the teacher"``
             where the images have no labels.
         reference: what ``teacher`` is called: students of supernets have a full network instead.
+        judged: images that accuracies are of.
+        images: what these are, such as ``"test images"``.
 
     Example:
         >>> result = TargetResult(name="edge", device="cpu", limits={"latency_ms": 2.0}, met=False)
@@ -132,6 +140,8 @@ class RunReport:
     environment: Mapping[str, object] = field(default_factory=dict)
     accuracy_kind: str = "top-1"
     reference: str = TEACHER
+    judged: int | None = None
+    images: str = "images"
     format: int = FORMAT
 
     @property

@@ -8,15 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tailorbird.report.record import RunReport, TargetResult
-from tailorbird.report.words import (
-    bare,
-    figure,
-    minutes,
-    percent,
-    printable,
-    shortfall,
-    summary,
-)
+from tailorbird.report.verdict import hint, rebuilding, verdict
+from tailorbird.report.words import bare, figure, minutes, percent, printable, summary
 
 WIDE = 100
 """From this many columns on, the table also shows parameters and the teacher's share."""
@@ -39,8 +32,10 @@ def closing(report: RunReport, *, width: int) -> RenderableType:
         return Text("no targets")
     parts: list[RenderableType] = [*_teachers(report), _table(report, wide=width >= WIDE)]
     for target in report.targets:
-        if not target.met:
-            line = f"{printable(target.name)}: not met: {printable(shortfall(target), limit=600)}"
+        line = f"{printable(target.name)}: {printable(verdict(report, target), limit=600)}"
+        parts.append(Text(line, style="" if target.met else "yellow"))
+        for word in filter(None, (hint(report, target), rebuilding(target))):
+            line = f"{printable(target.name)}: {printable(word, limit=600)}"
             parts.append(Text(line, style="yellow"))
     met = sum(target.met for target in report.targets)
     parts.append(

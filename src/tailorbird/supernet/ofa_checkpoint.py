@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tailorbird.checkpoints import read_tensors
 from tailorbird.errors import StoreError
-from tailorbird.models import read_tensors
 from tailorbird.supernet.network import Supernet
 
 _SHOWN = 10

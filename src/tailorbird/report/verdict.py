@@ -1,0 +1,113 @@
+"""What to do about one target, in a sentence: ship this file, or what can be had instead."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from tailorbird.report.record import Point, RunReport, TargetResult, is_figure
+from tailorbird.report.words import bare, figure, percent, printable, shortfall
+
+LATENCY = "latency_ms"
+
+_CERTAIN = 1.96
+"""Standard deviations either way that hold 95 % of a normal distribution."""
+
+
+def verdict(report: RunReport, target: TargetResult) -> str:
+    """The word on one target, without its name.
+
+    Example:
+        >>> edge = TargetResult(
+        ...     name="edge", device="cpu", limits={"latency_ms": 2.0}, asked={"latency_ms": "0.5x"},
+        ...     measured={"latency_ms": 1.6, "teacher_latency_ms": 4.0}, met=True, accuracy=0.93,
+        ...     teacher_accuracy=0.94, onnx="students/edge/model.onnx")
+        >>> run = RunReport(run="a", seed=0, targets=(edge,), judged=1000, images="test images")
+        >>> print(verdict(run, edge))
+        ship students/edge/model.onnx: 1.600 of 2.000 ms (0.5x), 2.5x faster than the teacher, \
+-1.00 +- 2.16 points on 1000 test images
+    """
+    if not target.met:
+        return f"not met: {shortfall(target)}"
+    limits = ", ".join(
+        f"{bare(metric, target.measured.get(metric))} of {limit(target, metric)}"
+        for metric in target.limits
+    )
+    parts = [limits, _faster(report, target), _accuracy(report, target)]
+    return f"ship {target.onnx}: {', '.join(part for part in parts if part)}"
+
+
+def limit(target: TargetResult, metric: str) -> str:
+    """A limit in its unit, and as it was asked where that was a share."""
+    asked = target.asked.get(metric)
+    bound = figure(metric, target.limits[metric])
+    return f"{bound} ({asked})" if asked else bound
+
+
+def as_good(report: RunReport, target: TargetResult) -> Point | None:
+    """A network as it is that keeps the target's limits and is no less accurate than its student.
+
+    The most accurate one, the fastest of equals; ``None`` where there is none, or where what it
+    needs of a limited metric is not known.
+    """
+    if target.accuracy is None:
+        return None
+    fit = [
+        point
+        for point in [*report.teacher.values(), *report.donors]
+        if point.device == target.device
+        and is_figure(point.accuracy)
+        and point.accuracy >= target.accuracy
+        and all(_keeps(point, metric, bound) for metric, bound in target.limits.items())
+    ]
+    return max(fit, key=lambda p: (p.accuracy or 0, -(p.latency_ms or 0)), default=None)
+
+
+def hint(report: RunReport, target: TargetResult) -> str:
+    """A sentence on a network that needs no student, or nothing."""
+    point = as_good(report, target)
+    if point is None:
+        return ""
+    return (
+        f"{printable(point.name)} as it is keeps this limit too, with {percent(point.accuracy)} % "
+        f"where the student has {percent(target.accuracy)} %"
+    )
+
+
+def rebuilding(target: TargetResult) -> str:
+    """What rebuilding the student takes beside its files, or why it can't be; mostly nothing.
+
+    Example:
+        >>> edge = TargetResult(name="a", device="b", limits={}, met=True, code=("nets:Gate",))
+        >>> rebuilding(edge)
+        'rebuilding the network from student.json needs code: nets:Gate'
+    """
+    if target.unstored is not None:
+        return f"there is the exported file only, no student.json: {target.unstored}"
+    if target.code:
+        return f"rebuilding the network from student.json needs code: {', '.join(target.code)}"
+    return ""
+
+
+def _keeps(point: Point, metric: str, bound: float) -> bool:
+    value = getattr(point, metric, None)
+    return is_figure(value) and value <= bound
+
+
+def _faster(report: RunReport, target: TargetResult) -> str:
+    own, whole = target.measured.get(LATENCY), target.measured.get("teacher_latency_ms")
+    if not own or not whole:
+        return ""
+    times = whole / own
+    words = f"{times:.1f}x faster than" if times >= 1.05 else "as fast as"
+    return f"{words} the {printable(report.reference)}"
+
+
+def _accuracy(report: RunReport, target: TargetResult) -> str:
+    """The change of accuracy with its 95 % error, that of two shares of so many images each."""
+    own, whole, n = target.accuracy, target.teacher_accuracy, report.judged
+    if own is None:
+        return ""
+    if whole is None or not n:
+        return f"{percent(own)} %"
+    error = _CERTAIN * sqrt((own * (1 - own) + whole * (1 - whole)) / n)
+    return f"{100 * (own - whole):+.2f} +- {100 * error:.2f} points on {n} {report.images}"
