@@ -58,6 +58,16 @@ def test_best_come_first_and_cuts_are_told(run):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_what_train_mode_lost_is_told(run):
+    line = "outputs that only train mode returns (auxiliary heads) are left out"
+    (run / "house" / "notes.json").write_text(json.dumps({"teacher": [line], "donor0": 3}))
+    found = contents(run)
+    assert json.loads(found.to_json())["notes"] == {"teacher": [line]}
+    stream = io.StringIO()
+    show_contents(found, Console(file=stream, width=200), most=9)
+    assert f"teacher: {line}" in stream.getvalue()
+
+
 def test_damaged_files_are_told_and_the_rest_is_shown(run):
     (run / "house" / "scores.json").write_text("{")
     (run / "report.json").write_text("[]")

@@ -61,6 +61,7 @@ _NUMBERS = ("ceil", "floor", "sqrt", "prod", "log", "log2")
 _BUILTINS = (getattr, len, int, float, bool, max, min, sum, abs, round, slice, tuple, list)
 _NOT_OF_TORCH = ("_sym_sqrt", "autocast", "fbgemm_", "miopen_", "quantize", "fused_moving_avg")
 _LAYERS = {
+    "tailorbird.graph.passes": ("assign",),
     "timm.layers.attention": ("maybe_add_mask", "resolve_self_attn_mask"),
     "timm.layers.drop": ("drop_block_2d", "drop_block_fast_2d", "drop_path"),
     "timm.layers.pos_embed": ("resample_abs_pos_embed", "resample_abs_pos_embed_nhwc"),
@@ -190,7 +191,7 @@ def _layer(name: str) -> Callable[..., object] | None:
     module, _, attribute = name.rpartition(".")
     if attribute not in _LAYERS.get(module, ()):
         return None
-    found = _from_module(name, ("timm.", "torchvision."))
+    found = _from_module(name, ("timm.", "torchvision.", "tailorbird.graph.passes."))
     return found if callable(found) else None
 
 

@@ -27,6 +27,7 @@ _IN_PLACE = frozenset(
     for name in (
         *("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "clamp_min", "clamp_max"),
         *("pow", "sqrt", "exp", "neg", "abs", "masked_fill", "floor", "addcmul", "lerp", "square"),
+        *("index_copy", "index_add", "index_fill", "scatter"),
     )
 )
 _OPERATORS: dict[Any, Any] = {
@@ -34,6 +35,9 @@ _OPERATORS: dict[Any, Any] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
     torch.relu_: torch.relu,
     F.relu_: F.relu,
 }
@@ -82,26 +86,7 @@ def bound(node: fx.Node) -> dict[str, Any]:
     return dict(call.arguments)
 
 
-def mode_repairs(evaluated: fx.Graph, trained: fx.Graph) -> list[tuple[fx.Node, nn.Module]] | str:
-    """Compare the traces of eval and train mode.
-
-    Returns:
-        The nodes of ``evaluated`` to be replaced by a module that follows the mode, or the dotted
-        path of the module in which the two traces part for good.
-    """
-    repairs: list[tuple[fx.Node, nn.Module]] = []
-    left, right = list(evaluated.nodes), list(trained.nodes)
-    for i, (node, other) in enumerate(zip(left, right, strict=False)):
-        if _same(node, other):
-            continue
-        module = _follower(node, other)
-        if module is None:
-            return _parting(left[i:], right[i:])
-        repairs.append((node, module))
-    return repairs
-
-
-def _parting(evaluated: list[fx.Node], trained: list[fx.Node]) -> str:
+def parting(evaluated: list[fx.Node], trained: list[fx.Node]) -> str:
     """The module that does more in one mode; what is in the other trace resumes after that."""
     sides = {True: (evaluated[0], trained), False: (trained[0], evaluated)}
     resumes = {
@@ -110,30 +95,25 @@ def _parting(evaluated: list[fx.Node], trained: list[fx.Node]) -> str:
     }
     extra = trained[0] if resumes[True] <= resumes[False] else evaluated[0]
     if resumes[True] == resumes[False]:
-        return max((_scope(evaluated[0]), _scope(trained[0])), key=len)
-    return _scope(extra)
+        return max((scope(evaluated[0]), scope(trained[0])), key=len)
+    return scope(extra)
 
 
 def _call(node: fx.Node) -> tuple[str, object]:
     return node.op, node.target
 
 
-def _scope(node: fx.Node) -> str:
-    """The module whose forward made the node."""
+def scope(node: fx.Node) -> str:
+    """Dotted path of the module whose forward made the node."""
     scope = str(node.meta.get(SCOPE, ""))
     return scope.rpartition(".")[0] if node.op == "call_module" else scope
-
-
-def _same(node: fx.Node, other: fx.Node) -> bool:
-    same = node.op == other.op and node.target == other.target
-    return same and _plain((node.args, node.kwargs)) == _plain((other.args, other.kwargs))
 
 
 def _plain(arguments: object) -> str:
     return repr(arguments)  # nodes print as their names, which are made the same way in both
 
 
-def _follower(node: fx.Node, other: fx.Node) -> nn.Module | None:
+def follower(node: fx.Node, other: fx.Node) -> nn.Module | None:
     """A module that does what ``node`` does in eval and what ``other`` does in train mode."""
     if node.target is not other.target or node.op != "call_function":
         return None
@@ -189,21 +169,83 @@ def drop_identities(graph: fx.Graph, root: nn.Module) -> None:
             graph.erase_node(node)
 
 
+def assign(x: Tensor, index: Any, value: Any) -> Tensor:  # noqa: ANN401 - as Tensor.__setitem__
+    """``x[index] = value`` as a pure function.
+
+    Args:
+        x: any tensor.
+        index: whatever indexes it.
+        value: a number or a tensor that broadcasts to ``x[index]``.
+
+    Returns:
+        A copy of ``x`` with that part replaced.
+
+    Example:
+        >>> assign(torch.zeros(3), slice(1, None), 2.0)
+        tensor([0., 2., 2.])
+    """
+    x = x.clone()
+    x[index] = value
+    return x
+
+
 def functionalise(graph: fx.Graph, root: nn.Module) -> None:
-    """Turn in-place operations into plain ones; later readers of their input read their result."""
-    position = {node: i for i, node in enumerate(graph.nodes)}
+    """Turn in-place operations into plain ones; later readers of their input read their result.
+
+    A write to a slice writes to what was sliced, too.
+    """
+    writes = _Writes(graph)
     writers = {name for name, module in root.named_modules() if _writes(module)}
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node):
             continue
-        is_module = node.op == "call_module"
-        if node.target in writers if is_module else _made_plain(node):
-            for user in list(source.users):
-                if position[user] > position[node]:
-                    user.replace_input_with(source, node)
+        if node.op == "call_function" and node.target is operator.getitem:
+            writes.note_view(node, source)
+        elif node.target in writers if node.op == "call_module" else _made_plain(node):
+            writes.propagate(node, source)
     for name in writers:
         root.get_submodule(name).inplace = False  # type: ignore[assignment]
+
+
+class _Writes:
+    """Which node holds the present value of each tensor while writes are made plain."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        self._position = {node: i for i, node in enumerate(graph.nodes)}
+        self._origin: dict[fx.Node, fx.Node] = {}
+        self._present: dict[fx.Node, fx.Node] = {}
+        self._views: dict[fx.Node, tuple[fx.Node, Any]] = {}
+
+    def note_view(self, node: fx.Node, source: fx.Node) -> None:
+        """A slice of a tensor shares its memory."""
+        index = node.args[1]
+        parts = index if isinstance(index, tuple) else (index,)
+        basic = all(isinstance(part, (int, slice)) or part in (None, ...) for part in parts)
+        if basic and _shapes(source) is not None:
+            self._views[node] = (self._origin.get(source, source), index)
+
+    def propagate(self, node: fx.Node, source: fx.Node) -> None:
+        """``node`` gives the new value of ``source`` and, by that, of what it is a slice of."""
+        tensor = self._supersede(node, source, self._position[node])
+        while tensor in self._views:
+            whole, index = self._views[tensor]
+            old = self._present.get(whole, whole)
+            with self._graph.inserting_after(node):
+                new = self._graph.call_function(assign, (old, index, node))
+            new.meta = {key: old.meta[key] for key in (SCOPE, VALUES) if key in old.meta}
+            self._position[new] = self._position[node]
+            tensor = self._supersede(new, old, self._position[node])
+            node = new
+
+    def _supersede(self, new: fx.Node, old: fx.Node, since: int) -> fx.Node:
+        for user in list(old.users):
+            if self._position[user] > since:
+                user.replace_input_with(old, new)
+        tensor = self._origin.get(old, old)
+        self._origin[new], self._present[tensor] = tensor, new
+        return tensor
 
 
 def _writes(module: nn.Module) -> bool:
@@ -214,6 +256,12 @@ def _made_plain(node: fx.Node) -> bool:
     """Whether the call wrote in place; it no longer does."""
     if node.op == "call_method" and node.target in _IN_PLACE:
         node.target = str(node.target)[:-1]
+        return True
+    if node.op == "call_function" and node.target is operator.setitem:
+        node.target = assign
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node.meta[VALUES] = source.meta[VALUES]
         return True
     if node.op == "call_function" and node.target in _OPERATORS:
         node.target = _OPERATORS[node.target]

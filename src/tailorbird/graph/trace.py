@@ -22,13 +22,13 @@ from tailorbird.copying import copy_network
 from tailorbird.errors import GraphError
 from tailorbird.graph.bake import bake
 from tailorbird.graph.kinds import CONSTANT, SIZE, kind_of
+from tailorbird.graph.modes import Modes, compare, install_drops
 from tailorbird.graph.naming import gather
 from tailorbird.graph.passes import (
     drop_identities,
     functionalise,
     install,
     localise_sizes,
-    mode_repairs,
 )
 from tailorbird.graph.proof import prove
 from tailorbird.graph.tracer import COMPOSITES, ValueTracer
@@ -70,12 +70,14 @@ class LayerGraph:
         layers: in topological order, the image first, constants included.
         input_shape: (C, H, W).
         output: name of the node whose value the network returns.
+        notes: what of train mode was left out or replaced, one sentence each.
     """
 
     module: fx.GraphModule
     layers: tuple[Layer, ...]
     input_shape: tuple[int, ...]
     output: str
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def index(self) -> Mapping[str, int]:
@@ -124,8 +126,9 @@ def trace(
     """Trace an image network into a layer graph. The network itself is left as it is.
 
     Any batch size works afterwards, and so do ``train()`` and ``eval()``: what behaves differently
-    while training is kept as one module. In-place operations become plain ones. The result is
-    checked against the network on an image batch before it is returned.
+    while training is kept as one module; what train mode only adds (stochastic depth, auxiliary
+    heads) is left out or replaced as the graph's ``notes`` say. In-place operations become plain
+    ones. The result is checked against the network on an image batch before it is returned.
 
     Args:
         model: takes images (n, C, H, W), returns one tensor with n first.
@@ -149,10 +152,10 @@ def trace(
     devices = [image.device] if image.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         _reference(root, image, shape)
-        module, home = _program(root, shape, list(leaves))
+        module, home, notes = _program(root, shape, list(leaves))
         for count in (1, 3):
             prove(root, module, home, _images(root, shape, count))
-        return _describe(module, shape)
+        return _describe(module, shape, notes)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -201,16 +204,16 @@ def _reference(root: nn.Module, image: Tensor, shape: tuple[int, ...]) -> Tensor
 
 def _program(
     root: nn.Module, shape: tuple[int, ...], leaves: list[str | type[nn.Module]]
-) -> tuple[fx.GraphModule, nn.Module]:
+) -> tuple[fx.GraphModule, nn.Module, list[str]]:
     """Trace in both modes, making a module that differs between them a leaf, until they agree."""
     path = ""
     for _ in range(_RETRACES):
         evaluated, home = _trace_once(root, shape, leaves, training=False)
         trained, _ = _trace_once(root, shape, leaves, training=True)
-        repairs = mode_repairs(evaluated, trained)
-        if not isinstance(repairs, str):
-            return _finish(evaluated, home, repairs, type(root).__name__), home
-        path = repairs
+        modes = compare(evaluated, trained, home)
+        if isinstance(modes, Modes):
+            return _finish(evaluated, home, modes, type(root).__name__), home, modes.notes
+        path = modes
         while path and path in leaves:
             path = path.rpartition(".")[0]
         if not path:
@@ -230,11 +233,10 @@ def _program(
     )
 
 
-def _finish(
-    graph: fx.Graph, home: nn.Module, repairs: list[tuple[fx.Node, nn.Module]], name: str
-) -> fx.GraphModule:
+def _finish(graph: fx.Graph, home: nn.Module, modes: Modes, name: str) -> fx.GraphModule:
     """Clean the program up and keep only the modules that it calls."""
-    install(graph, home, repairs)
+    install_drops(graph, home, modes.drops)
+    install(graph, home, modes.repairs)
     drop_identities(graph, home)
     functionalise(graph, home)
     localise_sizes(graph)
@@ -368,7 +370,7 @@ class _Observer(fx.Interpreter):
         return value
 
 
-def _describe(module: fx.GraphModule, shape: tuple[int, ...]) -> LayerGraph:
+def _describe(module: fx.GraphModule, shape: tuple[int, ...], notes: Sequence[str]) -> LayerGraph:
     two, three = _Observer(module), _Observer(module)
     two.run(_images(module, shape, 2))
     three.run(_images(module, shape, 3))
@@ -394,7 +396,7 @@ def _describe(module: fx.GraphModule, shape: tuple[int, ...]) -> LayerGraph:
         layers.append(
             Layer(node.name, kind, sizes, macs, _own_params(node, module), inputs, boundary)
         )
-    return LayerGraph(module, tuple(layers), shape, output)
+    return LayerGraph(module, tuple(layers), shape, output, tuple(notes))
 
 
 def _own_params(node: fx.Node, module: fx.GraphModule) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from torch.fx.node import Argument, Target, map_aggregate
 from torch.fx.proxy import Attribute
 
 from tailorbird.graph import functions
+from tailorbird.graph.answers import Answers
 
 VALUES = "tailorbird_values"  # node.meta key: the pair of shapes or numbers seen
 SCOPE = "tailorbird_scope"  # node.meta key: dotted path of the module that made the node
@@ -32,6 +34,7 @@ SCOPE = "tailorbird_scope"  # node.meta key: dotted path of the module that made
 # Functions that take a number before any tensor, so torch.fx does not see a symbolic one.
 _FACTORIES: tuple[tuple[types.ModuleType, str], ...] = (
     *((torch, name) for name in ("zeros", "ones", "full", "empty", "arange", "linspace", "eye")),
+    *((torch, name) for name in ("rand", "randn")),
     *((math, name) for name in ("ceil", "floor", "sqrt", "log", "log2", "prod")),
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -94,6 +97,16 @@ class ValueProxy(fx.Proxy):
     def __int__(self) -> int:
         return int(self._constant("int()"))
 
+    def is_whole(self) -> bool:
+        """Whether it stands for an int."""
+        return isinstance(self._pair[0], int)
+
+    def whole(self) -> Any:  # noqa: ANN401 - an int or a proxy
+        """What ``int()`` gives."""
+        return (
+            self if self.is_whole() else self.tracer.create_proxy("call_function", int, (self,), {})
+        )
+
     def __float__(self) -> float:
         return float(self._constant("float()"))
 
@@ -111,6 +124,50 @@ class ValueProxy(fx.Proxy):
             self.tracer.create_proxy("call_function", operator.getitem, (self, i), {})
             for i in range(len(self))
         )
+
+
+class TensorProxy(ValueProxy, torch.Tensor):  # type: ignore[misc, override]
+    """A proxy for a tensor that is one to Python: ``isinstance`` and ``Tensor.relu(x)`` work.
+
+    Only the class is a tensor's; whatever is read of it, and whatever is done with it, goes
+    through the proxy.
+    """
+
+    def __new__(cls, node: fx.Node, tracer: ValueTracer, pair: tuple[Any, Any]) -> TensorProxy:
+        """An empty tensor in name; ``__init__`` makes the proxy."""
+        return torch.Tensor._make_subclass(cls, torch.empty(0))
+
+    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - any attribute of a tensor
+        if name in _OWN or name.startswith("__"):
+            return object.__getattribute__(self, name)
+        return ValueProxy.__getattr__(self, name)
+
+    def __setitem__(self, index: object, value: object) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # noqa: ANN401
+        return f"{type(self).__name__}({self.node.name})"
+
+    def __format__(self, format_spec: str) -> str:
+        return repr(self)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def _in_place(name: str) -> Callable[[TensorProxy, object], Any]:
+    target = getattr(operator, f"i{name}")
+
+    def write(self: TensorProxy, other: object) -> Any:  # noqa: ANN401
+        return self.tracer.create_proxy("call_function", target, (self, other), {}, name)
+
+    return write
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    setattr(TensorProxy, f"__i{_name}__", _in_place(_name))
+
+_OWN = frozenset({"node", "tracer", "shape", "_pair", "_constant"})
 
 
 class ValueTracer(fx.Tracer):
@@ -135,6 +192,7 @@ class ValueTracer(fx.Tracer):
         self._running = False
         self.failed_in: list[tuple[str, nn.Module]] | None = None
         self._stack: list[tuple[str, nn.Module]] = []
+        self._answers = Answers(TensorProxy, ValueProxy, lambda x: x.shape[0])
 
     def trace(
         self,
@@ -146,9 +204,11 @@ class ValueTracer(fx.Tracer):
         try:
             for home, name, function in originals:
                 setattr(home, name, self._recorded(function))
-            with functions.watched(self._applied):
+            torch.jit.ScriptFunction.__call__ = _unscripted  # type: ignore[method-assign, assignment]
+            with self._answers, functions.watched(self._applied):
                 return super().trace(root, concrete_args)
         finally:
+            torch.jit.ScriptFunction.__call__ = _CALL_SCRIPT  # type: ignore[method-assign]
             for home, name, function in originals:
                 setattr(home, name, function)
 
@@ -193,7 +253,7 @@ class ValueTracer(fx.Tracer):
         self._note(node, self._examples)
         if not isinstance(root_fn, types.FunctionType):
             raise TypeError(f"forward is {type(root_fn).__name__}, expected a Python function")
-        return root_fn, [self.root, ValueProxy(node, self, self._examples)]
+        return root_fn, [self.root, TensorProxy(node, self, self._examples)]
 
     def call_module(
         self,
@@ -206,6 +266,7 @@ class ValueTracer(fx.Tracer):
         if self._running:
             return forward(*args, **kwargs)
         self._stack.append((self.path_of_module(m), m))
+        self._answers.give_module(getattr(type(m).forward, "__globals__", {}))
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -223,6 +284,8 @@ class ValueTracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Argument:  # noqa: ANN401
         """Shapes and torch's named results are recorded as plain tuples."""
+        if isinstance(a, TensorProxy):
+            return a.node
         plain = isinstance(a, tuple) and not hasattr(a, "_fields")
         return super().create_arg(tuple(a) if plain else a)
 
@@ -237,6 +300,7 @@ class ValueTracer(fx.Tracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:  # noqa: ANN401
         """Record the operation, run it on both examples, hand back what differs as a proxy."""
+        self._answers.give(sys._getframe(1))
         arguments, keywords = self.create_arg(args), self.create_arg(kwargs)
         assert isinstance(arguments, tuple)
         assert isinstance(keywords, dict)
@@ -280,13 +344,26 @@ class ValueTracer(fx.Tracer):
             return _regrouped(left, [self._item(node, i, *pair) for i, pair in pairs])
         if not isinstance(left, torch.Tensor) and type(left) is type(right) and left == right:
             return left
-        return ValueProxy(node, self, (left, right))
+        kind = TensorProxy if isinstance(left, torch.Tensor) else ValueProxy
+        return kind(node, self, (left, right))
 
     def _item(self, node: fx.Node, key: object, left: Any, right: Any) -> Any:  # noqa: ANN401
         if left is None and right is None:
             return None
         item = self.create_node("call_function", operator.getitem, (node, key), {})  # type: ignore[arg-type]
         return self._lift(item, left, right)
+
+
+def _unscripted(function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Call a scripted function; what it was made from, where a proxy is among the arguments."""
+    found: list[bool] = []
+    map_aggregate((args, kwargs), lambda a: found.append(isinstance(a, ValueProxy)))
+    if any(found) and hasattr(function, "_torchdynamo_inline"):
+        return function._torchdynamo_inline(*args, **kwargs)
+    return _CALL_SCRIPT(function, *args, **kwargs)
+
+
+_CALL_SCRIPT = torch.jit.ScriptFunction.__call__
 
 
 def _regrouped(like: Any, items: list[Any]) -> Any:  # noqa: ANN401

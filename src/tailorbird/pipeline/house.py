@@ -331,6 +331,7 @@ def assemble(
         export_reference(_network(graph), data, folder.path / "teacher", exporter, name="teacher")
         shown.advance()
         check_structures(folder.path, graph, traced)
+        note_readings(folder.path, {"teacher": graph, **traced}, progress)
         shown.advance()
     house = build_house(
         graph,
@@ -355,6 +356,17 @@ def assemble(
         write=write,
         progress=progress,
     )
+
+
+def note_readings(run: Path, graphs: Mapping[str, LayerGraph], progress: Progress) -> None:
+    """Keep in ``house/notes.json``, and say, what of the networks' train mode was left out."""
+    notes = {name: list(graph.notes) for name, graph in graphs.items() if graph.notes}
+    if notes:
+        (run / "house").mkdir(exist_ok=True)
+        write_json(run / "house" / "notes.json", notes)
+    for name, lines in notes.items():
+        more = f" (and {len(lines) - 1} more; see tailorbird inspect)" if lines[1:] else ""
+        progress.say(f"{name}: {lines[0]}{more}")
 
 
 def check_structures(run: Path, teacher: LayerGraph, donors: Mapping[str, LayerGraph]) -> None:

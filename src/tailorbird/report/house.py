@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -44,13 +44,18 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """A run folder's contents, read without loading a single weight."""
+    """A run folder's contents, read without loading a single weight.
+
+    Args:
+        notes: network -> what of its train mode was left out or replaced.
+    """
 
     blocks: Mapping[str, Mapping[str, int]]
     rows: tuple[Row, ...]
     rejections: Mapping[str, int]
     report: RunReport | None
     faults: tuple[str, ...]
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """All of it as JSON text."""
@@ -60,6 +65,7 @@ class Contents:
             "rejections": dict(self.rejections),
             "report": None if self.report is None else json.loads(self.report.to_json()),
             "faults": list(self.faults),
+            "notes": {name: list(lines) for name, lines in self.notes.items()},
         }
         return json.dumps(content, indent=1)
 
@@ -86,6 +92,7 @@ def contents(run: Path) -> Contents:
         path.stem: _dict(_mapping(path, faults).get("extra"))
         for path in sorted((house / "trained").glob("*.json"))
     }
+    notes = _mapping(house / "notes.json", faults)
     report = None
     if (run / "report.json").exists():
         try:
@@ -103,6 +110,9 @@ def contents(run: Path) -> Contents:
         rejections={str(k): _whole(v) for k, v in _dict(sample.get("rejections")).items()},
         report=report,
         faults=tuple(faults),
+        notes={
+            name: tuple(map(str, lines)) for name, lines in notes.items() if isinstance(lines, list)
+        },
     )
 
 
@@ -123,6 +133,9 @@ def show_contents(found: Contents, console: Console, *, most: int) -> None:
         console.print(_table(found.rows, most))
     if len(found.rows) > most:
         console.print(Text(f"{most} of {len(found.rows)} alternatives shown; see --most"))
+    for name, lines in found.notes.items():
+        for line in lines:
+            console.print(Text(f"{printable(name)}: {printable(line, limit=500)}"))
     if found.rejections:
         console.print(Text(f"turned away: {_counted(Counter(found.rejections))}"))
     if found.report is not None:
