@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import SpaceError
+from tailorbird.family import Floats
 from tailorbird.space import Condition, Genomes, Space
 
-Floats = npt.NDArray[np.float64]
 Faults = list[tuple[int, str]]
 ALIASES = {"r": "image_size"}
 SHOWN = 20

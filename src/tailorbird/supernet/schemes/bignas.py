@@ -20,9 +20,7 @@ from tailorbird.supernet.schemes.scheme import (
     ZeroResidualGains,
     after_the_full,
     answers,
-    check_numbers,
     labels,
-    number,
     settings,
     steps_of,
     subnets,
@@ -30,6 +28,7 @@ from tailorbird.supernet.schemes.scheme import (
     too_long,
 )
 from tailorbird.train.checkpoint import Json
+from tailorbird.train.recipe import check_numbers, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +95,11 @@ class BigNAS:
             others.append(Fault("bignas.tail", most))
         check_numbers(
             "bignas",
-            positive={
-                "epochs": self.epochs,
-                "learning_rate": self.learning_rate,
-                "tail": self.tail,
-                "tail_from": self.tail_from,
-            },
-            not_negative={"lr_warmup_epochs": self.lr_warmup_epochs},
-            shares={"label_smoothing": self.label_smoothing},
-            counts={"networks": (self.networks, 2)},
+            vars(self),
+            positive=("epochs", "learning_rate", "tail", "tail_from"),
+            not_negative=("lr_warmup_epochs",),
+            shares=("label_smoothing",),
+            counts={"networks": 2},
             others=others,
         )
 

@@ -22,9 +22,7 @@ from tailorbird.supernet.schemes.scheme import (
     Step,
     after_the_full,
     answers,
-    check_numbers,
     labels,
-    number,
     settings,
     steps_of,
     subnets,
@@ -33,6 +31,7 @@ from tailorbird.supernet.schemes.scheme import (
 )
 from tailorbird.train.checkpoint import Json
 from tailorbird.train.optimisers import cosine
+from tailorbird.train.recipe import check_numbers, number
 
 FIRST_EPSILON = 1e-4
 """The ramp's first value (sec. 4.2)."""
@@ -102,13 +101,11 @@ class DepS:
             others.append(Fault("deps.ramp_epochs", most))
         check_numbers(
             "deps",
-            positive={"epochs": self.epochs, "learning_rate": self.learning_rate},
-            not_negative={
-                "ramp_epochs": self.ramp_epochs,
-                "lr_warmup_epochs": self.lr_warmup_epochs,
-            },
-            shares={"delay": self.delay, "label_smoothing": self.label_smoothing},
-            counts={"networks": (self.networks, 2)},
+            vars(self),
+            positive=("epochs", "learning_rate"),
+            not_negative=("ramp_epochs", "lr_warmup_epochs"),
+            shares=("delay", "label_smoothing"),
+            counts={"networks": 2},
             others=others,
         )
 
