@@ -8,16 +8,15 @@ names are compared with such repetitions taken out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 
 from torch import Tensor
 
 from tailorbird.errors import StoreError
 from tailorbird.supernet.network import Supernet
-from tailorbird.supernet.store import classes_of
+from tailorbird.supernet.store import classes_of, listed
 
-_SHOWN = 10
 _COUNTER = "num_batches_tracked"
 
 
@@ -62,7 +61,7 @@ def load_official(supernet: Supernet, state_dict: Mapping[str, Tensor]) -> None:
             if value.is_floating_point() and not bool(value.isfinite().all())
         ],
     }
-    lines = [f"{len(names)} {word}: {_listed(names)}" for word, names in problems.items() if names]
+    lines = [f"{len(names)} {word}: {listed(names)}" for word, names in problems.items() if names]
     if lines:
         listed = "".join(f"\n  - {line}" for line in lines)
         raise StoreError(
@@ -79,9 +78,3 @@ def _canonical(name: str) -> str:
     """
     parts = name.replace("mobile_inverted_conv", "conv").split(".")
     return ".".join(part for part, _ in groupby(parts) if part != "module")
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
