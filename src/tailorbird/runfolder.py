@@ -76,7 +76,7 @@ class RunFolder:
         identity: Mapping[str, object] | None,
         *,
         redone: Mapping[str, Sequence[str]] = _NOTHING_REDONE,
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], None] | None = None,
     ) -> Iterator[RunFolder]:
         """Lock the folder and check that it belongs to ``identity`` (plain JSON-able data).
 
@@ -107,7 +107,7 @@ class RunFolder:
             ) from error
         try:
             if identity is not None:
-                self._claim(formatted(identity), redone, say)
+                self._claim(formatted(identity), redone, say or _unheard)
             for torn in self.path.rglob(".*.part"):  # left by a kill; nobody else is writing
                 torn.unlink(missing_ok=True)
             self._settle()
@@ -261,6 +261,8 @@ def formatted(identity: Mapping[str, object]) -> dict[str, object]:
 def completed(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
     """What an earlier version wrote, with the keys that it did not know taken from ``new``.
 
+    Its fingerprint of images was over a few of them, which stands in ``new`` as well.
+
     Raises:
         StoreError: for what a later version wrote.
 
@@ -274,7 +276,13 @@ def completed(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str,
             f"the run folder was written by a later version of Tailorbird (layout {version!r}, "
             f"this one reads up to {FORMAT}); update Tailorbird, or give a new folder"
         )
-    return dict(old) if version == FORMAT else {**_filled(old, new), "format": FORMAT}
+    if version == FORMAT:
+        return dict(old)
+    found, known, data = _filled(old, new), old.get("data"), new.get("data")
+    if isinstance(known, dict) and isinstance(data, dict):
+        seen = known.get("fingerprint") == data.get("sampled")
+        found["data"] = {**data, "name": known.get("name")} if seen else found["data"]
+    return {**found, "format": FORMAT}
 
 
 def _filled(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
@@ -293,6 +301,10 @@ def _depending(key: str, redone: Mapping[str, Sequence[str]]) -> Sequence[str] |
         if (name := ".".join(parts[:length])) in redone:
             return redone[name]
     return None
+
+
+def _unheard(line: str) -> None:
+    """Nobody is told."""
 
 
 def _remove(path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import warnings
 
 import numpy as np
@@ -5,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tailorbird.data.contents import Contents
 from tailorbird.data.decode import Decoder
+from tailorbird.data.encoded import Files
 from tailorbird.data.folder import folder
-from tailorbird.data.images import Normalisation, TensorSplit
+from tailorbird.data.images import IMAGENET, Normalisation, TensorSplit
 from tailorbird.data.loader import LoaderSplit
 from tailorbird.errors import DataError
 from tests.data.makers import encoded, fill, picture
@@ -115,7 +118,6 @@ def test_sizes_and_colours_that_differ_say_the_way_out(tmp_path):
         assert "2 different sizes" in text
         assert "8x8 (14), 6x9 (2)" in text
         assert "set image_size" in text
-        assert "2 grey and 14 colour images; set channels: 3" in text
     assert folder(root, image_size=4, channels=3).input_shape == (3, 4, 4)
     assert folder(root, image_size=(4, 6), channels=1).input_shape == (1, 4, 6)
 
@@ -191,3 +193,69 @@ def test_every_mode_decodes_as_pillow_does(tmp_path, mode, kind):
         grey = again.mode in ("1", "L", "LA")
         expected = np.asarray(again.convert("L" if grey else "RGB"))
     assert np.array_equal(pixels[0] if grey else pixels.transpose(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("memory", [2048, 0])
+def test_grey_among_colour_gets_three_channels_and_is_counted(tmp_path, memory):
+    root = classed(tmp_path / "set")
+    fill(root / "nest", 2, 60, mode="L")
+    data = folder(root, memory_mb=memory)
+    assert data.input_shape == (3, 8, 8)
+    assert data.told == ("2 grey images among colour ones were given three channels",)
+    images = torch.cat([x for x, _ in data.train.batches(5)])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET.mean, IMAGENET.std))
+    pixels = images * std + mean
+    grey = (pixels - pixels[:, :1]).abs().amax((1, 2, 3)) < 1e-5
+    assert 0 < int(grey.sum()) <= 2
+
+
+def test_a_grey_test_split_follows_colour_training_images(tmp_path):
+    classed(tmp_path / "set" / "train")
+    classed(tmp_path / "set" / "test", mode="L")
+    data = folder(tmp_path / "set")
+    assert next(iter(data.test.batches(2)))[0].shape == (2, 3, 8, 8)
+
+
+def test_val_beside_train_says_what_it_serves_as(tmp_path):
+    for name in ("train", "val"):
+        classed(tmp_path / "set" / name)
+    data = folder(tmp_path / "set")
+    assert data.test is not None
+    assert "the folder 'val' serves as test split" in data.told[0]
+    classed(tmp_path / "set" / "test")
+    assert folder(tmp_path / "set").told == ()
+
+
+@pytest.mark.parametrize("memory", [2048, 0])
+def test_an_exchanged_image_changes_the_fingerprint(tmp_path, memory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = classed(tmp_path / "set")
+    before = folder(root, memory_mb=memory).fingerprint
+    assert folder(root, memory_mb=2048 - memory).fingerprint == before
+    for path in sorted(root.rglob("*.png")):
+        whole, times = path.read_bytes(), path.stat()
+        path.write_bytes(encoded(999))
+        assert folder(root, memory_mb=memory).fingerprint != before, path
+        path.write_bytes(whole)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert folder(root, memory_mb=memory).fingerprint == before
+
+
+def test_a_moved_folder_is_the_same_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = folder(classed(tmp_path / "set"), memory_mb=0).fingerprint
+    assert folder((tmp_path / "set").rename(tmp_path / "new"), memory_mb=0).fingerprint == before
+
+
+def test_files_are_read_once_for_their_digests(tmp_path):
+    files = Files(tuple(sorted(classed(tmp_path / "set").rglob("*.png"))))
+    first = Contents(files, tmp_path / "cache")
+    digests = [first.digest(index) for index in range(len(files))]
+    first.save()
+
+    class Unread(Files):
+        def open(self, index):
+            raise AssertionError("it was read before")
+
+    again = Contents(Unread(files.paths), tmp_path / "cache")
+    assert [again.digest(index) for index in range(len(files))] == digests

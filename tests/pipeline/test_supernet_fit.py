@@ -20,7 +20,7 @@ from tailorbird.estimate.learned_latency import LatencyModel, LayerFeatures
 from tailorbird.export.bundle import load_student
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.export.onnx import export_many
-from tailorbird.files import read_json, write_json
+from tailorbird.files import digest_of, read_json, write_json
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.pipeline.reporting import write_report
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
@@ -55,7 +55,8 @@ def run_in(tmp_path):
     path = tmp_path / "run"
     save_supernet(net, path / "supernet")
     write_json(path / "identity.json", {"name": "tiny"})
-    return Run(path=path, supernet=net, data=stripes(), seed=0)
+    weights = digest_of(path / "supernet" / "weights.safetensors")
+    return Run(path=path, supernet=net, data=stripes(), seed=0, weights=weights)
 
 
 def fleet(**devices):

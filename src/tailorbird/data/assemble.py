@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from tailorbird.data.decode import (
     Decoded,
     Decoder,
-    Encoded,
     Fault,
     corrupt,
     decode_all,
@@ -23,8 +22,10 @@ from tailorbird.data.decode import (
     shape_problems,
 )
 from tailorbird.data.division import divide
+from tailorbird.data.encoded import Encoded
 from tailorbird.data.images import IMAGENET, ImageData, Normalisation, TensorSplit
 from tailorbird.data.loader import EncodedImages, LoaderSplit
+from tailorbird.runfolder import short_hash
 
 Labels = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -123,6 +124,11 @@ def assemble(
     in_memory = reading.crop_scale is None and _bytes(parts, reading) <= reading.memory_mb * 1e6
     look = decode_all if in_memory else peek_all
     seen = [look(part.encoded, reading.decoder, workers=reading.workers) for part in parts]
+    notes: list[str] = []
+    if reading.channels is None and (grey := _grey_among_colour(seen)):
+        reading = replace(reading, channels=3)
+        seen = [_in_colour(one) for one in seen]
+        notes.append(f"{grey} grey images among colour ones were given three channels")
     faults = [fault for one in seen for fault in one.faults]
     problems += _image_problems(parts, seen, faults, reading.skip_corrupt)
     if problems:
@@ -157,7 +163,20 @@ def assemble(
         labelled=labelled,
         name=name,
         skipped=len(faults),
+        notes=tuple(notes),
+        content=short_hash([reading.decoder.plain(), [list(one.contents) for one in seen]]),
     )
+
+
+def _grey_among_colour(seen: Sequence[Decoded]) -> int:
+    """How many images are grey, where others are in colour; else 0."""
+    grey, whole = sum(one.grey for one in seen), sum(len(one.kept) for one in seen)
+    return grey if grey < whole else 0
+
+
+def _in_colour(seen: Decoded) -> Decoded:
+    """With three channels, equal ones for what has one."""
+    return replace(seen, images=seen.images.expand(-1, 3, -1, -1).contiguous())
 
 
 def _label_problems(part: Part, classes: tuple[str, ...] | None) -> list[str]:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import io
 import os
-from bisect import bisect_right
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tailorbird.data.contents import Contents, digest
+from tailorbird.data.encoded import Encoded
 from tailorbird.errors import DataError
 
 if TYPE_CHECKING:
-    import pyarrow
     from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
@@ -29,80 +29,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _WEBP = b"RIFF"
 _SHOWN = 5
 _CHUNK = 256
-
-
-class Encoded(Protocol):
-    """Images as files hold them."""
-
-    def __len__(self) -> int:
-        """The number of images."""
-
-    def name(self, index: int) -> str:
-        """How a message calls image ``index``."""
-
-    def open(self, index: int) -> BinaryIO:
-        """The encoded bytes of image ``index``.
-
-        Raises:
-            ValueError: where there is nothing to open.
-            OSError: for a file that can't be read.
-        """
-
-
-@dataclass(frozen=True)
-class Files:
-    """Images in files of their own."""
-
-    paths: tuple[Path, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """The file's path."""
-        return str(self.paths[index])
-
-    def open(self, index: int) -> BinaryIO:
-        """The file, opened."""
-        return self.paths[index].open("rb")
-
-
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """Images in a table's cells: bytes, or a path beside the table where the bytes are null.
-
-    Args:
-        content: binary, one per image.
-        paths: strings, one per image, or None.
-        files: the tables' files.
-        starts: each file's first row in ``content``.
-    """
-
-    content: pyarrow.ChunkedArray
-    paths: pyarrow.ChunkedArray | None
-    files: tuple[Path, ...]
-    starts: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-    def name(self, index: int) -> str:
-        """File, row, and the cell's path where there is one."""
-        which = bisect_right(self.starts, index) - 1
-        path = None if self.paths is None else self.paths[index].as_py()
-        row = f"{self.files[which]} row {index - self.starts[which]}"
-        return f"{row} ({path})" if path else row
-
-    def open(self, index: int) -> BinaryIO:
-        """The cell's bytes, or the file that it names."""
-        content = self.content[index].as_py()
-        if isinstance(content, bytes):
-            return io.BytesIO(content)
-        path = None if self.paths is None else self.paths[index].as_py()
-        if path is None:
-            raise ValueError("neither bytes nor a path")
-        which = bisect_right(self.starts, index) - 1
-        return (self.files[which].parent / str(path)).open("rb")
 
 
 @dataclass(frozen=True)
@@ -126,6 +52,10 @@ class Decoder:
     channels: int | None = None
     size: tuple[int, int] | None = None
 
+    def plain(self) -> list[object]:
+        """What it does, as plain data."""
+        return [self.channels, self.size]
+
     def __call__(self, content: bytes) -> Pixels:
         """Decode ``content``.
 
@@ -134,6 +64,7 @@ class Decoder:
         """
         if not content:
             raise ValueError("empty")
+        _check_size(content)
         pixels = _quick(content) if _is_plain(content) else None
         if pixels is None:
             pixels = _careful(content)
@@ -142,6 +73,33 @@ class Decoder:
         if self.size is not None and pixels.shape[1:] != self.size:
             pixels = cover(pixels, self.size)
         return pixels
+
+
+MOST_PIXELS = 200_000_000
+"""Larger images are refused before they are unpacked: a small file may claim any size."""
+
+
+def _check_size(content: bytes) -> None:
+    """Refuse what would unpack to more than `MOST_PIXELS`, by the size in its header.
+
+    Raises:
+        ValueError: for a larger image.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                width, height = image.size
+    except Image.DecompressionBombError:
+        width = height = MOST_PIXELS
+    except (OSError, SyntaxError, ValueError):
+        return  # what decodes it says what is wrong
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"its header claims more than {MOST_PIXELS // 10**6} million pixels; scale it down"
+        )
 
 
 def _is_plain(content: bytes) -> bool:
@@ -178,12 +136,38 @@ def _careful(content: bytes) -> Pixels:
 
 
 def _from_pillow(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I;16"):  # Pillow clips 16 bits at 255 instead of scaling.
-        deep = np.asarray(image).astype(np.uint16) >> 8
-        return deep.astype(np.uint8)[None]
-    grey = image.mode in ("1", "L", "LA", "I", "F")
+    """(1 or 3, H, W); deep grey images are scaled by their range where that is known.
+
+    Raises:
+        ValueError: where it isn't.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep(image)
+    grey = image.mode in ("1", "L", "LA")
     array = np.asarray(image.convert("L" if grey else "RGB"))
     return np.ascontiguousarray(array[None] if grey else array.transpose(2, 0, 1))
+
+
+_SIXTEEN_BITS = ("PNG", "PPM")
+"""Formats whose integers Pillow gives in mode I, and whose range is that of 16 bits."""
+
+
+def _from_deep(image: Image.Image) -> Pixels:
+    array = np.asarray(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
+        scaled: Pixels = (array.astype(np.int64) >> 8).astype(np.uint8)[None]
+        return scaled
+    if image.mode == "I":
+        raise ValueError(
+            "its pixels are 32-bit integers of unknown range; convert it to 8 or 16 bits"
+        )
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise ValueError(
+            f"its pixels are floats from {array.min():.4g} to {array.max():.4g}, expected 0 to 1; "
+            "convert it to 8 or 16 bits"
+        )
+    rounded: Pixels = np.rint(array * 255).astype(np.uint8)[None]
+    return rounded
 
 
 def as_pixels(image: object) -> Tensor:
@@ -234,14 +218,30 @@ def cover(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """
     from PIL import Image
 
-    height, width = pixels.shape[1:]
-    scale = max(size[0] / height, size[1] / width)
-    inner = (size[1] / scale, size[0] / scale)
-    left, top = (width - inner[0]) / 2, (height - inner[1]) / 2
-    box = (left, top, left + inner[0], top + inner[1])
+    box = covering_box((pixels.shape[1], pixels.shape[2]), size)
     resized = _pillow(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     array = np.asarray(resized)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def covering_box(
+    image: tuple[int, int], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The largest part in the middle of an (h, w) image with the proportions of ``size`` = (H, W).
+
+    Returns:
+        (left, top, right, bottom) in pixels, never outside of the image.
+
+    Example:
+        >>> covering_box((40, 80), (32, 32))
+        (20.0, 0.0, 60.0, 40.0)
+    """
+    height, width = image
+    scale = max(size[0] / height, size[1] / width)
+    # By rounding the part may come out a hair larger than the image.
+    inner_height, inner_width = min(height, size[0] / scale), min(width, size[1] / scale)
+    left, top = (width - inner_width) / 2, (height - inner_height) / 2
+    return left, top, min(width, left + inner_width), min(height, top + inner_height)
 
 
 def peek(encoded: Encoded, index: int, decoder: Decoder) -> tuple[int, int, int]:
@@ -270,12 +270,16 @@ class Decoded:
     Args:
         images: (m, C, H, W) uint8; m is 0 where ``problems`` forbid stacking.
         kept: (m,) indices of the whole images.
+        grey: how many of them have one channel in their files.
+        contents: a digest of each one's file.
         faults: the images that are not whole.
         problems: why images don't stack.
     """
 
     images: Tensor
     kept: npt.NDArray[np.int64]
+    grey: int
+    contents: tuple[str, ...]
     faults: tuple[Fault, ...]
     problems: tuple[str, ...]
 
@@ -283,11 +287,14 @@ class Decoded:
 def decode_all(encoded: Encoded, decoder: Decoder, *, workers: int = 0) -> Decoded:
     """Decode every image into memory, in threads (decoders work outside the interpreter's lock).
 
+    Grey images among colour ones get three equal channels, where the decoder is told nothing else.
+
     Args:
         workers: threads; 0 means one per core, at most eight.
     """
     count = len(encoded)
     pixels: list[Pixels | None] = [None] * count
+    contents: dict[int, str] = {}
     reasons: dict[int, str] = {}
 
     def work(index: int) -> None:
@@ -295,39 +302,64 @@ def decode_all(encoded: Encoded, decoder: Decoder, *, workers: int = 0) -> Decod
             with encoded.open(index) as file:
                 content = file.read()
             pixels[index] = decoder(content)
+            contents[index] = digest(content)
         except (ValueError, OSError) as error:
             reasons[index] = str(error)
 
     _in_threads(work, count, workers)
-    kept = np.array([i for i, image in enumerate(pixels) if image is not None], np.int64)
-    problems = shape_problems([image.shape for image in pixels if image is not None])
-    faults = tuple(Fault(encoded.name(i), reasons[i]) for i in sorted(reasons))
-    shape = next((image.shape for image in pixels if image is not None), (1, 1, 1))
-    images = np.empty((0 if problems else len(kept), *shape), np.uint8)
-    for row, index in enumerate(kept[: len(images)]):
-        images[row] = pixels[index]
+    shapes = {i: image.shape for i, image in enumerate(pixels) if image is not None}
+    images, found = _seen(encoded, shapes, contents, reasons, stacked=True)
+    for row, index in enumerate(found.kept[: len(images)]):
+        images[row] = pixels[index]  # one channel is repeated where there are three
         pixels[index] = None  # Frees as it goes: the peak stays near one copy.
-    return Decoded(torch.from_numpy(images), kept, faults, tuple(problems))
+    return found
 
 
 def peek_all(encoded: Encoded, decoder: Decoder, *, workers: int = 0) -> Decoded:
     """As `decode_all`, from the headers alone; ``images`` stays empty, in the images' shape."""
     count = len(encoded)
-    shapes: dict[int, tuple[int, int, int]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    contents: dict[int, str] = {}
     reasons: dict[int, str] = {}
+    known = Contents(encoded)
 
     def work(index: int) -> None:
         try:
             shapes[index] = peek(encoded, index, decoder)
+            contents[index] = known.digest(index)
         except (ValueError, OSError) as error:
             reasons[index] = str(error)
 
     _in_threads(work, count, workers)
+    known.save()
+    return _seen(encoded, shapes, contents, reasons, stacked=False)[1]
+
+
+def _seen(
+    encoded: Encoded,
+    shapes: Mapping[int, tuple[int, ...]],
+    contents: Mapping[int, str],
+    reasons: Mapping[int, str],
+    *,
+    stacked: bool,
+) -> tuple[Pixels, Decoded]:
+    """What was found, and its images' memory, to be filled where they are to be ``stacked``."""
+    channels = max((shape[0] for shape in shapes.values()), default=1)
+    problems = shape_problems([(channels, *shape[1:]) for shape in shapes.values()])
+    side = next(iter(shapes.values()), (1, 1, 1))[1:]
     kept = np.array(sorted(shapes), np.int64)
+    images = np.empty((len(kept) if stacked and not problems else 0, channels, *side), np.uint8)
     faults = tuple(Fault(encoded.name(i), reasons[i]) for i in sorted(reasons))
-    shape = next(iter(shapes.values()), (1, 1, 1))
-    problems = shape_problems(list(shapes.values()))
-    return Decoded(torch.empty((0, *shape), dtype=torch.uint8), kept, faults, tuple(problems))
+    grey = sum(shape[0] == 1 for shape in shapes.values())
+    found = Decoded(
+        images=torch.from_numpy(images),
+        kept=kept,
+        grey=grey,
+        contents=tuple(contents[index] for index in sorted(shapes) if index in contents),
+        faults=faults,
+        problems=tuple(problems),
+    )
+    return images, found
 
 
 def _in_threads(work: Callable[[int], None], count: int, workers: int) -> None:

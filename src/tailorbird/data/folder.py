@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tailorbird.data.assemble import Part, Reading, assemble, settle_test
-from tailorbird.data.decode import Files, fail
+from tailorbird.data.decode import fail
+from tailorbird.data.encoded import Files
 from tailorbird.data.images import ImageData, Normalisation
 from tailorbird.errors import DataError
 
@@ -86,7 +87,8 @@ def folder(
             f"{base}: expected a folder of images, {'this is a file' if base.exists() else 'none'}"
             f"{'' if base.exists() else ' exists'}; give a path to an existing folder"
         )
-    scans = {role: _scan(path) for role, path in _roles(base).items()}
+    roles = _roles(base)
+    scans = {role: _scan(path) for role, path in roles.items()}
     problems = [line for scan in scans.values() for line in scan.problems]
     train = scans["train"]
     labelled = labels and train.classes is not None
@@ -102,7 +104,15 @@ def folder(
         parts.append(Part(role, Files(scan.paths), numbers))
     if problems:
         fail(problems)
-    return assemble(base.name or str(base), parts, train.classes if labelled else None, reading)
+    data = assemble(base.name or str(base), parts, train.classes if labelled else None, reading)
+    test = roles.get("test")
+    if test is None or test.name in _ROLES["test"]:
+        return data
+    note = (
+        f"the folder '{test.name}' serves as test split, which is read once, at the end; what "
+        f"decides is a share ({validation:g}) of '{roles['train'].name}'"
+    )
+    return replace(data, notes=(*data.notes, note))
 
 
 def _roles(base: Path) -> dict[str, Path]:

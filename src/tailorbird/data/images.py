@@ -348,6 +348,8 @@ class ImageData:
     Args:
         input_shape: (C, H, W) of one image.
         skipped: corrupt images left out because the user said so.
+        notes: what else was done to the images or their division, in words.
+        content: digest of all images as they were read; of the pixels where ``None``.
     """
 
     train: Split
@@ -359,6 +361,14 @@ class ImageData:
     labelled: bool
     name: str
     skipped: int = 0
+    notes: tuple[str, ...] = ()
+    content: str | None = None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What a user should know of how the images were taken."""
+        left_out = f"{self.skipped} corrupt images left out"
+        return (*((left_out,) if self.skipped else ()), *self.notes)
 
     @property
     def size(self) -> dict[str, int]:
@@ -379,11 +389,21 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over sizes, classes, normalisation, labels and sampled pixels.
+        """Sixteen hex digits over sizes, classes, normalisation, labels and every image.
 
         Equal data gives equal digits on every machine; a run folder keeps them to notice that it
-        belongs to another job.
+        belongs to another job. Of images that only their own data set can read, and of which there
+        are many, a few thousand count.
         """
+        content = self.content or [
+            _pixels_of(split, self.normalisation)
+            for split in (self.train, self.validation, self.test)
+        ]
+        return hashlib.sha256(json.dumps([self.sampled, content]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def sampled(self) -> str:
+        """The fingerprint of earlier versions, over sixteen images of each split."""
         digest = hashlib.sha256()
         norm = self.normalisation
         head = [self.size, self.classes, norm.mean, norm.std, self.input_shape, self.labelled]
@@ -393,13 +413,32 @@ class ImageData:
                 continue
             if split.labels is not None:
                 digest.update(split.labels.cpu().numpy().tobytes())
-            # Back to whole pixel values, so that the last bit of float arithmetic can't matter.
-            images = split.sample(16).cpu()
-            std = images.new_tensor(norm.std).view(1, -1, 1, 1)
-            mean = images.new_tensor(norm.mean).view(1, -1, 1, 1)
-            pixels = ((images * std + mean) * 255).round().to(torch.int32)
-            digest.update(pixels.contiguous().numpy().tobytes())
+            digest.update(_whole_pixels(split.sample(16).cpu(), norm).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+_COUNTED = 5000
+"""Images of a data set of the user's own that its fingerprint is over, evenly spaced."""
+
+
+def _pixels_of(split: Split | None, normalisation: Normalisation) -> str:
+    """A digest of the pixels of a split: of all that are in memory, or of `_COUNTED`."""
+    if split is None:
+        return ""
+    take: Callable[[Tensor], Split] | None = getattr(split, "take", None)
+    if len(split) > _COUNTED and take is not None and not isinstance(split, TensorSplit):
+        split = take(spaced(len(split), _COUNTED))
+    digest = hashlib.blake2b(digest_size=8)
+    for images, _ in split.batches(256):
+        digest.update(_whole_pixels(images.cpu(), normalisation).to(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _whole_pixels(images: Tensor, normalisation: Normalisation) -> Tensor:
+    """Back to whole pixel values, so that the last bit of float arithmetic can't matter."""
+    std = images.new_tensor(normalisation.std).view(1, -1, 1, 1)
+    mean = images.new_tensor(normalisation.mean).view(1, -1, 1, 1)
+    return ((images * std + mean) * 255).round().to(torch.int32).contiguous()
 
 
 def classes_in(data: ImageData) -> int:

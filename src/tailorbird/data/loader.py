@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tailorbird.data.decode import Decoder, Encoded, as_pixels, cover
+from tailorbird.data.decode import Decoder, as_pixels, cover
+from tailorbird.data.encoded import Encoded
 from tailorbird.data.images import (
     ALONE,
     Batch,

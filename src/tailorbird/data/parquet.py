@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tailorbird.data.assemble import Labels, Part, Reading, assemble, settle_test
-from tailorbird.data.decode import Cells, fail
+from tailorbird.data.decode import fail
+from tailorbird.data.encoded import Cells
 from tailorbird.data.images import ImageData, Normalisation
 
 if TYPE_CHECKING:

@@ -79,8 +79,8 @@ def execute(
             yaml.safe_dump(dict(job.description), sort_keys=False).encode(),
         )
         write_json(job.run / "environment.json", environment())
-        if job.data.skipped:
-            shown.say(f"data: {job.data.skipped} corrupt images left out")
+        for note in job.data.told:
+            shown.say(f"data: {note}")
         if job.training:  # what is wrong with a network is told before time is spent on training
             trace_all(job.teacher, job.donors, job.data, job.options, job.task)
         with folder.stage("train"):

@@ -107,6 +107,7 @@ def identity(
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,
+            "sampled": data.sampled,
             "augmentation": data.augmentation,
         },
         "house": asdict(options),

@@ -112,8 +112,8 @@ def train_run(
         describe_run(job.run, job.description, job.folder)
         for note in job.notes:
             shown.say(f"note: {note}")
-        if job.data.skipped:
-            shown.say(f"data: {job.data.skipped} corrupt images left out")
+        for note in job.data.told:
+            shown.say(f"data: {note}")
         with folder.stage("train"), board:
             # Checkpoints are of the job before it was changed until a new one is written.
             accepted = _is(job.run / ACCEPTED, made_of)
@@ -149,6 +149,7 @@ def identity(job: SupernetJob) -> dict[str, object]:
         "data": {
             "name": job.data.name,
             "fingerprint": job.data.fingerprint,
+            "sampled": job.data.sampled,
             "augmentation": job.data.augmentation,
         },
         "scheme": job.scheme.record(),

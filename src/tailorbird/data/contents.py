@@ -1,0 +1,78 @@
+"""Digests of image files' contents, so that no exchanged image goes unnoticed.
+
+A file is read once. Its digest is kept with its size and time of change, and stands as long as
+these are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from tailorbird.data.encoded import Encoded
+from tailorbird.errors import StoreError
+from tailorbird.files import write_json
+from tailorbird.records import read_record
+
+_Known = dict[str, tuple[int, int, str]]
+"""Path -> size in bytes, time of change in ns, digest."""
+
+
+def digest(content: bytes) -> str:
+    """Sixteen hex digits over some bytes.
+
+    Example:
+        >>> digest(b"") == digest(b"a")
+        False
+    """
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+class Contents:
+    """Digests of encoded images; those in files of their own are kept for the next time.
+
+    Args:
+        encoded: the images.
+        cache: folder of what is kept; the user's cache folder by default. Where it can't be
+            written, files are read again the next time.
+    """
+
+    def __init__(self, encoded: Encoded, cache: Path | None = None) -> None:
+        self.encoded = encoded
+        self.paths: tuple[Path, ...] = getattr(encoded, "paths", ())
+        self._known: _Known = {}
+        self._new: _Known = {}
+        if self.paths:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            place = cache or Path(home) / "tailorbird" / "images"
+            self._file = place / f"{digest(str(self.paths[0].resolve().parent).encode())}.json"
+            with suppress(StoreError):
+                self._known = read_record(self._file, _Known)
+
+    def digest(self, index: int) -> str:
+        """The digest of image ``index``.
+
+        Raises:
+            OSError, ValueError: where it can't be read.
+        """
+        if not self.paths:
+            return self._read(index)
+        path = self.paths[index].resolve()
+        now = path.stat()
+        size, changed, found = self._known.get(str(path), (-1, -1, ""))
+        if (size, changed) != (now.st_size, now.st_mtime_ns):
+            found = self._read(index)
+            self._new[str(path)] = (now.st_size, now.st_mtime_ns, found)
+        return found
+
+    def save(self) -> None:
+        """Keep what was read."""
+        if self._new:
+            with suppress(StoreError):
+                write_json(self._file, self._known | self._new)
+
+    def _read(self, index: int) -> str:
+        with self.encoded.open(index) as file:
+            return digest(file.read())
