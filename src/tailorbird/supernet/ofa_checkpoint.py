@@ -63,10 +63,10 @@ def load_official(supernet: Supernet, state_dict: Mapping[str, Tensor]) -> None:
     }
     lines = [f"{len(names)} {word}: {listed(names)}" for word, names in problems.items() if names]
     if lines:
-        listed = "".join(f"\n  - {line}" for line in lines)
+        told = "".join(f"\n  - {line}" for line in lines)
         raise StoreError(
             f"checkpoint does not fit a supernet of {supernet.architectures.name} with "
-            f"{classes_of(supernet)} classes:{listed}\ncheck that it belongs to this space"
+            f"{classes_of(supernet)} classes:{told}\ncheck that it belongs to this space"
         )
     supernet.load_state_dict({**expected, **found})
 
