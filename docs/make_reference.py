@@ -60,6 +60,7 @@ MODULES = (
     "tailorbird.graph.blocks",
     "tailorbird.graph.surgery",
     "tailorbird.graph.channels",
+    "tailorbird.graph.sensitivity",
     "tailorbird.graph.adapt",
     "tailorbird.graph.masks",
     "tailorbird.graph.serial",

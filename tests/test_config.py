@@ -1,3 +1,4 @@
+import importlib
 import random
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def problems(text: str, folder: Path = Path("/nowhere")) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         plan(text, folder)
     return caught.value.problems
+
+
+def test_leaves_of_a_job_are_paths_with_or_without_quotes():
+    job = SMALL + "house: {leaves: [2, '3', layers.3.router]}\n"
+    assert plan(job).house.leaves == ("2", "3", "layers.3.router")
+    [problem] = problems(SMALL + "house: {leaves: [2.5]}\n")
+    assert "expected a list of texts or whole numbers" in problem
 
 
 @pytest.fixture
@@ -276,6 +284,33 @@ targets:
     assert job.targets[0].device.key == "clock"
     assert job.teacher(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
     assert sys.path[-1] == str(beside)  # installed packages go first
+
+
+def test_task_and_strategy_of_the_users_own_are_made_once(beside):
+    (beside / "my_choices_once.py").write_text(
+        """
+from tailorbird.search.additive import Exact
+from tailorbird.task import Classification
+
+made = []
+
+def task():
+    made.append(Classification())
+    return made[-1]
+
+def strategy():
+    made.append(Exact())
+    return made[-1]
+"""
+    )
+    own = 'task: "my_choices_once:task"\nstrategy: "my_choices_once:strategy"\n'
+    checked = plan(SMALL + own, beside)
+    job = build(checked, beside)
+    made = importlib.import_module("my_choices_once").made
+    assert [id(one) for one in made] == [id(job.task), id(job.strategy)]
+    assert checked.plain()["task"] == "my_choices_once:task"
+    assert checked.plain()["strategy"] == "my_choices_once:strategy"
+    assert plan(SMALL).plain()["task"] == "classification" and plan(SMALL).strategy is None
 
 
 def test_faults_of_building_are_told_at_once(beside):

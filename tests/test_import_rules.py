@@ -19,7 +19,18 @@ TESTS = {
 }
 SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob("*.py"))}
 
-CORE = {"errors", "factories", "files", "space", "family", "targets", "task", "progress", "threads"}
+CORE = {
+    "copying",
+    "errors",
+    "factories",
+    "files",
+    "space",
+    "family",
+    "targets",
+    "task",
+    "progress",
+    "threads",
+}
 MAY = {"pipeline": {"cli", "__init__"}, "config": {"cli"}, "cli": {"__main__"}, "demo": {"cli"}}
 """Package at the top -> the only ones that may import it; no package is exempt."""
 

@@ -137,7 +137,7 @@ def test_broken_files(tmp_path, name, content, words):
 
 def test_what_is_not_named_tensors_is_refused(tmp_path):
     torch.save({"weights": 3}, tmp_path / "a.pt")
-    with pytest.raises(StoreError, match="not tensors: weights"):
+    with pytest.raises(StoreError, match="expected named tensors, got a dictionary of weights"):
         load_model(HERE, checkpoint=tmp_path / "a.pt")
     torch.save([torch.zeros(1)], tmp_path / "b.pt")
     with pytest.raises(StoreError, match="expected named tensors, got list"):

@@ -73,36 +73,7 @@ _HOMES = {
     "read_table": "tailorbird.estimate.latency_table",
 }
 
-__all__ = [
-    "AllAtOnce",
-    "BigNAS",
-    "DepS",
-    "Exact",
-    "HouseOptions",
-    "ImageData",
-    "Job",
-    "Limit",
-    "ModelHouse",
-    "Normalisation",
-    "OfaPredictor",
-    "OnnxRuntime",
-    "Place",
-    "PredictedFamily",
-    "ProgressiveShrinking",
-    "Recipe",
-    "Student",
-    "Supernet",
-    "SupernetRecipe",
-    "TailorbirdError",
-    "Target",
-    "comp_ofa",
-    "compile_table",
-    "execute",
-    "load_model",
-    "load_space",
-    "open_predictor",
-    "read_table",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:

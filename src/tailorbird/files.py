@@ -45,7 +45,9 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        _discard(temporary)
+        # Nothing is left after a success; where the folder is a file, the error under way counts.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
@@ -114,12 +116,6 @@ def digest_of(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError:
         return None
-
-
-def _discard(temporary: Path) -> None:
-    """Remove what is left of a write that failed; after one that succeeded nothing is."""
-    with suppress(OSError):  # where the folder is a file, the error that counts is under way
-        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tailorbird.errors import ConfigError, StoreError
+from tailorbird.checkpoints import load_weights
+from tailorbird.errors import ConfigError
 from tailorbird.factories import resolve_factory
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "model.", "_orig_mod.")
-_SHOWN = 10
+_UNPICKLED = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Arguments of timm's that may name files, which some of its versions unpickle."""
 
 
 def load_model(
@@ -26,7 +24,9 @@ def load_model(
     *,
     arguments: Mapping[str, object] | None = None,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
     num_classes: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """Build the network that ``source`` names and fill it from ``checkpoint``, in eval mode.
 
@@ -36,8 +36,11 @@ def load_model(
     Args:
         source: ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``.
         arguments: keyword arguments of the constructor or factory.
-        checkpoint: safetensors, or a torch file that holds nothing but tensors.
+        checkpoint: safetensors, or a torch file that holds nothing that runs.
+        checkpoint_key: where in the file the weights stand, such as ``state_dict``; averaged ones
+            are taken by default where there are any.
         num_classes: outputs of the head; a factory gets it where it takes such an argument.
+        say: told what was chosen, left out or converted.
 
     Raises:
         ConfigError: for a name, an import or arguments that don't work, with near matches.
@@ -45,6 +48,7 @@ def load_model(
             missing, unexpected and misshaped names are listed at once.
 
     Example:
+        >>> import torch
         >>> model = load_model("timm:resnet18", num_classes=10)
         >>> model(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])
@@ -65,6 +69,8 @@ def load_model(
         given["num_classes"] = num_classes
     try:
         model = make(**given)
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as error:  # a factory may raise anything; the cause is kept
         raise ConfigError(
             f"model {source}: building it with {given or 'no arguments'} failed: "
@@ -81,7 +87,9 @@ def load_model(
             "name a class or a function that returns a network"
         )
     if checkpoint is not None:
-        load_weights(model, checkpoint)
+        for note in load_weights(model, checkpoint, checkpoint_key):
+            if say is not None:
+                say(note)
     return model.eval()
 
 
@@ -101,7 +109,12 @@ def _takes(make: Callable[..., object], argument: str) -> bool:
 def _timm(name: str) -> Callable[..., object]:
     import timm
 
-    remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if name.startswith(("local-dir:", "local_dir:")):
+        raise ConfigError(
+            f"model timm:{name}: timm may unpickle what a folder holds; name the model, and give "
+            "its weights as checkpoint"
+        )
+    remote = name.startswith(("hf-hub:", "hf_hub:"))
     if not remote and not timm.is_model(name):
         near = _near(name, timm.list_models()) or "; see timm.list_models()"
         raise ConfigError(f"model timm:{name}: timm knows no such model{near}")
@@ -109,6 +122,12 @@ def _timm(name: str) -> Callable[..., object]:
     create = cast("Callable[..., object]", timm.create_model)
 
     def make(**arguments: object) -> object:
+        named = [key for key in _UNPICKLED if arguments.get(key)]
+        if named:
+            raise ConfigError(
+                f"model timm:{name}: {', '.join(named)}: timm may unpickle the file that is named, "
+                "which can run code; give it as checkpoint instead"
+            )
         return create(name, **arguments)
 
     return make
@@ -131,139 +150,3 @@ def _torchvision(name: str) -> Callable[..., object]:
             return torchvision.models.get_model(name, **arguments)
 
     return make
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the weights in file ``path`` into ``model``, which changes in place.
-
-    A wrapper such as ``{"state_dict": ...}`` is opened and a prefix such as ``module.`` is taken
-    off; counters of batches that BatchNorm keeps may be missing. Nothing else is guessed, and
-    nothing is copied unless all of it fits.
-
-    Raises:
-        StoreError: for a file that can't be read, would need unpickling, or doesn't fit.
-    """
-    file = Path(path)
-    expected = model.state_dict()
-    weights = _unprefixed(read_tensors(file), expected.keys())
-    missing = [
-        name
-        for name in expected
-        if name not in weights and not name.endswith("num_batches_tracked")
-    ]
-    unexpected = [name for name in weights if name not in expected]
-    shared = [name for name in weights if name in expected]
-    misshaped = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in shared
-        if weights[name].shape != expected[name].shape
-    ]
-    broken = [
-        name
-        for name in shared
-        if weights[name].is_floating_point() and not bool(weights[name].isfinite().all())
-    ]
-    lines = [
-        f"{len(names)} {word}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-        for word, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("misshaped", misshaped),
-            ("not finite", broken),
-        )
-        if names
-    ]
-    if lines:
-        hint = "check that the checkpoint belongs to this model and its arguments"
-        if misshaped and not missing and not unexpected and len(misshaped) <= 2:
-            hint = "if this is the head, set num_classes to what the checkpoint was trained with"
-        listed = "".join(f"\n  - {line}" for line in lines)
-        raise StoreError(f"checkpoint {file} does not fit {type(model).__name__}:{listed}\n{hint}")
-    model.load_state_dict({**expected, **{name: weights[name] for name in shared}})
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The named tensors in ``file``: safetensors, or a torch file that holds nothing else.
-
-    A wrapper such as ``{"state_dict": ...}`` is opened.
-
-    Raises:
-        StoreError: for a file that can't be read, would need unpickling, or holds other things.
-    """
-    if not file.is_file():
-        raise StoreError(f"checkpoint {file}: no such file; check the path")
-    with file.open("rb") as stream:
-        head = stream.read(9)
-    try:
-        if file.suffix == ".safetensors" or head[8:9] == b"{":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            try:
-                return load_file(file)
-            except SafetensorError as error:
-                raise StoreError(
-                    f"checkpoint {file}: not a whole safetensors file: {error}; fetch or save it "
-                    "again"
-                ) from error
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about foreign pickles: refused below
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise StoreError(
-            f"checkpoint {file} would need unpickling, which can run code; refused. Convert it "
-            "where you trust it: safetensors.torch.save_file({k: v.contiguous() for k, v in "
-            "model.state_dict().items()}, 'weights.safetensors')"
-        ) from error
-    except StoreError:
-        raise
-    except Exception as error:  # torch's reader fails on a foreign file in any way it likes
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(
-            f"checkpoint {file}: neither safetensors nor a whole torch file: {cause}; fetch or "
-            "save it again"
-        ) from error
-    return _unwrapped(loaded, file)
-
-
-def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
-    for _ in range(3):
-        if not isinstance(loaded, Mapping):
-            break
-        inner = next((loaded[w] for w in _WRAPPERS if isinstance(loaded.get(w), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise StoreError(
-            f"checkpoint {file}: expected named tensors, got {type(loaded).__name__}; save "
-            "model.state_dict()"
-        )
-    strange = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise StoreError(
-            f"checkpoint {file}: these entries are not tensors: {', '.join(strange[:_SHOWN])}; "
-            f"save model.state_dict(), alone or under one of {', '.join(_WRAPPERS)}"
-        )
-    return {str(key): value for key, value in loaded.items()}
-
-
-def _unprefixed(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
-    """``weights`` with those prefixes off that all names share, where more names then fit."""
-    wanted = set(expected)
-    best, current = weights, weights
-    for _ in range(len(_PREFIXES)):
-        prefix = _common(list(current))
-        if prefix is None:
-            break
-        current = {name.removeprefix(prefix): value for name, value in current.items()}
-        if len(wanted & current.keys()) > len(wanted & best.keys()):
-            best = current
-    return best
-
-
-def _common(names: Sequence[str]) -> str | None:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in names):
-            return prefix
-    return None

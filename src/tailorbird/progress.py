@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Task(Protocol):
@@ -42,3 +45,16 @@ class Silent:
 
     def say(self, line: str) -> None:
         """Swallow the line."""
+
+
+def each(progress: Progress | None, name: str, items: Collection[T]) -> Iterator[T]:
+    """The items, one step of the task ``name`` each.
+
+    Example:
+        >>> sum(each(None, "count", [1, 2]))
+        3
+    """
+    with (progress or Silent()).task(name, len(items)) as task:
+        for item in items:
+            yield item
+            task.advance()

@@ -119,7 +119,7 @@ class RunFolder:
         self,
         plain: dict[str, object],
         redone: Mapping[str, Sequence[str]],
-        say: Callable[[str], None],
+        say: Callable[[str], None] | None,
     ) -> None:
         stored = self.stored()
         if stored is None:
@@ -138,10 +138,11 @@ class RunFolder:
         stale = {name for key in keys for name in _depending(key, redone) or ()}
         made = sorted(name for name in stale if (self.path / name).exists())
         if made:
-            say(
-                f"{self.path}: what differs: {'; '.join(changed)}; made anew is what depends on "
-                f"it: {', '.join(made)}"
-            )
+            if say is not None:
+                say(
+                    f"{self.path}: what differs: {'; '.join(changed)}; made anew is what depends "
+                    f"on it: {', '.join(made)}"
+                )
             self.event("made anew", changed=changed, removed=made)
         for name in made:
             _remove(self.path / name)

@@ -275,7 +275,8 @@ class Target:
         if not limits:
             problems.append(f"target {name!r}: no limits; give at least one, such as latency: 0.5x")
         given = place if place is not None else device
-        where = given if isinstance(given, Place) or given is None else _at(given)
+        if given is not None and not isinstance(given, Place):
+            given = Place(name=given.key, device=given)
         if isinstance(limits, Mapping):
             read, faults = read_limits(limits)
             problems += [f"target {name!r}: limit {key}: {fault}" for key, fault in faults.items()]
@@ -285,7 +286,7 @@ class Target:
         if problems:
             raise ConfigError(problems)
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "place", where)
+        object.__setattr__(self, "place", given)
         object.__setattr__(self, "limits", read)
 
     @property
@@ -305,10 +306,6 @@ class Target:
     def absolute(self, reference: Mapping[str, float]) -> dict[str, float]:
         """All bounds in their units, given the reference's figures at this place."""
         return {limit.metric: limit.absolute(reference) for limit in self.limits}
-
-
-def _at(device: Device) -> Place:
-    return Place(name=device.key, device=device)
 
 
 def _twice(name: str, limits: Sequence[Limit]) -> list[str]:

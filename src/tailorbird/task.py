@@ -151,6 +151,11 @@ class Classification:
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
             given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ConfigError(f"{what}: expected logits of shape (n, classes), got {given}")
+        if data is not None and not data.labelled and outputs.shape[1] < 2:
+            raise ConfigError(
+                f"{what}: one output is the largest of one, so that without labels every network "
+                "would agree with every other; give labels, or a network of two outputs"
+            )
         if data is not None:
             check_head(data, outputs.shape[1])
 

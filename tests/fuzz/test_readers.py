@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tailorbird.checkpoints import load_weights
 from tailorbird.config.house_job import check
 from tailorbird.config.reader import read_file
 from tailorbird.config.run_data import load_data_file
@@ -39,7 +40,6 @@ from tailorbird.fit.answers import Answers
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.latencies import Latencies
 from tailorbird.measure.onnxruntime import OnnxRuntime
-from tailorbird.models import load_weights
 from tailorbird.report.house import contents
 from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder

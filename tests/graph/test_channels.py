@@ -2,21 +2,35 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
 from tailorbird.errors import GraphError
 from tailorbird.graph.channels import analyse, prune
+from tailorbird.graph.flow import Tag
+from tailorbird.graph.importance import magnitude_scores, prune_interior
+from tailorbird.graph.rule_layout import reshaped
+from tailorbird.graph.serial import load_module, save_module
 
 from .channel_zoo import (
     SHAPE,
+    TRACED,
     ZOO,
+    BiasedHeads,
     Chain,
     Dense,
+    Gated,
+    Grouped,
+    Heads,
+    Mixed,
     Mlp,
     PaddedShortcut,
+    Paths,
     Residual,
     Shared,
+    Shuffled,
     body,
     images,
     zeroed,
@@ -32,11 +46,15 @@ def test_pruning_equals_zeroing_what_weights_read(kind):
     """Every exact group of every body, and all of them at once."""
     module, x = body(kind), images()
     channels = analyse(module, SHAPE)
-    exact = [g for g in channels.groups if g.prunable and g.exact]
+    exact = [g for g in channels.groups if g.prunable and g.exact and g.size > 1]
     assert exact
     for chosen in [*([g] for g in exact), exact]:
         keep = {g.index: sorted({0, *range(g.size // 3, g.size)} - {2, g.size - 1}) for g in chosen}
         removed = {(g.index, p) for g in chosen for p in range(g.size) if p not in keep[g.index]}
+        for _, places in channels.kept:  # no layer, and no part of a tensor, may lose all
+            if removed.issuperset(places):
+                removed.remove(places[0])
+                keep[places[0][0]].append(places[0][1])
         narrow = prune(module, SHAPE, keep)
         kept_in = [j for j, place in enumerate(channels.input) if place not in removed]
         kept_out = [j for j, place in enumerate(channels.output) if place not in removed]
@@ -65,6 +83,83 @@ def test_interior_groups(kind, sizes):
         assert found == [8]
     else:
         assert found == sizes
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_channels_are_found_again_in_any_reshape(data):
+    """Every element of the reshaped tensor carries the channel that the tag says."""
+    factors = data.draw(st.lists(st.sampled_from([1, 2, 3]), min_size=2, max_size=5))
+    cuts = data.draw(st.lists(st.booleans(), min_size=4, max_size=4))
+    after = data.draw(st.lists(st.booleans(), min_size=4, max_size=4))
+    before, after = ([5, *_joined(factors, joins)] for joins in (cuts, after))
+    axis = data.draw(st.integers(1, len(before) - 1))
+    ids = tuple(range(before[axis]))
+    shape = [-1 if i == axis else 1 for i in range(len(before))]
+    truth = torch.tensor(ids).reshape(shape).expand(before).reshape(after)
+    try:
+        found = reshaped(Tag(axis, ids, (False,) * len(ids)), before, after)
+    except ValueError:
+        return
+    if isinstance(found, Tag):
+        carried = torch.tensor(found.ids).reshape([-1] + [1] * (len(after) - found.axis - 1))
+    else:
+        sizes = [1] * len(after)
+        for one in found.axes:
+            sizes[one.at] = one.size
+        carried = torch.tensor(found.ids).reshape(sizes)
+    assert torch.equal(truth, carried.expand(after))
+
+
+def _joined(factors, joins):
+    sizes = [factors[0]]
+    for factor, join in zip(factors[1:], joins, strict=False):
+        if join:
+            sizes[-1] *= factor
+        else:
+            sizes.append(factor)
+    return sizes
+
+
+def test_parts_of_a_tensor_are_never_empty():
+    module = body(Mixed)
+    stem = next(g for g in analyse(module, SHAPE).groups if "a" in g.layers)
+    with pytest.raises(GraphError, match="'split' would have no channel left"):
+        prune(module, SHAPE, {stem.index: range(6, 24)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        (Shuffled, [10]),  # of 16 + 8 channels, many tied by two shuffles
+        (Grouped, [6, 4, 12, 6, 4]),
+        (Heads, [4]),
+        (BiasedHeads, [8, 4, 4]),  # the stream; heads of scores; heads of values
+        (Paths, [10, 6, 12]),
+    ],
+)
+def test_what_goes_together(kind, sizes):
+    groups = [g for g in analyse(body(kind), SHAPE).groups if g.interior and g.prunable]
+    assert [g.size for g in groups] == sizes
+
+
+@pytest.mark.parametrize("kind", TRACED)
+def test_a_narrowed_body_is_stored_and_read_back(kind, tmp_path):
+    module = body(kind)
+    scores = magnitude_scores(module, SHAPE)
+    narrow = prune_interior(module, SHAPE, ratio=0.4, scores=scores, multiple=2, floor=1)
+    save_module(narrow, tmp_path, "narrow", {})
+    again, _ = load_module(tmp_path, "narrow")
+    assert torch.equal(again.eval()(images()), narrow(images()))
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in module.parameters())
+
+
+def test_a_chunk_becomes_a_split_of_the_sizes_that_are_left():
+    module = body(Gated)
+    group = next(g for g in analyse(module, SHAPE).groups if "a" in g.layers)
+    narrow = prune(module, SHAPE, {group.index: [1, 2, 7]})
+    [call] = [n for n in narrow.graph.nodes if n.target in ("chunk", "split")]
+    assert (call.target, call.args[1]) == ("split", [3, 3])
 
 
 def test_bias_path_of_a_pruned_layer_goes_too():
@@ -119,16 +214,12 @@ class _Leafy(fx.Tracer):
     ("layer", "reason"),
     [
         (_Odd(), "'_Odd'"),
-        (nn.Conv2d(16, 16, 3, groups=4), "'Conv2d'"),
-        (nn.PixelShuffle(2), "'PixelShuffle'"),
-        (nn.GroupNorm(4, 16), "'GroupNorm'"),
         (nn.LocalResponseNorm(3), "'LocalResponseNorm'"),
         (nn.Softmax(1), "'Softmax'"),
     ],
 )
 def test_unknown_layers_pin_with_a_reason(layer, reason):
-    width = 4 if isinstance(layer, nn.PixelShuffle) else 16
-    net = nn.Sequential(nn.Conv2d(8, 16, 1), layer, nn.Conv2d(width, 3, 1))
+    net = nn.Sequential(nn.Conv2d(8, 16, 1), layer, nn.Conv2d(16, 3, 1))
     module = fx.GraphModule(net, _Leafy().trace(net))
     channels = analyse(module, SHAPE)
     group = next(g for g in channels.groups if "0" in g.layers)

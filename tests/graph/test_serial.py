@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from tailorbird.errors import GraphError
@@ -37,16 +36,6 @@ class Gate(nn.Module):
 
     def forward(self, x):
         return x * torch.sigmoid(self.mix(x.mean((2, 3), keepdim=True)))
-
-
-class Branching(Gate):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-class Shifty(Gate):
-    def forward(self, x):
-        return F.dropout(x, 0.5, self.training)
 
 
 class Leafy(fx.Tracer):
@@ -148,17 +137,6 @@ def test_a_fresh_process_needs_no_user_code(tmp_path):
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(source)})
 
 
-@pytest.mark.parametrize(
-    ("leaf", "text"),
-    [(Branching, "torch.fx can't trace it"), (Shifty, "differs between train and eval mode")],
-)
-def test_what_cannot_be_stored_is_refused_when_saving(leaf, text, tmp_path):
-    with pytest.raises(GraphError, match=text) as caught:
-        save_module(leafy(nn.Sequential(nn.ReLU(), leaf())), tmp_path, "net", {})
-    assert caught.value.module == "1"
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_hooks_and_foreign_functions_are_refused():
     module = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1)))
     hook = module.get_submodule("0").register_forward_hook(lambda *_: None)
@@ -166,8 +144,8 @@ def test_hooks_and_foreign_functions_are_refused():
         to_spec(module)
     hook.remove()
     graph = fx.Graph()
-    graph.output(graph.call_function(os.getcwd))
-    with pytest.raises(GraphError, match=r"getcwd.*can't be stored by name"):
+    graph.output(graph.call_function(lambda: 1))
+    with pytest.raises(GraphError, match=r"lambda.*can't be stored by name"):
         to_spec(fx.GraphModule(nn.Module(), graph))
 
 

@@ -39,6 +39,23 @@ def cyclic(network) -> None:
     node(network, "call_function")["args"] = args
 
 
+def square(network, times: int) -> None:
+    """The batch size, squared again and again."""
+    image = network["nodes"][0]["name"]
+    made = [{"op": "call_method", "name": "n0", "target": "size", "args": [{"node": image}, 0]}]
+    for number in range(times):
+        args = [{"node": f"n{number}"}] * 2
+        made.append(
+            {
+                "op": "call_function",
+                "name": f"n{number + 1}",
+                "target": "operator.mul",
+                "args": args,
+            }
+        )
+    network["nodes"][1:1] = [record | {"kwargs": {}} for record in made]
+
+
 def huge(network) -> None:
     network["children"]["head"]["arguments"].update(in_features=10**8, out_features=10**8)
 
@@ -89,7 +106,7 @@ HOSTILE = {
         ),
         "nn.Module's own",
     ),
-    "cycle": (cyclic, "deeper than"),
+    "cycle": (cyclic, "nested beyond all reason"),
     "later node": (
         lambda n: node(n, "call_function").update(args=[{"node": "output"}]),
         "before it is defined",
@@ -109,6 +126,62 @@ HOSTILE = {
         "Conv2d",
     ),
     "nothing": (lambda n: n.clear(), "unknown kind"),
+    "layers without end": (
+        lambda n: n["children"]["stem"].update(
+            {
+                "class": "timm.models.mlp_mixer.MlpMixer",
+                "arguments": {"num_blocks": 10**9},
+            }
+        ),
+        "more than 3000 parts",
+    ),
+    "clones without end": (
+        lambda n: n["children"]["stem"].update(
+            {
+                "class": "torch.nn.modules.transformer.Transformer",
+                "arguments": {"d_model": 4, "nhead": 2, "num_encoder_layers": 10**9},
+            }
+        ),
+        "clones layers",
+    ),
+    "numbers without end": (lambda n: square(n, 40), "numbers made of more than 16 operations"),
+    "lists without end": (
+        lambda n: node(n, "call_function").update(target="operator.mul", args=[[0], 10**12]),
+        "expected numbers",
+    ),
+    "method of a module": (
+        lambda n: n["children"]["stem"].update(
+            kind="attributes",
+            attributes={"train": {"function": "torch.relu"}},
+            tensors={},
+            children={},
+        ),
+        "nn.Module's own",
+    ),
+    "code as a class": (
+        lambda n: n["children"]["stem"].update({"class": {"code": "os:system"}}),
+        "os:system",
+    ),
+    "code as a function": (
+        lambda n: node(n, "call_function").update(target={"code": "os:system"}),
+        "os:system",
+    ),
+    "code in a value": (
+        lambda n: node(n, "call_function").update(kwargs={"x": {"code": "os:system"}}),
+        "os:system",
+    ),
+    "code in an object": (
+        lambda n: node(n, "call_function").update(
+            kwargs={"x": {"object": [{"code": "os:_Environ"}, {"dict": []}]}}
+        ),
+        "os:_Environ",
+    ),
+    "a tensor elsewhere": (
+        lambda n: n["children"]["stem"].update(
+            kind="attributes", attributes={"a": {"owned": "x"}}, tensors={}, children={}
+        ),
+        "not in the module",
+    ),
 }
 
 
@@ -220,3 +293,9 @@ def test_names_cannot_leave_the_folder(tmp_path):
         save_module(conv_net(), tmp_path, "../net", {})
     with pytest.raises(StoreError, match="isn't plain JSON"):
         save_module(conv_net(), tmp_path, "net", {"bad": object()})
+
+
+def test_what_the_first_version_wrote_is_read():
+    spec = to_spec(conv_net())
+    del spec["code"]
+    assert from_spec(spec | {"version": 1})

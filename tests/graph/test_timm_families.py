@@ -1,7 +1,10 @@
 """Tracing, cutting and stitching networks of many timm families."""
 
 import copy
+import importlib.util
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,6 +14,7 @@ from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.surgery import extract, induce, split
 from tailorbird.graph.trace import trace
 
+DOCS = Path(__file__).parents[2] / "docs"
 FAMILIES = {
     "efficientnet_b0": 32,
     "tf_efficientnetv2_b0": 32,
@@ -101,3 +105,21 @@ def test_drop_path_and_dropout_follow_the_mode() -> None:
     assert torch.equal(*outputs)
     assert not torch.equal(model.eval()(images), outputs[0])
     assert {"attention", "dropout"} <= {layer.kind for layer in graph.layers}
+
+
+def test_the_page_of_channels_is_what_its_script_makes() -> None:
+    """All but the rows, which take minutes; of those, one."""
+    spec = importlib.util.spec_from_file_location("make_channels", DOCS / "make_channels.py")
+    assert spec is not None and spec.loader is not None
+    channels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(channels)
+    text = (DOCS / "channels.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| (\d+)% \|", text, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(channels.NETWORKS) and len(rows) >= 30
+    for _, made, free, share in rows:
+        exact = 100 * int(free.replace(",", "")) / int(made.replace(",", ""))
+        assert exact <= 100 and abs(int(share) - exact) <= 0.5
+    hint = "run: python docs/make_channels.py"
+    assert channels.row("mobilenetv3_small_050") in text, hint
+    channels.row = lambda name: next(line for line in text.splitlines() if f"| `{name}` |" in line)
+    assert "\n".join(channels.page()).rstrip() == text.rstrip(), hint

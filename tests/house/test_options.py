@@ -16,3 +16,7 @@ def test_all_faults_at_once():
         "house.precision",
     ]
     assert "expected more than 0, at most 1, got 1.5" in str(caught.value)
+
+
+def test_leaves_may_be_written_as_numbers():
+    assert HouseOptions(leaves=(2, "layers.3")).leaves == ("2", "layers.3")

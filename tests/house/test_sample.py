@@ -1,5 +1,8 @@
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from tailorbird.errors import GraphError
 from tailorbird.graph.trace import trace
 from tailorbird.house.build import sample_house
 from tailorbird.house.sample import Collector, teacher_blocks
+from tailorbird.progress import Silent
 
 from .makers import OPTIONS, donors, images, net, same, seeded, small_sample, teacher
 
@@ -21,6 +25,38 @@ def test_same_seed_same_house_whatever_the_global_generator_holds():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert again.record() == small_sample().record()
     assert all(same(again.modules[n], m) for n, m in small_sample().modules.items())
+
+
+class Told(Silent):
+    """Tasks' names -> steps in all, steps made."""
+
+    def __init__(self):
+        self.tasks = {}
+
+    @contextmanager
+    def task(self, name, total):
+        self.tasks[name] = [total, 0]
+        yield SimpleNamespace(advance=partial(self._advance, name))
+
+    def _advance(self, name, steps=1, note=""):
+        self.tasks[name][1] += steps
+
+
+def test_every_part_of_sampling_says_how_far_it_is():
+    told = Told()
+    sample = sample_house(teacher(), donors(), images(), OPTIONS, seed=0, progress=told)
+    kinds = Counter(
+        (a.origin == "teacher", a.variant.partition(" ")[0]) for a in sample.alternatives
+    )
+    assert told.tasks == {
+        "sample blocks": [6, 6],
+        "sample the teacher's own": [6, kinds[True, "whole"]],
+        "sample whole donors": [1, 1],
+        "sample donors' blocks": [3, 3],
+        "sample pruned variants": [4, 4],
+        "sample stages of donors": [1, 1],
+        "sample pruned networks": [2, 2],
+    }
 
 
 def test_another_seed_gives_another_house():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tailorbird.errors import ConfigError
-from tailorbird.report.tensorboard import NoBoard, TensorBoard
+from tailorbird.report.tensorboard import TensorBoard
 from tailorbird.supernet.train_state import SupernetEpoch, SupernetSteps
 
 EPOCH = SupernetEpoch(
@@ -81,7 +81,8 @@ def test_missing_it_is_told_how_to_get_it(monkeypatch, tmp_path):
     assert 'pip install "tailorbird[tensorboard]"' in str(caught.value)
 
 
-def test_no_board_takes_everything():
-    with NoBoard() as board:
+def test_without_a_folder_nothing_is_written(fake):
+    with TensorBoard(None) as board:
         board.steps(STEPS)
         board.epoch(EPOCH)
+    assert Writer.made == []

@@ -108,7 +108,7 @@ class Killed(Silent):
         self.steps = steps
 
     def task(self, name, total):
-        return self.Task(self.steps)
+        return super().task(name, total) if name.endswith("judge") else self.Task(self.steps)
 
 
 def state(module):

@@ -143,7 +143,7 @@ def import_(
     named = _space(space, resolutions)
     section = None if data is None else load_data_file(data)
     base = Path() if data is None else data.resolve().parent
-    found = import_supernet(
+    classes = import_supernet(
         checkpoint,
         run,
         space=named.architectures,
@@ -156,7 +156,7 @@ def import_(
         origin=base,
     )
     typer.echo(
-        f"{found.architectures.name}, {found.classes} classes: {run}; next: tailorbird supernet "
+        f"{named.architectures.name}, {classes} classes: {run}; next: tailorbird supernet "
         f"evaluate {run}{'' if data else ' --data FILE.yaml'}"
     )
 

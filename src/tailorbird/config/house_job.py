@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tailorbird.config.images import Images, images
+from tailorbird.config.named import Named
 from tailorbird.config.networks import Network, donors, network
 from tailorbird.config.reader import Document, read_file
 from tailorbird.config.sections import Faults, Field, Reader, as_written, fields_of, read_fields
@@ -19,6 +20,8 @@ from tailorbird.errors import ConfigError, DataError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import make_importable
 from tailorbird.house.options import HouseOptions
+from tailorbird.search.strategy import Strategy
+from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.recipe import Recipe
 
 Made = TypeVar("Made")
@@ -26,7 +29,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class HousePlan:
-    """A checked job: all is known to be well-formed, nothing but devices is built yet.
+    """A checked job: all is known to be well-formed, neither networks nor images are built yet.
 
     The fields are the keys of a job file; ``targets`` are those of two keys.
 
@@ -55,8 +58,8 @@ class HousePlan:
     retrain: Recipe = field(default_factory=Recipe)
     rounds: int = 3
     candidates: int = 4
-    task: str = "classification"
-    strategy: str | None = None
+    task: Named[Task] = field(default=Named("classification", CLASSIFICATION))
+    strategy: Named[Strategy] | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
     seed: int = 0
     run: Path | None = None
@@ -71,7 +74,8 @@ class HousePlan:
 
 def _fields() -> dict[str, Field]:
     found: dict[str, Field] = {}
-    for key, one in fields_of(HousePlan).items():
+    names = {"task": Field(str, "classification"), "strategy": Field(str | None, None)}
+    for key, one in (fields_of(HousePlan) | names).items():
         found |= KEYS if key == "targets" else {key: one}
     return found
 
@@ -105,8 +109,8 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> HousePlan:
     faults.least(values, rounds=1, candidates=1, seed=0)
     for key, find in (("task", named_task), ("strategy", named_strategy)):
         try:
-            if values[key] is not None:
-                find(str(values[key]), folder=folder)
+            if (name := values[key]) is not None:
+                values[key] = Named(name, find(name, folder=folder))
         except ConfigError as error:
             faults.adopt((key,), error)
     given = {key: values.pop(key) for key in KEYS}
@@ -139,8 +143,12 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
             errors.append((name, error))
             return None
 
-    teacher = attempt("teacher", plan.teacher.build)
-    made = {name: attempt(f"donors.{name}", one.build) for name, one in plan.donors.items()}
+    notes: list[str] = []
+    teacher = attempt("teacher", partial(plan.teacher.build, say=notes.append))
+    made = {
+        name: attempt(f"donors.{name}", partial(one.build, say=notes.append))
+        for name, one in plan.donors.items()
+    }
     data = attempt("data", plan.data.read)
     networks = {"teacher": plan.teacher, **plan.donors}
     training = {name: one.train for name, one in networks.items() if one.train is not None}
@@ -164,9 +172,10 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "candidates": plan.candidates,
         "export": plan.export,
         "seed": plan.seed,
-        "task": named_task(plan.task, folder=folder),
-        "strategy": None if plan.strategy is None else named_strategy(plan.strategy, folder=folder),
+        "task": plan.task.made,
+        "strategy": None if plan.strategy is None else plan.strategy.made,
         "description": plan.plain(),
+        "notes": tuple(notes),
     }
 
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tailorbird.config.sections import near
 from tailorbird.errors import ConfigError, Fault
 from tailorbird.factories import is_factory, make_importable, own
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Named(Generic[Made]):
+    """An object, and the name that it was asked for by."""
+
+    name: str
+    made: Made
+
+    def plain(self) -> str:
+        """As it would be written in a job file."""
+        return self.name
 
 
 def named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,9 @@ class Network:
     Args:
         model: ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``.
         arguments: keyword arguments of the constructor or factory.
-        checkpoint: weights: safetensors, or a torch file that holds nothing but tensors.
+        checkpoint: weights: safetensors, or a torch file that holds nothing that runs.
+        checkpoint_key: where in that file they stand, where it holds several sets, such as
+            ``state_dict``; averaged ones are taken by default.
         num_classes: outputs of the head, where the constructor takes that argument.
         train: train it on the images first; keys as in ``retrain``.
     """
@@ -33,10 +36,11 @@ class Network:
     model: str = field(metadata={"hint": "timm:NAME, torchvision:NAME or package.module:factory"})
     arguments: dict[str, object] | None = None
     checkpoint: Path | None = None
+    checkpoint_key: str | None = None
     num_classes: int | None = None
     train: Recipe | None = None
 
-    def build(self, seed: int) -> nn.Module:
+    def build(self, seed: int, say: Callable[[str], None] | None = None) -> nn.Module:
         """Build it; random weights come from ``seed``, the caller's generator is left be."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -44,7 +48,9 @@ class Network:
                 self.model,
                 arguments=self.arguments,
                 checkpoint=self.checkpoint,
+                checkpoint_key=self.checkpoint_key,
                 num_classes=self.num_classes,
+                say=say,
             )
 
 
@@ -59,6 +65,8 @@ def network(faults: Faults, path: Path_, raw: object, *, base: Path) -> Network 
             (*path, "model"),
             f"expected timm:NAME, torchvision:NAME or package.module:factory, got {short(model)}",
         )
+    if values["checkpoint_key"] is not None and values["checkpoint"] is None:
+        faults.add((*path, "checkpoint_key"), "says where in a checkpoint; give that too")
     classes, train = values["num_classes"], values["train"]
     if isinstance(classes, int) and classes < 1:
         faults.add((*path, "num_classes"), f"expected 1 or more, got {classes}")
@@ -70,7 +78,7 @@ def network(faults: Faults, path: Path_, raw: object, *, base: Path) -> Network 
     if trained and values["checkpoint"] is not None:
         faults.add(path, "has both checkpoint and train; give the one that is meant")
     zoo = model.startswith(("timm:", "torchvision:"))
-    loaded = any(arguments.get(key) for key in ("pretrained", "weights", "checkpoint_path"))
+    loaded = any(arguments.get(key) for key in ("pretrained", "weights"))
     if zoo and not trained and values["checkpoint"] is None and not loaded:
         faults.add(
             path,

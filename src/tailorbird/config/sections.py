@@ -259,7 +259,8 @@ def words(kind: object) -> str:
         return " or ".join(dict.fromkeys(filter(None, map(words, arguments))))
     if origin in (tuple, list, Sequence):
         inner = arguments[0] if arguments else object
-        many = _WORDS[inner][1] if inner in _WORDS else "values"
+        kinds = typing.get_args(inner) if _is_union(inner) else (inner,)
+        many = " or ".join(dict.fromkeys(_WORDS.get(kind, ("", "values"))[1] for kind in kinds))
         exact = origin is tuple and Ellipsis not in arguments
         return f"a list of {len(arguments)} {many}" if exact else f"a list of {many or 'texts'}"
     return "keys and values" if origin in (dict, Mapping) else str(kind)

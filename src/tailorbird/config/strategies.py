@@ -31,15 +31,7 @@ STRATEGIES: Mapping[str, Callable[[], Strategy]] = {make().name: make for make i
 
 
 def strategy(name: str, *, folder: Path = Path(), place: str = "strategy") -> Strategy:
-    """The strategy called ``name``, with its defaults.
-
-    Args:
-        name: one of those there are, or ``package.module:name`` of the user's own.
-        folder: modules in it can be imported.
-        place: where the name was given, for messages.
-
-    Raises:
-        ConfigError: for an unknown name, with those there are, or one that is no strategy.
+    """The strategy called ``name``, see `named`.
 
     Example:
         >>> strategy("top-down").name

@@ -13,14 +13,7 @@ TASKS: Mapping[str, Callable[[], Task]] = {"classification": Classification}
 
 
 def task(name: str, *, folder: Path = Path()) -> Task:
-    """The task called ``name``.
-
-    Args:
-        name: one of `TASKS`, or ``package.module:name`` of the user's own.
-        folder: modules in it can be imported.
-
-    Raises:
-        ConfigError: for an unknown name, with those there are, or one that is no task.
+    """The task called ``name``, see `named`.
 
     Example:
         >>> task("classification").measure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -45,8 +45,11 @@ def save_student(
     normalisation: Normalisation,
     input_shape: Sequence[int],
     metrics: Mapping[str, float],
-) -> None:
+) -> tuple[str, ...]:
     """Write ``student.safetensors`` and ``student.json`` to a folder, safely against crashes.
+
+    Returns:
+        Import paths of code of the user's own that `load_student` has to be trusted with.
 
     Raises:
         GraphError: when the network can't be stored without pickle.
@@ -56,11 +59,11 @@ def save_student(
         >>> import tempfile, torch
         >>> net = fx.symbolic_trace(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_student(net, Path(folder), classes=["cat", "dog"], input_shape=(3, 2, 2),
+        ...     code = save_student(net, Path(folder), classes=["a", "b"], input_shape=(3, 2, 2),
         ...                  normalisation=Normalisation.identity(3), metrics={"accuracy": 0.5})
-        ...     student = load_student(Path(folder))
-        >>> student.classes, tuple(student.module(torch.zeros(1, 3, 2, 2)).shape)
-        (('cat', 'dog'), (1, 2))
+        ...     student = load_student(Path(folder), trust=code)
+        >>> student.classes, tuple(student.module(torch.zeros(1, 3, 2, 2)).shape), code
+        (('a', 'b'), (1, 2), ())
     """
     odd = [name for name, value in metrics.items() if not math.isfinite(value)]
     if odd:
@@ -73,16 +76,23 @@ def save_student(
         "metrics": {name: float(value) for name, value in metrics.items()},
     }
     _parse(extra, str(folder))
-    save_module(module, folder, _NAME, extra)
+    return save_module(module, folder, _NAME, extra)
 
 
-def load_student(folder: Path) -> Student:
+def load_student(folder: Path, *, trust: Collection[str] = ()) -> Student:
     """The student of a folder such as ``runs/r56/students/edge``.
 
+    Args:
+        folder: where ``student.json`` and ``student.safetensors`` lie.
+        trust: import paths of code that may be imported and run, such as ``["nets:Gate"]``. A
+            student whose network had modules that are kept whole needs their code; without trust
+            the error names what is asked for, and nothing is imported.
+
     Raises:
-        StoreError: naming the file that is missing, half-written, changed or not a student's.
+        StoreError: naming the file that is missing, half-written, changed or not a student's, or
+            the code that it needs.
     """
-    module, extra = load_module(Path(folder), _NAME)
+    module, extra = load_module(Path(folder), _NAME, trust=trust)
     fields = _parse(extra, str(Path(folder) / f"{_NAME}.json"))
     return Student(
         module=module,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,12 @@ class Answers:
 
     Args:
         folder: the run folder.
+        trust: import paths of code that stored students may be made of: the networks' own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Collection[str] = ()) -> None:
         self.folder = folder
+        self._trust = tuple(trust)
         self._round = folder / "fit" / "search.json"
 
     def student(self, name: str, request: str) -> Student | None:
@@ -86,11 +88,11 @@ class Answers:
         to ``request``, or damaged, so that it is made anew.
         """
         result = self.result(name, request)
-        if result is None or result.onnx is None:
+        if result is None or result.onnx is None or result.unstored is not None:
             return None if result is None else Student(result=result, module=None)
+        home = self.folder / "students" / name
         try:
-            student = load_student(self.folder / "students" / name)
-            return Student(result=result, module=student.module)
+            return Student(result=result, module=load_student(home, trust=self._trust).module)
         except StoreError:
             return None
 

@@ -7,7 +7,7 @@ takes the best of its place's pool within its limits, as measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
 import numpy as np
@@ -106,6 +106,7 @@ class Aim:
     missed: list[Key] = field(default_factory=list)
 
 
+@dataclass(eq=False, repr=False)
 class Chooser:
     """Holds the pools of all places, and chooses from them.
 
@@ -121,19 +122,15 @@ class Chooser:
         failed: place's name -> why its device failed; that costs its own targets only.
     """
 
-    def __init__(
-        self,
-        candidates: Candidates,
-        strategy: Strategy,
-        *,
-        proposals: int,
-        searches: int,
-        seed: int,
-        progress: Progress,
-    ) -> None:
-        self.candidates, self.strategy = candidates, strategy
-        self.proposals, self.searches, self.seed = proposals, searches, seed
-        self.progress = progress
+    candidates: Candidates
+    strategy: Strategy
+    _: KW_ONLY
+    proposals: int
+    searches: int
+    seed: int
+    progress: Progress
+
+    def __post_init__(self) -> None:
         self.pools: dict[str, Pool] = {}
         self.aims: dict[str, Aim] = {}
         self.failed: dict[str, MeasurementError | ExportError] = {}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,7 @@ from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Choice, Chooser, Past
 from tailorbird.fit.judge import Judge
 from tailorbird.fit.ship import Proof, Shipping, clear, export_reference
-from tailorbird.progress import Progress, Silent
+from tailorbird.progress import Progress, Silent, each
 from tailorbird.report.record import TargetResult
 from tailorbird.report.words import figure
 from tailorbird.runfolder import RunFolder
@@ -124,6 +124,7 @@ def fit(
     exporter: Exporter | None = None,
     until: Until = "export",
     progress: Progress | None = None,
+    trust: Collection[str] = (),
 ) -> list[Student]:
     """One student per target, in order, or the reason why not; continues what was begun.
 
@@ -145,6 +146,7 @@ def fit(
         exporter: makes the files; ONNX where ``None``.
         until: where to stop.
         progress: told how it goes.
+        trust: import paths of code that students of an earlier run may be made of.
 
     Raises:
         ConfigError: for no targets, names that occur twice or different places of one name.
@@ -172,6 +174,7 @@ def fit(
         strategy=strategy,
         exporter=exporter,
         progress=progress or Silent(),
+        trust=trust,
     ).run(until)
 
 
@@ -192,13 +195,14 @@ class _Fitting:
         strategy: Strategy | None,
         exporter: Exporter,
         progress: Progress,
+        trust: Collection[str],
     ) -> None:
         self.candidates, self.attempts = candidates, attempts
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
         self._make_reference, self._beside, self._task = reference, beside, task
         self._strategy = strategy
-        self.answers = Answers(folder.path)
+        self.answers = Answers(folder.path, trust)
         self.shipping = Shipping(data, folder.path, settings.export, exporter)
         self._accuracies: dict[tuple[int, ...], tuple[float | None, float]] = {}
 
@@ -243,7 +247,7 @@ class _Fitting:
             if until == "retrain":
                 return
             with self.folder.stage("export"):
-                for attempt in chosen:
+                for attempt in each(self.progress, "export students", chosen):
                     self._prove(attempt, last=number == self.settings.rounds - 1)
             names = [a.target.name for a in chosen if a.result is None]
         self.answers.forget()
@@ -394,6 +398,8 @@ class _Fitting:
             reason=self._reason(attempt, proof, over),
             minutes=attempt.seconds / 60,
             replaced=self.candidates.parts(attempt.choice.key),
+            code=proof.code,
+            unstored=proof.unstored,
         )
 
     def _reason(self, attempt: _Attempt, proof: Proof, over: Mapping[str, float]) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tailorbird.data.images import ImageData
-from tailorbird.errors import ExportError, StoreError
+from tailorbird.errors import ExportError, GraphError, StoreError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.exporters import Exporter
 from tailorbird.export.onnx import relabel
@@ -27,7 +27,10 @@ from tailorbird.targets import LATENCY, Device, Format, Latency, Limit, Target, 
 _Parities = dict[str | None, Parity]
 """Key of the device that ran a file, ``None`` for this machine -> how it compared."""
 
-DELIVERED = ("student.json", "student.safetensors", "verify.json")
+BUNDLE = ("student.json", "student.safetensors")
+"""What rebuilds a student, where it can be stored."""
+
+DELIVERED = (*BUNDLE, "verify.json")
 """What a target's folder holds for the user, beside the artifact."""
 
 
@@ -53,12 +56,16 @@ class Proof:
         measured: metric -> figure; without a latency where the place has only a table.
         reference_ms: the reference's latency in the same, interleaved session, if there was one.
         met: every limit is kept, as measured or counted.
+        code: import paths of the user's own code that rebuilding the student needs.
+        unstored: why there is no student to rebuild, only the artifact; ``None`` where there is.
     """
 
     limits: Mapping[str, float]
     measured: Mapping[str, float]
     reference_ms: float | None
     met: bool
+    code: tuple[str, ...] = ()
+    unstored: str | None = None
 
 
 class Shipping:
@@ -150,20 +157,34 @@ class Shipping:
             reference, own = device.measure([beside, path])
             measured = {LATENCY: own.median_ms, **counts}
         limits = {limit.metric: _bound(limit, base, reference) for limit in target.limits}
-        save_student(
-            student.module,
-            self.home(target.name),
-            classes=self.data.classes,
-            normalisation=self.data.normalisation,
-            input_shape=student.input_shape,
-            metrics=measured,
-        )
+        code, unstored = self._bundle(student, self.home(target.name), measured)
         return Proof(
             limits=limits,
             measured=measured,
             reference_ms=None if reference is None else reference.median_ms,
             met=limits.keys() <= measured.keys() and within(measured, limits),
+            code=code,
+            unstored=unstored,
         )
+
+    def _bundle(
+        self, student: Made, home: Path, measured: Mapping[str, float]
+    ) -> tuple[tuple[str, ...], str | None]:
+        """Store the student if it can be: what code it needs, or why it can't be."""
+        try:
+            code = save_student(
+                student.module,
+                home,
+                classes=self.data.classes,
+                normalisation=self.data.normalisation,
+                input_shape=student.input_shape,
+                metrics=measured,
+            )
+        except GraphError as error:
+            for name in BUNDLE:  # of an earlier answer
+                (home / name).unlink(missing_ok=True)
+            return (), str(error)
+        return code, None
 
     def _twin(self, key: Key) -> tuple[Path, _Parities] | None:
         """The file of the same network, if another target has been given it and it is there."""

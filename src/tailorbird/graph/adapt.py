@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.channels import Channels, Place, analyse, apply_keep
+from tailorbird.graph.channels import Channels, analyse, apply_keep
+from tailorbird.graph.cutters import MIXING, Place
 from tailorbird.graph.dataflow import device_of, input_axis
 from tailorbird.graph.importance import layer_norms
 
@@ -135,7 +136,7 @@ def _without_empty_layers(
     channels: Channels, dropped: set[Place], norms: Mapping[Place, float]
 ) -> set[Place]:
     """Give back the best channel of each layer that would lose all of its own."""
-    for _, places in channels.producers:
+    for _, places in channels.kept:
         if places and dropped.issuperset(places):
             dropped = dropped - {max(places, key=lambda place: norms[place])}
     return dropped
@@ -146,7 +147,7 @@ def _norms(body: fx.GraphModule, channels: Channels) -> dict[Place, float]:
     made: dict[Place, float] = {}
     read: dict[Place, float] = {}
     for cut in channels.cuts:
-        if cut.kind in ("dense", "transposed"):
+        if cut.kind in MIXING:
             rows, columns = layer_norms(body, cut)
             for table, norms, places in ((made, rows, cut.rows), (read, columns, cut.columns)):
                 for value, place in zip(norms.tolist(), places, strict=True):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import fx, nn
+from torch import fx
 
 from tailorbird.errors import GraphError
+from tailorbird.graph.cutters import CUTTERS, Cut, Place
 from tailorbird.graph.dataflow import walk
 from tailorbird.graph.flow import Flow, RawCut, Tag
-
-Place = tuple[int, int]
-"""One channel of a body: (group index, position in the group)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,8 @@ class Group:
     Args:
         index: the group's number in ``Channels.groups``.
         size: how many positions it has.
+        span: how many channels of a layer one position stands for, at least: those of a whole head
+            of attention, say.
         layers: the layers that make its channels; ``"input"`` stands for the body's input.
         reason: why it can't be pruned; empty if it can.
         exact: pruning equals masking. Not so where a norm over channels reads the group.
@@ -33,6 +33,7 @@ class Group:
 
     index: int
     size: int
+    span: int
     layers: tuple[str, ...]
     reason: str
     exact: bool
@@ -48,18 +49,6 @@ class Group:
     def interior(self) -> bool:
         """Whether the group touches neither input nor output."""
         return not (self.at_input or self.at_output)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What follows a cut; ``rows`` is its output side, ``columns`` its input side."""
-
-    kind: str
-    path: str
-    rows: tuple[Place, ...]
-    columns: tuple[Place, ...]
-    dim: int
-    node: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +74,7 @@ class Channels:
         in_axis: which axis of the input holds the channels.
         out_axis: which axis of the output holds them.
         producers: the places that each layer makes; a layer can't lose them all.
+        parts: the places of parts that tensors are split into; nor can these.
         cuts: what has to follow a cut.
         readers: the layers that mix channels, at which a removed channel counts as zero.
         output_zero: which output channels are surely zero.
@@ -99,10 +89,26 @@ class Channels:
     in_axis: int
     out_axis: int
     producers: tuple[tuple[str, tuple[Place, ...]], ...]
+    parts: tuple[tuple[str, tuple[Place, ...]], ...]
     cuts: tuple[Cut, ...]
     readers: tuple[Reader, ...]
     output_zero: tuple[bool, ...]
     masked: frozenset[Place]
+
+    @property
+    def kept(self) -> tuple[tuple[str, tuple[Place, ...]], ...]:
+        """Of each of these, by its layer, one place at least stays."""
+        return self.producers + self.parts
+
+    def free(self, group: Group) -> bool:
+        """Whether some of a group's channels can go, with nothing but them and exactly."""
+        return group.prunable and group.exact and group.interior and group.size > 1
+
+    def share(self) -> tuple[int, int]:
+        """How many channels can be cut, of those that layers make (but for the output's)."""
+        made = [p for name, places in self.producers if name != "input" for p in places]
+        inner = [group for group, _ in made if not self.groups[group].at_output]
+        return sum(self.free(self.groups[group]) for group in inner), len(inner)
 
 
 def analyse(body: fx.GraphModule, in_shape: Sequence[int]) -> Channels:
@@ -120,6 +126,7 @@ def analyse(body: fx.GraphModule, in_shape: Sequence[int]) -> Channels:
         GraphError: if the body can't run at ``in_shape``.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(
         ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)))
         >>> [(g.size, g.layers, g.interior) for g in analyse(body, (3, 8, 8)).groups]
@@ -132,7 +139,16 @@ def analyse(body: fx.GraphModule, in_shape: Sequence[int]) -> Channels:
         return tuple(places[flow.find(item)] for item in ids)
 
     def cut(raw: RawCut) -> Cut:
-        return Cut(raw.kind, raw.path, located(raw.rows), located(raw.columns), raw.dim, raw.node)
+        return Cut(
+            kind=raw.kind,
+            path=raw.path,
+            rows=located(raw.rows),
+            columns=located(raw.columns),
+            dim=raw.dim,
+            node=raw.node,
+            where=raw.where,
+            sizes=raw.sizes,
+        )
 
     def reader(path: str, tag: Tag) -> Reader:
         return Reader(path, tag.axis, located(tag.ids), tag.zero)
@@ -147,6 +163,7 @@ def analyse(body: fx.GraphModule, in_shape: Sequence[int]) -> Channels:
         in_axis=given.axis - 1,
         out_axis=result.axis - 1,
         producers=tuple((layer, located(ids)) for layer, ids in flow.batches if layer),
+        parts=tuple((name, located(ids)) for name, ids in flow.sections),
         cuts=tuple(cut(raw) for raw in flow.cuts.values()),
         readers=tuple(reader(raw.path, raw.tag) for raw in flow.readers),
         output_zero=result.zero,
@@ -176,7 +193,11 @@ def _groups(
     outputs: Sequence[Place],
 ) -> tuple[Group, ...]:
     layers: list[dict[str, None]] = [{} for _ in members]
+    spans: dict[int, int] = {}
     for layer, ids in flow.batches:
+        counts = Counter(places[flow.find(item)] for item in ids if layer)
+        for (group, _), count in counts.items():
+            spans[group] = min(count, spans.get(group, count))
         for item in ids[:1] if layer else ():
             layers[places[flow.find(item)][0]][layer] = None
     reasons = [""] * len(members)
@@ -189,6 +210,7 @@ def _groups(
         Group(
             index=g,
             size=len(roots),
+            span=spans.get(g, 1),
             layers=tuple(layers[g]),
             reason=reasons[g],
             exact=g not in inexact,
@@ -218,6 +240,7 @@ def prune(
             layers that would have no channel left.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)))
         >>> narrow = prune(body, (3, 8, 8), {1: [0, 2, 5]})
         >>> narrow.get_submodule("1").weight.shape
@@ -240,7 +263,7 @@ def apply_keep(
     for cut in channels.cuts:
         rows, columns = kept(cut.rows), kept(cut.columns)
         if len(rows) < len(cut.rows) or len(columns) < len(cut.columns):
-            _CUTTERS[cut.kind](student, cut, rows, columns)
+            CUTTERS[cut.kind](student, cut, rows, columns)
     for module in [student, *(m for m in student.modules() if isinstance(m, fx.GraphModule))]:
         module.recompile()
     if removed:
@@ -266,7 +289,7 @@ def _removed(channels: Channels, keep: Mapping[int, Sequence[int]]) -> set[Place
             problems.append(f"group {index} can't be pruned: {group.reason}")
         else:
             removed.update((index, p) for p in range(group.size) if p not in wanted)
-    for layer, places in channels.producers:
+    for layer, places in channels.kept:
         if places and all(place in removed for place in places):
             problems.append(f"'{layer}' would have no channel left; keep one at least")
     if problems:
@@ -284,113 +307,3 @@ def _check(
     _, _, _, shape = walk(student, given)
     if shape != tuple(expected):
         raise GraphError(f"pruning should give the output shape {tuple(expected)}, gave {shape}")
-
-
-# --- one function per kind of cut ----------------------------------------------------------
-
-
-def _narrow(tensor: torch.Tensor, dim: int, index: Sequence[int]) -> torch.Tensor:
-    where = torch.tensor(index, dtype=torch.long, device=tensor.device)
-    narrow = tensor.detach().index_select(dim, where)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(narrow, requires_grad=tensor.requires_grad)
-    return narrow
-
-
-def _cut_dense(
-    student: fx.GraphModule, cut: Cut, rows: Sequence[int], columns: Sequence[int]
-) -> None:
-    module = student.get_submodule(cut.path)
-    out_dim, in_dim = (1, 0) if cut.kind == "transposed" else (0, 1)
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    requires_grad = weight.requires_grad
-    narrow = _narrow(_narrow(weight, out_dim, rows), in_dim, columns)
-    module.weight = nn.Parameter(narrow.detach(), requires_grad=requires_grad)
-    if isinstance(module.bias, torch.Tensor):
-        module.bias = _narrow(module.bias, 0, rows)
-    names = ("out_features", "in_features")
-    if not isinstance(module, nn.Linear):
-        names = ("out_channels", "in_channels")
-    setattr(module, names[0], len(rows))
-    setattr(module, names[1], len(columns))
-
-
-def _cut_depthwise(
-    student: fx.GraphModule, cut: Cut, rows: Sequence[int], columns: Sequence[int]
-) -> None:
-    module = student.get_submodule(cut.path)
-    for name, tensor in list(module.named_parameters()):
-        setattr(module, name, _narrow(tensor, 0, rows))
-    sizes = {"out_channels": rows, "in_channels": columns, "groups": columns}
-    for name, places in sizes.items():
-        setattr(module, name, len(places))
-
-
-def _cut_vector(
-    student: fx.GraphModule, cut: Cut, rows: Sequence[int], columns: Sequence[int]
-) -> None:
-    module = student.get_submodule(cut.path)
-    width = len(cut.rows)
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.ndim and tensor.numel() == width:
-            setattr(module, name, _narrow(tensor, tensor.shape.index(width), rows))
-    sizes = {
-        "num_features": len(rows),
-        "num_channels": len(rows),
-        "num_parameters": len(rows),
-        "normalized_shape": (len(rows),),
-    }
-    for name, size in sizes.items():
-        if getattr(module, name, None) in (width, (width,)):
-            setattr(module, name, size)
-
-
-def _cut_parameter(
-    student: fx.GraphModule, cut: Cut, rows: Sequence[int], columns: Sequence[int]
-) -> None:
-    path, _, name = cut.path.rpartition(".")
-    module = student.get_submodule(path)
-    setattr(module, name, _narrow(getattr(module, name), cut.dim, rows))
-
-
-def _cut_pad(
-    student: fx.GraphModule, cut: Cut, rows: Sequence[int], columns: Sequence[int]
-) -> None:
-    owner = student.get_submodule(cut.path)
-    assert isinstance(owner, fx.GraphModule)
-    node = list(owner.graph.nodes)[cut.node]
-    pads = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
-    assert isinstance(pads, list | tuple)
-    amounts = list(pads)
-    amounts[cut.dim : cut.dim + 2] = [len(rows), len(columns)]
-    if len(node.args) > 1:
-        node.update_arg(1, tuple(amounts))
-    else:
-        node.update_kwarg("pad", tuple(amounts))
-
-
-def _cut_literal(
-    student: fx.GraphModule, cut: Cut, rows: Sequence[int], columns: Sequence[int]
-) -> None:
-    """A channel count written into a view or reshape."""
-    owner = student.get_submodule(cut.path)
-    assert isinstance(owner, fx.GraphModule)
-    node = list(owner.graph.nodes)[cut.node]
-    if isinstance(node.args[1], list | tuple):
-        sizes = list(node.args[1])
-        sizes[cut.dim] = len(rows)
-        node.update_arg(1, tuple(sizes))
-    else:
-        node.update_arg(1 + cut.dim, len(rows))
-
-
-_CUTTERS: Mapping[str, Callable[[fx.GraphModule, Cut, Sequence[int], Sequence[int]], None]] = {
-    "dense": _cut_dense,
-    "transposed": _cut_dense,
-    "depthwise": _cut_depthwise,
-    "vector": _cut_vector,
-    "parameter": _cut_parameter,
-    "pad": _cut_pad,
-    "literal": _cut_literal,
-}

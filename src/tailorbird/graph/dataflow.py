@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.flow import Call, Flow, RawCut, State, Tag, Value
+from tailorbird.graph.flow import Call, Flow, Grid, State, Tag, Value
 from tailorbird.graph.rules import apply_rule
 
 
@@ -75,6 +75,8 @@ def walk(body: fx.GraphModule, in_shape: Sequence[int]) -> tuple[Flow, Tag, Tag,
         value, state = _run(flow, work, "", [image], [tag])
     if not isinstance(value, torch.Tensor):
         raise GraphError(f"expected a body that returns one tensor, got {type(value).__name__}")
+    if isinstance(state, Grid):
+        state = flow.decide(state, max(state.axes, key=lambda axis: axis.size).at)
     if not isinstance(state, Tag):
         state = flow.pinned(value, "output", "the output's channels are not known")
         if state is None:
@@ -127,16 +129,10 @@ def _attribute(
         value = getattr(value, part)
     if not isinstance(value, torch.Tensor) or value.numel() <= 1:
         return value, None
-    wide = [axis for axis, size in enumerate(value.shape) if size > 1]
-    axis = wide[-1]
-    path = prefix + str(node.target)
-    key = ("parameter", id(value))
-    known = flow.cuts.get(key)
-    if known is None:
-        tag = flow.fresh(value.shape[axis], axis, path)
-        flow.register(key, RawCut("parameter", path, rows=tag.ids, dim=axis), [value])
-        return value, tag
-    return value, Tag(axis, known.rows, (False,) * len(known.rows))
+    axis = max(axis for axis, size in enumerate(value.shape) if size > 1)
+    if not value.is_floating_point():
+        return value, None
+    return value, flow.attribute(value, prefix + str(node.target), axis)
 
 
 def _step(flow: Flow, scope: _Scope, node: fx.Node) -> tuple[Value, State]:
@@ -164,9 +160,9 @@ def _step(flow: Flow, scope: _Scope, node: fx.Node) -> tuple[Value, State]:
             "that the block was made for",
             module=path,
         ) from error
-    call = Call(node, path, module, tuple(args), dict(kwargs), inputs, value)
+    call = Call(node, path, module, tuple(args), dict(kwargs), inputs, value, prefix, tags)
     call_tags = [tags.get(n) for n in node.all_input_nodes]
-    covered, state = apply_rule(flow, call, prefix, tags)
+    covered, state = apply_rule(flow, call, tags)
     if covered:
         return value, state
     reason = f"'{call.name}' at '{path}' can't follow a cut"

@@ -1,29 +1,34 @@
 """Modules and graphs as JSON-able values.
 
-Three ways to store a module, tried in this order; each is proved by rebuilding the module (on
+Four ways to store a module, tried in this order; each is proved by rebuilding the module (on
 the meta device, so that it costs no memory) and comparing it with the original:
 
 1. its class and constructor arguments, read back from attributes of the same name;
 2. its class, plain attributes, tensors' shapes and children, where the constructor can't be
    inferred (timm's ``SqueezeExcite`` computes widths and keeps only the result);
-3. its traced graph, where the class isn't torch's, timm's, torchvision's or Tailorbird's.
+3. its traced graph, where the class isn't torch's, timm's, torchvision's or Tailorbird's;
+4. as in 2, with code of the user's own by its import path: reading it back then needs that code.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
 from tailorbird.errors import GraphError, TailorbirdError
-from tailorbird.graph.callables import class_name, function_name, is_method
-from tailorbird.graph.encoding import Json, UnstorableError, encode
-from tailorbird.graph.rebuild import CONTAINERS, join, rebuild
+from tailorbird.graph import functions
+from tailorbird.graph.callables import class_name, code_path, function_name, is_method
+from tailorbird.graph.encoding import Json, Terms, UnstorableError, code_in, encode
+from tailorbird.graph.naming import gather
+from tailorbird.graph.rebuild import CONTAINERS, Builder, join, owned
 
 _PLUMBING = frozenset(vars(nn.Module()))
+_ARGUMENTS = Terms(nodes=True, code=True)
 
 
 def describe(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> Json:
@@ -68,17 +73,27 @@ def tensor_shapes(module: nn.Module) -> Json:
         for name, tensor in tensors.items():
             record: Json | None = None
             if tensor is not None:
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                record = {"kind": kind, "shape": list(tensor.shape), "dtype": dtype}
+                record = _shape(tensor) | {"kind": kind}
                 if kind == "buffer":
                     record["persistent"] = name not in module._non_persistent_buffers_set
             table[name] = record or {"kind": kind, "shape": None}
-    return table
+    return table | {
+        name: _shape(tensor) | {"kind": "attribute"} for name, tensor in plain_tensors(module)
+    }
+
+
+def _shape(tensor: torch.Tensor) -> Json:
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def plain_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that are attributes and nothing more, neither parameters nor buffers."""
+    return ((key, value) for key, value in vars(module).items() if isinstance(value, torch.Tensor))
 
 
 def _describe_leaf(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> Json:
     reasons: list[str] = []
-    for attempt in (_by_constructor, _by_attributes, _by_tracing):
+    for attempt in (_by_constructor, _by_attributes, _by_tracing, _by_code):
         known = dict(seen)
         try:
             spec = attempt(module, path, known)
@@ -87,13 +102,17 @@ def _describe_leaf(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> 
         except (UnstorableError, TailorbirdError) as error:
             reasons.append(str(error))
             continue
+        except RecursionError:
+            reasons.append("its attributes refer to each other without end")
+            continue
         seen.update(known)
         return spec
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     raise GraphError(
         f"module {path!r} ({kind}) can't be stored without pickle: "
         + "; ".join(dict.fromkeys(reasons))
-        + ". Write it so that torch.fx can trace it, or use a layer of torch.nn or timm",
+        + ". Give it a class at the top of a module, with plain attributes; or write it so that "
+        "torch.fx can trace it",
         module=path,
     )
 
@@ -101,8 +120,11 @@ def _describe_leaf(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> 
 def _prove(module: nn.Module, spec: Json, path: str, seen: dict[nn.Module, str]) -> None:
     """Rebuild a leaf from its spec and compare; ``UnstorableError`` says what came back wrong."""
     built = {where: other for other, where in seen.items() if other is not module}
+    builder = Builder(code_in(spec), built)
     with torch.device("meta"):
-        fault = difference(module, rebuild(spec, path, built))
+        rebuilt = builder.rebuild(spec, path)
+        builder.settle()
+    fault = difference(module, rebuilt)
     if fault:
         raise UnstorableError(fault)
 
@@ -146,24 +168,43 @@ def _argument(module: nn.Module, name: str) -> object:
     return value
 
 
-def _by_attributes(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> Json:
+def _by_attributes(
+    module: nn.Module, path: str, seen: dict[nn.Module, str], *, code: bool = False
+) -> Json:
     """The class, and all that its constructor left behind."""
-    name = class_name(type(module))
-    if name is None:
-        raise UnstorableError("its class is the user's own")
+    kind: object = class_name(type(module))
+    if kind is None:
+        where = code_path(type(module)) if code else None
+        if where is None:
+            raise UnstorableError(
+                f"its class {type(module).__qualname__!r} isn't found in its module"
+                if code
+                else "its class is the user's own"
+            )
+        kind = {"code": where}
+    terms = Terms(owned=_identities(module), code=code)
     attributes: Json = {}
     for key, value in plain_attributes(module):
         try:
-            attributes[key] = encode(value)
+            attributes[key] = encode(value, terms)
         except UnstorableError as error:
             raise UnstorableError(f"attribute {key!r} holds a {error}") from None
     return {
         "kind": "attributes",
-        "class": name,
+        "class": kind,
         "attributes": attributes,
         "tensors": tensor_shapes(module),
         "children": _describe_children(module, path, seen),
     }
+
+
+def _by_code(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> Json:
+    """As by attributes, with classes and functions of the user's own by their import paths."""
+    return _by_attributes(module, path, seen, code=True)
+
+
+def _identities(module: nn.Module) -> dict[int, str]:
+    return {id(part): name for name, part in reversed(owned(module).items())}
 
 
 class _Tracer(fx.Tracer):
@@ -173,42 +214,82 @@ class _Tracer(fx.Tracer):
         return class_name(type(m)) is not None and not isinstance(m, nn.Sequential)
 
 
+class _GradModes(TorchFunctionMode):
+    """Refuses what a trace would forget: that gradients were switched off or on."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func is torch._C._set_grad_enabled:
+            raise UnstorableError("it switches gradients off or on")
+        return func(*args, **(kwargs or {}))
+
+
 def _by_tracing(module: nn.Module, path: str, seen: dict[nn.Module, str]) -> Json:
     """The module's own graph; the class isn't needed any more."""
-    twin = copy.deepcopy(module).train(not module.training)
-    traced, other = trace_leaf(module), trace_leaf(twin)
-    if _graph_nodes(traced, path) != _graph_nodes(other, path):
-        raise UnstorableError(
-            "its forward differs between train and eval mode, and would be frozen"
-        )
-    return describe(traced, path, seen)
+    return describe(trace_leaf(module), path, seen)
 
 
 def trace_leaf(module: nn.Module) -> fx.GraphModule:
     """The graph of a module of the user's own class; its children are shared, not copied.
 
+    It is traced twice, and in either mode, so that state kept between calls shows.
+
     Raises:
-        UnstorableError: when torch.fx can't trace it.
+        UnstorableError: when torch.fx can't trace it, or the trace would not be the module.
     """
+    one, other = copy.deepcopy(module), copy.deepcopy(module).train(not module.training)
+    graphs = [_graph(one), _graph(one), _graph(other)]
+    first, *others = (_graph_nodes(gather(graph, one, other), "") for graph in graphs)
+    if any(nodes != first for nodes in others):
+        raise UnstorableError(
+            "its forward differs between train and eval mode or from call to call, and would be "
+            "frozen"
+        )
+    return gather(graphs[0], module, one)
+
+
+def _graph(module: nn.Module) -> fx.Graph:
+    """The graph of a module of the user's own class.
+
+    Raises:
+        UnstorableError: when torch.fx can't trace it, or the trace would lose a gradient.
+    """
+
+    def refuse(function: type, apply: Callable[..., object], args: tuple[object, ...]) -> object:
+        if any(isinstance(arg, fx.Proxy) for arg in args):
+            raise UnstorableError(f"{function.__name__} has a backward of its own")
+        return apply(*args)
+
     try:
-        return fx.GraphModule(module, _Tracer().trace(module))
+        with functions.watched(refuse), _GradModes():
+            return _Tracer().trace(module)
     except Exception as error:  # tracing runs foreign code, which may raise anything
         raise UnstorableError(f"torch.fx can't trace it ({str(error)[:200]})") from error
 
 
 def plain_attributes(module: nn.Module) -> Iterator[tuple[str, object]]:
     """What the module's class set, apart from tensors, children and nn.Module's own plumbing."""
-    return ((key, value) for key, value in vars(module).items() if key not in _PLUMBING)
+    return (
+        (key, value)
+        for key, value in vars(module).items()
+        if key not in _PLUMBING and not isinstance(value, torch.Tensor)
+    )
 
 
 def difference(original: nn.Module, rebuilt: nn.Module) -> str:
     """What a rebuilt module has wrong, in words; empty when nothing."""
     kind = type(original).__name__
     left, right = dict(plain_attributes(original)), dict(plain_attributes(rebuilt))
+    ours, theirs = (Terms(owned=_identities(m), code=True) for m in (original, rebuilt))
     wrong = [
         key
         for key in sorted(left.keys() | right.keys())
-        if key not in left or key not in right or not _alike(left[key], right[key])
+        if key not in left or key not in right or not _alike(left[key], ours, right[key], theirs)
     ]
     faults = {
         f"{kind} comes back as {type(rebuilt).__name__}": type(original) is not type(rebuilt),
@@ -228,9 +309,9 @@ def difference(original: nn.Module, rebuilt: nn.Module) -> str:
     return next(filter(None, (difference(child, again) for child, again in pairs)), "")
 
 
-def _alike(left: object, right: object) -> bool:
+def _alike(left: object, ours: Terms, right: object, theirs: Terms) -> bool:
     try:
-        return encode(left) == encode(right)
+        return encode(left, ours) == encode(right, theirs)
     except UnstorableError:
         return left is right
 
@@ -250,20 +331,22 @@ def _graph_nodes(module: fx.GraphModule, path: str) -> list[Json]:
     records: list[Json] = []
     for node in module.graph.nodes:
         where = f"{path or 'network'}: node {node.name!r}"
-        target = node.target
+        target: object = node.target
         if node.op == "call_function":
-            target = function_name(node.target)
+            target, code = function_name(node.target), code_path(node.target)
+            if target is None and code is not None:
+                target = {"code": code}
             if target is None:
                 raise GraphError(
                     f"{where} calls {node.target!r}, which can't be stored by name; use "
-                    "functions of torch, operator or timm, or put the call into a module",
+                    "functions of torch, or one that stands at the top of a module",
                     module=path,
                 )
         elif node.op == "call_method" and not is_method(target):
             raise GraphError(f"{where} calls method {target!r}, which can't be stored", module=path)
         try:
-            args = [encode(value, nodes=True) for value in node.args]
-            kwargs = {key: encode(value, nodes=True) for key, value in node.kwargs.items()}
+            args = [encode(value, _ARGUMENTS) for value in node.args]
+            kwargs = {key: encode(value, _ARGUMENTS) for key, value in node.kwargs.items()}
         except UnstorableError as error:
             raise GraphError(
                 f"{where}: an argument can't be stored: {error}", module=path

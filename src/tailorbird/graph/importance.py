@@ -5,31 +5,31 @@ Lower scores matter less. Scores of one call are comparable across the body's gr
 
 from __future__ import annotations
 
-import copy
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.channels import Channels, Cut, Group, Place, analyse, apply_keep
+from tailorbird.graph.channels import Channels, Group, analyse, apply_keep
+from tailorbird.graph.cutters import MIXING, Cut, Place
 
 Scores = Mapping[int, Tensor]
 """Group index -> (size,) score per position, float64 on the CPU; lower matters less."""
 
 
 def layer_norms(body: fx.GraphModule, cut: Cut) -> tuple[Tensor, Tensor]:
-    """L1 norms of a dense layer's weight: per output channel and per input channel."""
+    """L1 norms of a layer's weight: per output channel and per input channel."""
     weight = body.get_submodule(cut.path).weight
     assert isinstance(weight, Tensor)
-    flat = weight.detach().double().cpu().abs().flatten(2) if weight.ndim > 2 else None
-    table = flat.sum(2) if flat is not None else weight.detach().double().cpu().abs()
-    if cut.kind == "transposed":
-        table = table.T
-    return table.sum(1), table.sum(0)
+    table = weight.detach().double().cpu().abs()
+    table = table.flatten(2).sum(2) if table.ndim > 2 else table
+    transposed = cut.kind.endswith("transposed")
+    groups = len(cut.rows if transposed else cut.columns) // table.shape[1]
+    first, second = table.sum(1), table.reshape(groups, -1, table.shape[1]).sum(1).flatten()
+    return (second, first) if transposed else (first, second)
 
 
 def magnitude_scores(
@@ -49,6 +49,7 @@ def magnitude_scores(
         Scores of every prunable group.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)))
         >>> _ = nn.init.zeros_(body.get_submodule("0").weight[5:])
         >>> _ = nn.init.zeros_(body.get_submodule("1").weight[:, 5:])
@@ -59,7 +60,7 @@ def magnitude_scores(
     total = {g.index: torch.zeros(g.size, dtype=torch.float64) for g in found.groups}
     count = {g.index: torch.zeros(g.size, dtype=torch.float64) for g in found.groups}
     for cut in found.cuts:
-        if cut.kind not in ("dense", "transposed"):
+        if cut.kind not in MIXING:
             continue
         made, read = layer_norms(body, cut)
         for norms, places in ((made, cut.rows), (read, cut.columns)):
@@ -70,194 +71,6 @@ def magnitude_scores(
     return {
         g.index: total[g.index] / count[g.index].clamp_min(1) for g in found.groups if g.prunable
     }
-
-
-def discrepancy_scores(
-    body: fx.GraphModule,
-    in_shape: Sequence[int],
-    batches: Sequence[Tensor],
-    *,
-    channels: Channels | None = None,
-    samples: int = 512,
-) -> dict[int, Tensor]:
-    """Mean squared error that masking each channel alone causes at the body's own output.
-
-    The variant of CURL (Luo and Wu 2020) that Bespoke uses: one channel-dependency position at
-    a time is zeroed at every layer that reads it (and at the output, if it gets there). Runs in
-    eval mode on a copy. Cost: one pass over ``batches`` per position, of the layers from the
-    first reader on only; many positions share one pass as long as ``samples`` inputs fit.
-
-    Args:
-        body: one input, one output tensor; not changed.
-        in_shape: shape of the input without batch.
-        batches: inputs (n, *in_shape) of the body.
-        channels: the body's analysis, if at hand.
-        samples: how many inputs, over all positions, to run at once.
-
-    Returns:
-        Scores of every prunable group whose pruning equals masking.
-
-    Raises:
-        GraphError: if there are no batches or they do not have the body's input shape.
-    """
-    found = channels or analyse(body, in_shape)
-    wrong = [tuple(b.shape) for b in batches if tuple(b.shape[1:]) != tuple(in_shape)]
-    if not batches or wrong:
-        raise GraphError(
-            f"expected batches of shape (n, {', '.join(map(str, in_shape))}), "
-            f"got {wrong[0] if wrong else 'none'}"
-        )
-    work = _functional(body)
-    groups = [g for g in found.groups if g.prunable and g.exact]
-    scores = {g.index: torch.zeros(g.size, dtype=torch.float64) for g in groups}
-    images = sum(len(batch) for batch in batches)
-    for batch in batches:
-        runner = _Rerun(work, batch)
-        for group in groups:
-            errors = _group_errors(runner, found, group, max(1, samples // len(batch)))
-            scores[group.index] += errors * (len(batch) / images)
-    return scores
-
-
-def _group_errors(runner: _Rerun, channels: Channels, group: Group, chunk: int) -> Tensor:
-    """Error (size,) that each position of ``group`` causes on the runner's batch."""
-    readers = [r for r in channels.readers if any(g == group.index for g, _ in r.places)]
-    plan = runner.plan([r.path for r in readers])
-    step = chunk if runner.replicable(plan) else 1
-    errors = torch.zeros(group.size, dtype=torch.float64)
-    for low in range(0, group.size, step):
-        positions = range(low, min(low + step, group.size))
-        masks = {r.path: _mask(r.places, r.axis, group.index, positions) for r in readers}
-        out = runner.run(plan, masks, len(positions))
-        if group.at_output:
-            mask = _mask(channels.output, channels.out_axis + 1, group.index, positions)
-            out = _multiply(out, mask)
-        difference = out.reshape(len(positions), -1, *out.shape[1:]) - runner.output
-        errors[low : low + len(positions)] = difference.double().square().flatten(1).mean(1).cpu()
-    return errors
-
-
-Mask = tuple[Tensor, int]
-
-
-def _mask(places: Sequence[Place], axis: int, group: int, positions: Sequence[int]) -> Mask:
-    """A mask (candidates, channels) with zeros where a candidate's position is."""
-    where = torch.tensor([p if g == group else -1 for g, p in places])
-    return (where[None, :] != torch.tensor(list(positions))[:, None]).float(), axis
-
-
-def _multiply(value: Tensor, mask: Mask) -> Tensor:
-    table, axis = mask
-    stacked = value.reshape(len(table), -1, *value.shape[1:])
-    shape = [len(table), *[1] * value.ndim]
-    shape[axis + 1] = table.shape[1]
-    return (stacked * table.to(value).reshape(shape)).flatten(0, 1)
-
-
-class _Rerun:
-    """Runs the part of a body that some masks touch again; the rest is kept from a first run."""
-
-    def __init__(self, body: fx.GraphModule, batch: Tensor) -> None:
-        self.body, self.size = body, len(batch)
-        self.interpreter = fx.Interpreter(body, garbage_collect_values=False)
-        with torch.no_grad():
-            self.output: Tensor = self.interpreter.run(batch)
-        self.values = dict(self.interpreter.env)
-        self.live: set[fx.Node] = set()
-        for node in body.graph.nodes:
-            if node.op == "placeholder" or not self.live.isdisjoint(node.all_input_nodes):
-                self.live.add(node)
-
-    def plan(self, paths: Sequence[str]) -> dict[fx.Node, None]:
-        """The nodes that run one of the modules ``paths``, and all behind them."""
-        again: dict[fx.Node, None] = {}
-        for node in self.body.graph.nodes:
-            target = str(node.target)
-            reads = node.op == "call_module" and any(
-                path == target or path.startswith(target + ".") for path in paths
-            )
-            if reads or any(source in again for source in node.all_input_nodes):
-                again[node] = None
-        return again
-
-    def replicable(self, plan: Mapping[fx.Node, None]) -> bool:
-        """Whether several candidates can share a pass, stacked along the batch."""
-        kept = {s for node in plan for s in node.all_input_nodes if s not in plan}
-        return all(
-            isinstance(self.values[node], Tensor) and len(self.values[node]) == self.size
-            for node in kept & self.live
-        )
-
-    def run(self, plan: Mapping[fx.Node, None], masks: Mapping[str, Mask], count: int) -> Tensor:
-        """Output (count * n, ...) with each of ``count`` candidates' masks applied."""
-        self.interpreter.env = {
-            node: value.repeat(count, *[1] * (value.ndim - 1))
-            if count > 1 and node in self.live and isinstance(value, Tensor)
-            else value
-            for node, value in self.values.items()
-            if node not in plan and any(user in plan or user.op == "output" for user in node.users)
-        }
-        with torch.no_grad(), _hooked(self.body, masks):
-            for node in plan:
-                if node.op != "output":
-                    self.interpreter.env[node] = self.interpreter.run_node(node)
-        source = next(iter(reversed(self.body.graph.nodes))).all_input_nodes[0]
-        result = self.interpreter.env[source]
-        assert isinstance(result, Tensor)
-        return result
-
-
-@contextmanager
-def _hooked(body: nn.Module, masks: Mapping[str, Mask]) -> Iterator[None]:
-    def multiply(mask: Mask) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        return lambda _module, args: (_multiply(args[0], mask), *args[1:])
-
-    handles = [
-        body.get_submodule(path).register_forward_pre_hook(multiply(mask))
-        for path, mask in masks.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-_PLAIN = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
-
-
-def _functional(body: fx.GraphModule) -> fx.GraphModule:
-    """A copy in eval mode that writes to no tensor in place, so that kept values stay."""
-    work = copy.deepcopy(body).eval()
-    for module in list(work.modules()):
-        if isinstance(module, fx.GraphModule):
-            for node in list(module.graph.nodes):
-                _unwrite(module, node)
-            module.recompile()
-    for module in work.modules():
-        if getattr(module, "inplace", False) is True:
-            setattr(module, "inplace", False)  # noqa: B010 - not an attribute of every module
-    return work
-
-
-def _unwrite(owner: fx.GraphModule, node: fx.Node) -> None:
-    """Make one node return what it wrote; later readers of the old value read the new one."""
-    module = owner.get_submodule(str(node.target)) if node.op == "call_module" else None
-    name = str(node.target)
-    if node.target in _PLAIN:
-        node.target = _PLAIN[node.target]
-    elif node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
-        node.target = name.rstrip("_")
-    elif node.kwargs.get("inplace") is True:
-        node.update_kwarg("inplace", False)
-    elif getattr(module, "inplace", False) is not True:
-        return
-    source = node.args[0] if node.args else None
-    later = False
-    for other in list(node.graph.nodes):
-        if later and isinstance(source, fx.Node):
-            other.replace_input_with(source, node)
-        later = later or other is node
 
 
 def prune_interior(
@@ -282,7 +95,7 @@ def prune_interior(
         body: one input, one output tensor; left as it is.
         in_shape: shape of the input without batch.
         ratio: share of the channels to remove, 0 to 1 (1 excluded).
-        scores: from ``magnitude_scores`` or ``discrepancy_scores``.
+        scores: from ``magnitude_scores``, or of ``tailorbird.graph.sensitivity``.
         multiple: kept widths are multiples of this.
         floor: fewest channels to keep in a group.
         channels: the body's analysis, if at hand.
@@ -291,6 +104,7 @@ def prune_interior(
         GraphError: for a ratio outside [0, 1) or scores that do not fit the body.
 
     Example:
+        >>> from torch import nn
         >>> body = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 4, 1)))
         >>> scores = magnitude_scores(body, (3, 8, 8))
         >>> narrow = prune_interior(body, (3, 8, 8), ratio=0.4, scores=scores)
@@ -307,6 +121,27 @@ def prune_interior(
         floor=floor,
     )
     return apply_keep(body, found, keep)
+
+
+def ranked(
+    channels: Channels, groups: Sequence[Group], scores: Scores, *, multiple: int
+) -> list[Place]:
+    """Places of those ``groups`` that can get narrower, those that matter least first.
+
+    Raises:
+        GraphError: for scores that do not fit the body.
+    """
+    wide = [g for g in groups if g.prunable and g.exact and g.size >= step_of(g, multiple)]
+    bad = [g.index for g in wide if g.index not in scores or len(scores[g.index]) != g.size]
+    if bad:
+        raise GraphError(f"scores: missing or of the wrong length for groups {bad} of this body")
+    listed = sorted((float(scores[g.index][p]), g.index, p) for g in wide for p in range(g.size))
+    return [(group, position) for _, group, position in listed]
+
+
+def step_of(group: Group, multiple: int) -> int:
+    """How many positions make the fewest channels whose number is a multiple."""
+    return multiple // math.gcd(multiple, group.span)
 
 
 def choose_keep(
@@ -327,16 +162,14 @@ def choose_keep(
         raise GraphError(
             f"expected 0 <= ratio < 1 and multiple >= 1, got ratio {ratio}, multiple {multiple}"
         )
-    wide = [g for g in groups if g.prunable and g.exact and g.size >= multiple]
-    bad = [g.index for g in wide if g.index not in scores or len(scores[g.index]) != g.size]
-    if bad:
-        raise GraphError(f"scores: missing or of the wrong length for groups {bad} of this body")
-    ranked = sorted((float(scores[g.index][p]), g.index, p) for g in wide for p in range(g.size))
-    marked = [group for _, group, _ in ranked[: round(ratio * len(ranked))]]
+    order = ranked(channels, groups, scores, multiple=multiple)
+    ranks = {group for group, _ in order}
+    marked = Counter(group for group, _ in order[: round(ratio * len(order))])
     keep: dict[int, list[int]] = {}
-    for group in wide:
-        left = group.size - marked.count(group.index)
-        width = min(group.size, max(floor, math.floor(left / multiple + 0.5) * multiple, 1))
+    for group in (g for g in groups if g.index in ranks):
+        stay = group.size - marked[group.index]
+        step, least = step_of(group, multiple), math.ceil(floor / group.span)
+        width = min(group.size, max(least, math.floor(stay / step + 0.5) * step, 1))
         if width < group.size:
             keep[group.index] = _best(channels, group, scores[group.index], width)
     return keep
@@ -347,7 +180,7 @@ def _best(channels: Channels, group: Group, scores: Tensor, width: int) -> list[
     order = sorted(range(group.size), key=lambda p: (-float(scores[p]), p))
     rank = {p: r for r, p in enumerate(order)}
     chosen: dict[int, None] = {}
-    for layer, places in channels.producers:
+    for layer, places in channels.kept:
         own = [p for g, p in places if g == group.index]
         if layer and own and not chosen.keys() & set(own):
             chosen[min(own, key=rank.__getitem__)] = None

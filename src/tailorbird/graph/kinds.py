@@ -6,9 +6,9 @@ from torch import fx, nn
 
 CONSTANT = "constant"  # depends on no image: parameters, buffers and what is made of them alone
 SIZE = "size"  # a number made from the batch size
-HEAVY = frozenset({"conv", "linear", "attention"})
+HEAVY = frozenset({"conv", "linear", "attention", "recurrent"})
 BOUNDARIES = frozenset(
-    {"input", "activation", "norm", "add", "concat", "dropout", "multiply", "pool"}
+    {"input", "activation", "norm", "add", "concat", "dropout", "multiply", "pool", "composite"}
 )
 
 _FUNCTIONS = {
@@ -44,6 +44,7 @@ _MODULES: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("conv", (nn.modules.conv._ConvNd,)),
     ("linear", (nn.Linear, nn.Bilinear)),
     ("attention", (nn.MultiheadAttention,)),
+    ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
     (
         "norm",
         (
@@ -74,8 +75,9 @@ _BY_PART = {
 def kind_of(node: fx.Node, root: nn.Module) -> str:
     """The kind of one node of a graph whose modules are in ``root``.
 
-    Kinds: input, constant, conv, linear, attention, matmul, norm, activation, pool, dropout, add,
-    multiply, concat, resize, shape, composite (a leaf that holds layers of its own), other.
+    Kinds: input, constant, conv, linear, attention, recurrent, matmul, norm, activation, pool,
+    dropout, add, multiply, concat, resize, shape, composite (a leaf that holds layers of its own),
+    other.
     """
     if node.op == "placeholder":
         return "input"

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.channels import Channels, Place, analyse, apply_keep
+from tailorbird.graph.channels import Channels, analyse, apply_keep
+from tailorbird.graph.cutters import Place
 from tailorbird.graph.dataflow import device_of
-from tailorbird.graph.importance import Scores, choose_keep
+from tailorbird.graph.importance import Scores, choose_keep, step_of
 
 
 class ChannelMask(nn.Module):
@@ -163,9 +164,9 @@ def cut_masks(
         gone = {p for p in off if (group.index, p) not in missed}
         if gone and group.prunable and group.exact:
             gone = _thinned(channels, group.index, gone)
-            left = group.size - len(gone)
-            if (group.size - len(off)) % multiple == 0 and left % multiple:
-                gone = set(sorted(gone)[-left % multiple :])
+            left, step = group.size - len(gone), step_of(group, multiple)
+            if (group.size - len(off)) % step == 0 and left % step:
+                gone = set(sorted(gone)[-left % step :])
             keep[group.index] = [p for p in range(group.size) if p not in gone]
     result = apply_keep(student, channels, keep)
     for _, owner in list(_graphs(result)):
@@ -178,7 +179,7 @@ def cut_masks(
 
 def _thinned(channels: Channels, group: int, gone: set[int]) -> set[int]:
     """``gone`` without one channel of each layer that would lose all of its own."""
-    for _, places in channels.producers:
+    for _, places in channels.kept:
         own = {p for g, p in places if g == group}
         if own and own <= gone:
             gone = gone - {min(own)}

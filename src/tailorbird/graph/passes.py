@@ -125,10 +125,7 @@ def _scope(node: fx.Node) -> str:
 
 
 def _same(node: fx.Node, other: fx.Node) -> bool:
-    called = node.target is other.target
-    if isinstance(node.target, str):
-        called = node.target == other.target
-    same = node.op == other.op and called
+    same = node.op == other.op and node.target == other.target
     return same and _plain((node.args, node.kwargs)) == _plain((other.args, other.kwargs))
 
 

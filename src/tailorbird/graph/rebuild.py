@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from keyword import iskeyword
+from operator import getitem
 from typing import cast
 
 import torch
@@ -12,8 +14,16 @@ from torch import fx, nn
 from torch.fx.node import Argument
 
 from tailorbird.errors import StoreError
-from tailorbird.graph.callables import TENSOR_ATTRIBUTES, is_method, resolve_class, resolve_function
-from tailorbird.graph.encoding import Json, decode, dtype_of, items_of, shape_of
+from tailorbird.graph.callables import (
+    TENSOR_ATTRIBUTES,
+    as_target,
+    functions,
+    is_method,
+    resolve_class,
+    resolve_code,
+    resolve_function,
+)
+from tailorbird.graph.encoding import Json, Scope, decode, dtype_of, items_of, shape_of
 
 CONTAINERS: dict[str, type[nn.Module]] = {
     "Module": nn.Module,
@@ -22,31 +32,95 @@ CONTAINERS: dict[str, type[nn.Module]] = {
     "ModuleDict": nn.ModuleDict,
 }
 _DEPTH = 40
+_MOST_PARTS = 3_000
+_CLONING = ("Transformer", "TransformerEncoder", "TransformerDecoder")
+_MOST_ARITHMETIC = 16
+_NUMBER_METHODS = frozenset({"size", "dim", "numel", "nelement", "ndimension", "item", "stride"})
+_NUMBER_ATTRIBUTES = frozenset({"shape", "ndim", "itemsize", "nbytes"})
+_NUMBER_FUNCTIONS = frozenset(
+    function
+    for name, function in functions().items()
+    if name.startswith(("operator.", "math.", "builtins."))
+)
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
 _PLUMBING = frozenset(vars(nn.Module()))
 
 
-def rebuild(spec: object, path: str, built: dict[str, nn.Module]) -> nn.Module:
-    """The module that ``describe`` described, with fresh weights; ``built`` maps path to module.
+class Builder:
+    """Builds the modules that ``describe`` described, with fresh weights.
 
-    Raises:
-        StoreError: for anything that ``describe`` would not have written.
+    Args:
+        trust: import paths of code that may be imported.
+        built: modules that there are already, by path; those that are built are added.
     """
-    if path.count(".") > _DEPTH:
-        raise StoreError(f"module {path[:80]!r}: nested deeper than {_DEPTH}")
-    table = _table(spec, f"module {path!r}")
-    kind = table.get("kind")
-    if kind == "shared":
-        first = table.get("path")
-        if not isinstance(first, str) or first not in built:
-            raise StoreError(f"module {path!r}: shares {str(first)[:80]!r}, which isn't built yet")
-        return built[first]
-    if not isinstance(kind, str) or kind not in _REBUILDERS:
-        raise StoreError(f"module {path!r}: unknown kind {str(kind)[:80]!r}")
-    module = _REBUILDERS[kind](table, path, built)
-    for name, child in module.named_modules():
-        built.setdefault(join(path, name), child)
-    return module
+
+    def __init__(
+        self, trust: Collection[str] = (), built: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        self.trust = trust
+        self.built = dict(built or {})
+        self.references: list[tuple[nn.Module, str, object]] = []
+
+    def rebuild(self, spec: object, path: str = "") -> nn.Module:
+        """The module of a description; attributes that refer to tensors are set by `settle`.
+
+        Raises:
+            StoreError: for anything that ``describe`` would not have written.
+        """
+        if path.count(".") > _DEPTH:
+            raise StoreError(f"module {path[:80]!r}: nested deeper than {_DEPTH}")
+        table = _table(spec, f"module {path!r}")
+        kind = table.get("kind")
+        if kind == "shared":
+            first = table.get("path")
+            if not isinstance(first, str) or first not in self.built:
+                raise StoreError(
+                    f"module {path!r}: shares {str(first)[:80]!r}, which isn't built yet"
+                )
+            return self.built[first]
+        if not isinstance(kind, str) or kind not in _REBUILDERS:
+            raise StoreError(f"module {path!r}: unknown kind {str(kind)[:80]!r}")
+        module = _REBUILDERS[kind](self, table, path)
+        for name, child in module.named_modules():
+            self.built.setdefault(join(path, name), child)
+        return module
+
+    def settle(self) -> None:
+        """Set attributes that refer to tensors and modules, once these are what they stay."""
+        for module, key, coded in self.references:
+            vars(module)[key] = decode(coded, Scope(owned=owned(module), trust=self.trust))
+
+
+def owned(module: nn.Module) -> dict[str, object]:
+    """All modules, parameters and buffers inside a module, by dotted name, shared ones by each."""
+    return {
+        **{name: child for name, child in module.named_modules(remove_duplicate=False) if name},
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Constructors that make parts without end are stopped."""
+    count = 0
+
+    def note(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > _MOST_PARTS:
+            raise StoreError(f"more than {_MOST_PARTS} parts: expected one layer")
+
+    hooks = nn.modules.module
+    handles = [
+        hooks.register_module_parameter_registration_hook(note),
+        hooks.register_module_module_registration_hook(note),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def join(path: str, name: str) -> str:
@@ -69,46 +143,79 @@ def _name(name: str, what: str) -> str:
     return name
 
 
-def _rebuild_class(table: Json, path: str, _built: dict[str, nn.Module]) -> nn.Module:
+def _part(name: str, what: str) -> str:
+    """Names of children, tensors and attributes only have to be names that torch takes."""
+    if not name or "." in name or len(name) > 1000:
+        raise StoreError(f"{what} {name[:80]!r}: expected a name without dots")
+    return name
+
+
+def _rebuild_class(build: Builder, table: Json, path: str) -> nn.Module:
     kind = resolve_class(str(table.get("class")))
+    if kind.__name__ in _CLONING:
+        raise StoreError(f"module {path!r}: {kind.__name__} clones layers: expected one layer")
     arguments = _table(table.get("arguments"), f"module {path!r}: arguments")
-    values = {_name(key, "argument"): decode(value, {}) for key, value in arguments.items()}
+    values = {_name(key, "argument"): decode(value, Scope()) for key, value in arguments.items()}
     try:
-        return kind(**values)
+        with _bounded():
+            return kind(**values)
     except Exception as error:  # constructors raise anything on arguments that don't fit
         raise StoreError(f"module {path!r}: {kind.__name__}: {str(error)[:200]}") from error
 
 
-def _rebuild_attributes(table: Json, path: str, built: dict[str, nn.Module]) -> nn.Module:
-    kind = resolve_class(str(table.get("class")))
-    module: nn.Module = kind.__new__(kind)
+def _rebuild_attributes(build: Builder, table: Json, path: str) -> nn.Module:
+    """Without the class's constructor: what it left behind is set as it was."""
+    coded = table.get("class")
+    kind, trusted = _class(coded, build.trust), isinstance(coded, dict)
+    module: nn.Module = object.__new__(kind)
     nn.Module.__init__(module)
     attributes = _table(table.get("attributes"), f"module {path!r}: attributes")
     for key, value in attributes.items():
-        if _name(key, "attribute") in _PLUMBING or callable(getattr(nn.Module, key, None)):
+        refers = _refers(value)
+        made = None if refers else decode(value, Scope(trust=build.trust))
+        method = callable(getattr(nn.Module, key, None)) and (refers or callable(made))
+        if _part(key, "attribute") in _PLUMBING or (method and not trusted):
             raise StoreError(f"module {path!r}: attribute {key!r} is nn.Module's own")
-        vars(module)[key] = decode(value, {})
-    return _fill(module, table, path, built)
+        if refers:
+            build.references.append((module, key, value))
+        vars(module)[key] = made
+    return _fill(build, module, table, path)
 
 
-def _rebuild_container(table: Json, path: str, built: dict[str, nn.Module]) -> nn.Module:
+def _class(coded: object, trust: Collection[str]) -> type[nn.Module]:
+    if not isinstance(coded, dict):
+        return resolve_class(str(coded))
+    kind = resolve_code(coded.get("code"), trust)
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise StoreError(f"code {str(coded)[:80]!r}: expected a class of modules")
+    return kind
+
+
+def _refers(coded: object) -> bool:
+    """Whether a value refers to tensors or modules of the module that holds it."""
+    if isinstance(coded, dict):
+        return "owned" in coded or any(map(_refers, coded.values()))
+    return isinstance(coded, list) and any(map(_refers, coded))
+
+
+def _rebuild_container(build: Builder, table: Json, path: str) -> nn.Module:
     kind = CONTAINERS.get(str(table.get("class")))
     if kind is None:
         raise StoreError(f"module {path!r}: unknown container {str(table.get('class'))[:80]!r}")
-    return _fill(kind(), table, path, built)
+    return _fill(build, kind(), table, path)
 
 
-def _fill(module: nn.Module, table: Json, path: str, built: dict[str, nn.Module]) -> nn.Module:
+def _fill(build: Builder, module: nn.Module, table: Json, path: str) -> nn.Module:
     """Give a module its tensors (zeros) and children."""
     tensors = _table(table.get("tensors"), f"module {path!r}: tensors")
     for name, record in tensors.items():
-        _register(module, _name(name, "tensor"), _table(record, f"tensor {name!r}"))
+        _register(module, _part(name, "tensor"), _table(record, f"tensor {name!r}"))
     children = _table(table.get("children"), f"module {path!r}: children")
     for name, child in children.items():
-        if hasattr(module, _name(name, "module")) and name not in module._modules:
+        if hasattr(module, _part(name, "module")) and name not in module._modules:
             raise StoreError(f"module {path!r}: name {name!r} is taken")
         where = join(path, name)
-        module._modules[name] = None if child is None else rebuild(child, where, built)
+        module._modules[name] = None if child is None else build.rebuild(child, where)
     return module
 
 
@@ -128,14 +235,17 @@ def _register(module: nn.Module, name: str, record: Json) -> None:
         number = tensor is None or tensor.is_floating_point() or tensor.is_complex()
         value = None if tensor is None else nn.Parameter(tensor, requires_grad=number)
         module.register_parameter(name, value)
+    elif record.get("kind") == "attribute" and tensor is not None:
+        vars(module)[name] = tensor
     else:
         raise StoreError(f"tensor {name!r}: unknown kind {str(record.get('kind'))[:80]!r}")
 
 
-def _rebuild_graph(table: Json, path: str, built: dict[str, nn.Module]) -> nn.Module:
-    root = _fill(nn.Module(), table, path, built)
+def _rebuild_graph(build: Builder, table: Json, path: str) -> nn.Module:
+    root = _fill(build, nn.Module(), table, path)
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
+    depths: dict[fx.Node, int] = {}
     records = table.get("nodes")
     if not isinstance(records, list):
         raise StoreError(f"module {path!r}: expected a list of nodes")
@@ -144,31 +254,35 @@ def _rebuild_graph(table: Json, path: str, built: dict[str, nn.Module]) -> nn.Mo
         record = _table(item, where)
         if nodes and next(reversed(nodes.values())).op == "output":
             raise StoreError(f"{where}: follows the output")
-        node = _add_node(graph, root, record, nodes, where)
+        scope = Scope(nodes=nodes, trust=build.trust)
+        node = _add_node(graph, root, record, scope, where)
         if record["name"] in nodes:
             raise StoreError(f"{where}: the name {str(record['name'])[:80]!r} is taken")
         nodes[cast(str, record["name"])] = node
+        _bound_numbers(node, depths, where)
     if not nodes or next(reversed(nodes.values())).op != "output":
         raise StoreError(f"module {path!r}: the graph has no output")
     try:
-        return fx.GraphModule(root, graph)
+        module = fx.GraphModule(root, graph)
     except Exception as error:  # torch.fx compiles the graph, which fails in many ways
         raise StoreError(f"module {path!r}: its graph makes no sense: {error}") from error
+    for name, part in module.named_modules():  # which torch.fx makes anew
+        fleeting = root.get_submodule(name)._non_persistent_buffers_set
+        part._non_persistent_buffers_set = fleeting & part._buffers.keys()
+    return module
 
 
-def _add_node(
-    graph: fx.Graph, root: nn.Module, record: Json, nodes: Mapping[str, fx.Node], where: str
-) -> fx.Node:
+def _add_node(graph: fx.Graph, root: nn.Module, record: Json, scope: Scope, where: str) -> fx.Node:
     op, name = record.get("op"), record.get("name")
     if op not in _OPS or not isinstance(op, str) or not isinstance(name, str):
         raise StoreError(f"{where}: expected an operation and a name, got {str(record)[:80]!r}")
     _name(name, where)
-    args = tuple(items_of(record.get("args"), nodes, 0))
+    args = tuple(items_of(record.get("args"), scope, 0))
     coded = _table(record.get("kwargs"), f"{where}: keyword arguments")
-    kwargs = {_name(key, where): decode(value, nodes) for key, value in coded.items()}
+    kwargs = {_name(key, where): decode(value, scope) for key, value in coded.items()}
     if any(not key.isidentifier() or iskeyword(key) for key in kwargs):
         raise StoreError(f"{where}: keyword arguments must be identifiers")
-    target = _target(op, record.get("target"), root, args, where)
+    target = _target(op, record.get("target"), root, args, scope.trust, where)
     try:
         return graph.create_node(
             op,
@@ -181,9 +295,38 @@ def _add_node(
         raise StoreError(f"{where}: {str(error)[:200]}") from error
 
 
-def _target(
-    op: str, target: object, root: nn.Module, args: tuple[object, ...], where: str
+def _bound_numbers(node: fx.Node, depths: dict[fx.Node, int], where: str) -> None:
+    """Refuse arithmetic of plain numbers so deep that they may grow beyond all memory.
+
+    ``depths`` holds, for each node that gives numbers, how many operations made them.
+    """
+    target, sources = node.target, [depths.get(source, 0) for source in node.all_input_nodes]
+    arithmetic = getattr(target, "__module__", "") == "_operator" and target is not getitem
+    if arithmetic and any(isinstance(arg, (str, list, tuple)) for arg in node.args):
+        raise StoreError(f"{where}: arithmetic of {str(node.args)[:80]}: expected numbers")
+    if target is getattr:
+        numeric = node.args[1] in _NUMBER_ATTRIBUTES
+    elif node.op == "call_method":
+        numeric = target in _NUMBER_METHODS
+    else:
+        numeric = node.op == "call_function" and target in _NUMBER_FUNCTIONS
+        numeric = numeric and all(sources)
+    if numeric:
+        depths[node] = 1 + max(sources, default=0)
+    if depths.get(node, 0) > _MOST_ARITHMETIC:
+        raise StoreError(f"{where}: numbers made of more than {_MOST_ARITHMETIC} operations")
+
+
+def _target(  # noqa: PLR0917 - parts of one record
+    op: str,
+    target: object,
+    root: nn.Module,
+    args: tuple[object, ...],
+    trust: Collection[str],
+    where: str,
 ) -> str | Callable[..., object]:
+    if op == "call_function" and isinstance(target, dict):
+        return as_target(resolve_code(target.get("code"), trust))
     if not isinstance(target, str):
         raise StoreError(f"{where}: expected a target's name, got {str(target)[:80]!r}")
     if op == "call_function":
@@ -213,7 +356,7 @@ def _child(holder: object, name: str, where: str) -> object:
     raise StoreError(f"{where}: there is no {name!r}")
 
 
-_REBUILDERS: dict[str, Callable[[Json, str, dict[str, nn.Module]], nn.Module]] = {
+_REBUILDERS: dict[str, Callable[[Builder, Json, str], nn.Module]] = {
     "class": _rebuild_class,
     "attributes": _rebuild_attributes,
     "container": _rebuild_container,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -21,13 +21,20 @@ from torch import fx, nn
 
 from tailorbird.errors import GraphError, StoreError, TailorbirdError
 from tailorbird.files import write_bytes
-from tailorbird.graph.callables import class_name, function_name
-from tailorbird.graph.describe import describe, plain_attributes, tensor_shapes, trace_leaf
-from tailorbird.graph.encoding import Json, UnstorableError, encode
-from tailorbird.graph.rebuild import rebuild
+from tailorbird.graph.callables import class_name, code_path, function_name
+from tailorbird.graph.describe import (
+    describe,
+    plain_attributes,
+    plain_tensors,
+    tensor_shapes,
+    trace_leaf,
+)
+from tailorbird.graph.encoding import Json, Terms, UnstorableError, code_in, encode
+from tailorbird.graph.rebuild import Builder, join
 
 _FORMAT = "tailorbird-module"
-_VERSION = 1
+_VERSION = 2
+_READ = (1, 2)
 _MOST_ELEMENTS = 2**31
 _LARGEST_JSON = 256 * 2**20
 
@@ -52,9 +59,11 @@ def to_spec(module: fx.GraphModule) -> Json:
             f"expected a traced network (fx.GraphModule), got {type(module).__name__}; "
             "trace it with tailorbird.graph.trace.trace(model, input_shape).module"
         )
-    spec: Json = {"format": _FORMAT, "version": _VERSION, "network": describe(module, "", {})}
+    network = describe(module, "", {})
+    code = sorted(code_in(network))
+    spec: Json = {"format": _FORMAT, "version": _VERSION, "code": code, "network": network}
     try:
-        skeleton = _skeleton(spec)
+        skeleton, _ = _skeleton(spec, code)
     except TailorbirdError as error:
         raise GraphError(f"the network's structure can't be read back: {error}") from error
     names = {name for name, _ in _tensors(skeleton)}
@@ -81,32 +90,66 @@ def to_spec(module: fx.GraphModule) -> Json:
     }
 
 
-def from_spec(spec: Mapping[str, object]) -> fx.GraphModule:
+def from_spec(spec: Mapping[str, object], *, trust: Collection[str] = ()) -> fx.GraphModule:
     """The network that ``to_spec`` described, with fresh weights as its constructors draw them.
 
     Layers that are rebuilt from attributes instead of their constructor start at zero.
 
+    Args:
+        spec: the table.
+        trust: import paths of code that may be imported and run: those that the table names.
+
     Raises:
-        StoreError: for a table that ``to_spec`` would not have written; nothing but listed tensor
-            functions and layer classes is ever looked up or called.
+        StoreError: for a table that ``to_spec`` would not have written, or that names code which
+            isn't trusted; nothing else but listed tensor functions and layer classes is ever
+            looked up or called.
     """
-    _skeleton(spec)
-    module = rebuild(spec["network"], "", {})
-    return _finish(cast(fx.GraphModule, module), spec)
+    _skeleton(spec, trust)
+    builder = Builder(trust)
+    module = builder.rebuild(spec["network"])
+    return _finish(cast(fx.GraphModule, module), spec, builder)
 
 
-def _skeleton(spec: Mapping[str, object]) -> fx.GraphModule:
+def is_storable(module: fx.GraphModule) -> bool:
+    """Whether ``save_module`` would store a network."""
+    try:
+        to_spec(module)
+    except GraphError:
+        return False
+    return True
+
+
+def code_of(module: fx.GraphModule) -> tuple[str, ...]:
+    """Import paths of the user's own code that a network is made of, as far as it can be stored.
+
+    Example:
+        >>> code_of(fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())))
+        ()
+    """
+    found: set[str] = set()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            with suppress(GraphError):
+                found |= code_in(describe(module.get_submodule(str(node.target)), "", {}))
+        elif node.op == "call_function" and function_name(node.target) is None:
+            found |= {path for path in [code_path(node.target)] if path is not None}
+    return tuple(sorted(found))
+
+
+def _skeleton(spec: Mapping[str, object], trust: Collection[str]) -> tuple[fx.GraphModule, Builder]:
     """The network on the meta device: all checks, no memory."""
     if not isinstance(spec, Mapping) or spec.get("format") != _FORMAT:
         raise StoreError(f"expected a stored network with format {_FORMAT!r}")
-    if spec.get("version") != _VERSION:
+    if spec.get("version") not in _READ:
         raise StoreError(
             f"stored network of version {str(spec.get('version'))[:20]!r}: this Tailorbird reads "
-            f"version {_VERSION}; upgrade Tailorbird"
+            f"versions up to {_VERSION}; upgrade Tailorbird"
         )
+    builder = Builder(trust)
     with torch.device("meta"):
         try:
-            module = rebuild(spec.get("network"), "", {})
+            _check_trust(spec.get("network"), trust)
+            module = builder.rebuild(spec.get("network"))
         except RecursionError:
             raise StoreError("stored network: nested beyond all reason") from None
     if not isinstance(module, fx.GraphModule):
@@ -116,11 +159,20 @@ def _skeleton(spec: Mapping[str, object]) -> fx.GraphModule:
         raise StoreError(
             f"stored network: {elements:.3g} weights, more than the {_MOST_ELEMENTS:.3g} accepted"
         )
-    return module
+    return module, builder
 
 
-def _finish(module: fx.GraphModule, spec: Mapping[str, object]) -> fx.GraphModule:
-    """Tie tensors, freeze parameters, set modes."""
+def _check_trust(network: object, trust: Collection[str]) -> None:
+    missing = sorted(code_in(network) - set(trust))
+    if missing:
+        raise StoreError(
+            f"to rebuild it, code that it names has to be imported and run: {', '.join(missing)}; "
+            f"if you trust it and that code, load it with trust={missing}"
+        )
+
+
+def _finish(module: fx.GraphModule, spec: Mapping[str, object], builder: Builder) -> fx.GraphModule:
+    """Tie tensors, freeze parameters, set modes and what refers to tensors."""
     tensors = dict(_tensors(module))
     ties, frozen, odd = (spec.get(key, []) for key in ("ties", "frozen", "other_mode"))
     if not all(isinstance(part, list) for part in (ties, frozen, odd)):
@@ -144,21 +196,26 @@ def _finish(module: fx.GraphModule, spec: Mapping[str, object]) -> fx.GraphModul
         if not isinstance(path, str) or path not in modules:
             raise StoreError(f"stored network: module {str(path)[:80]!r} doesn't exist")
         modules[path].training = not training
+    builder.settle()
     return module
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """All parameters and buffers, each name of a shared one, also buffers that aren't saved
-    in a ``state_dict``."""
+    in a ``state_dict``, and tensors that are plain attributes."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
+    for path, part in module.named_modules(remove_duplicate=False):
+        yield from ((join(path, name), tensor) for name, tensor in plain_tensors(part))
 
 
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, last = name.rpartition(".")
     holder = module.get_submodule(path)
-    table = holder._parameters if last in holder._parameters else holder._buffers
-    cast(dict[str, torch.Tensor | None], table)[last] = tensor
+    for table in (holder._parameters, holder._buffers, vars(holder)):
+        if last in table:
+            cast(dict[str, torch.Tensor | None], table)[last] = tensor
+            return
 
 
 # ---------------------------------------------------------------- structure
@@ -253,7 +310,7 @@ class _Canonical:
 
 def _coded(value: object) -> object:
     try:
-        return encode(value, nodes=True)
+        return encode(value, Terms(nodes=True))
     except UnstorableError:
         return {"other": f"{type(value).__module__}.{type(value).__qualname__}"}
 
@@ -274,7 +331,7 @@ def _renumber(coded: object, numbers: dict[str, int]) -> object:
 
 def save_module(
     module: fx.GraphModule, folder: Path, name: str, extra: Mapping[str, object]
-) -> None:
+) -> tuple[str, ...]:
     """Write ``NAME.safetensors``, then ``NAME.json`` with structure, checksums and ``extra``.
 
     Each is written to a temporary file, flushed to disk and renamed; the folder is made.
@@ -282,13 +339,17 @@ def save_module(
     Args:
         extra: JSON-able table of the caller's, given back by ``load_module``.
 
+    Returns:
+        Import paths of the code that ``load_module`` has to be trusted with.
+
     Raises:
         GraphError: when the network can't be stored without pickle; nothing is written.
         StoreError: when a file can't be written, naming it, or ``extra`` isn't JSON-able.
     """
     structure, weights = _paths(folder, name)
     spec = to_spec(module)
-    kept = {item for item, _ in _tensors(_skeleton(spec))}
+    skeleton, _ = _skeleton(spec, cast(list[str], spec["code"]))
+    kept = {item for item, _ in _tensors(skeleton)}
     repeated = {item for group in cast(list[list[str]], spec["ties"]) for item in group[1:]}
     tensors = {
         item: tensor.detach().to("cpu", copy=True).contiguous()
@@ -307,13 +368,22 @@ def save_module(
     }
     write_bytes(weights, data)
     write_bytes(structure, _dump(record))
+    return tuple(cast(list[str], spec["code"]))
 
 
-def load_module(folder: Path, name: str) -> tuple[fx.GraphModule, Json]:
+def load_module(
+    folder: Path, name: str, *, trust: Collection[str] = ()
+) -> tuple[fx.GraphModule, Json]:
     """The network of ``NAME.json`` and ``NAME.safetensors`` on the CPU, and the caller's ``extra``.
 
+    Args:
+        folder: where the files lie.
+        name: of both, without ending.
+        trust: import paths of code that may be imported and run: those that the file names.
+
     Raises:
-        StoreError: naming the file that is missing, half-written, changed since, or hostile.
+        StoreError: naming the file that is missing, half-written, changed since, hostile, or in
+            need of code that isn't trusted.
     """
     structure, weights = _paths(folder, name)
     record = _read_structure(structure)
@@ -329,9 +399,10 @@ def load_module(folder: Path, name: str) -> tuple[fx.GraphModule, Json]:
             "changed. Delete both files and run again"
         )
     try:
-        module = _skeleton(cast(Json, record["spec"]))
-        _fill_in(module, safetensors.torch.load(data), cast(Json, record["spec"]))
-        return _finish(module, cast(Json, record["spec"])), cast(Json, record["extra"])
+        spec = cast(Json, record["spec"])
+        module, builder = _skeleton(spec, trust)
+        _fill_in(module, safetensors.torch.load(data), spec)
+        return _finish(module, spec, builder), cast(Json, record["extra"])
     except SafetensorError as error:
         raise StoreError(f"{weights}: not a safetensors file: {error}") from error
     except StoreError as error:

@@ -20,8 +20,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.autograd import Function
 from torch.fx.node import Argument, Target, map_aggregate
 from torch.fx.proxy import Attribute
+
+from tailorbird.graph import functions
 
 VALUES = "tailorbird_values"  # node.meta key: the pair of shapes or numbers seen
 SCOPE = "tailorbird_scope"  # node.meta key: dotted path of the module that made the node
@@ -32,6 +35,8 @@ _FACTORIES: tuple[tuple[types.ModuleType, str], ...] = (
     *((math, name) for name in ("ceil", "floor", "sqrt", "log", "log2", "prod")),
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+COMPOSITES = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder)
+"""Of torch.nn, and made of layers that are worth a look; one that resists is kept whole."""
 
 
 class BatchDependenceError(TypeError):
@@ -141,7 +146,8 @@ class ValueTracer(fx.Tracer):
         try:
             for home, name, function in originals:
                 setattr(home, name, self._recorded(function))
-            return super().trace(root, concrete_args)
+            with functions.watched(self._applied):
+                return super().trace(root, concrete_args)
         finally:
             for home, name, function in originals:
                 setattr(home, name, function)
@@ -156,6 +162,19 @@ class ValueTracer(fx.Tracer):
             return function(*args, **kwargs)
 
         return recorded
+
+    def _applied(self, function: type[Function], apply: functions.Apply, args: Any) -> Any:  # noqa: ANN401
+        """An autograd function: its forward's operations, or one that keeps its own backward."""
+        proxies: list[Any] = []
+        map_aggregate(args, proxies.append)
+        if self._running or not any(isinstance(a, ValueProxy) for a in proxies):
+            return apply(*args)
+        own = not function.__module__.startswith("torch.")  # checkpointing and the like
+        if own and functions.has_own_gradient(
+            function, apply, map_aggregate(args, partial(_value, 0))
+        ):
+            return self.create_proxy("call_function", functions.whole(function), args, {})
+        return functions.look_into(function, args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch.nn, classes derived from them, and what the caller names."""
@@ -203,8 +222,9 @@ class ValueTracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Argument:  # noqa: ANN401
-        """Shapes are recorded as plain tuples."""
-        return super().create_arg(tuple(a) if isinstance(a, _Shape) else a)
+        """Shapes and torch's named results are recorded as plain tuples."""
+        plain = isinstance(a, tuple) and not hasattr(a, "_fields")
+        return super().create_arg(tuple(a) if plain else a)
 
     def create_proxy(  # noqa: PLR0917 - the signature of torch.fx
         self,
@@ -256,13 +276,9 @@ class ValueTracer(fx.Tracer):
         if isinstance(left, dict):
             return {key: self._item(node, key, left[key], right[key]) for key in left}
         if isinstance(left, (tuple, list)) and len(left) == len(right):
-            if type(left) in (tuple, list, torch.Size):
-                items = [
-                    self._item(node, i, *pair)
-                    for i, pair in enumerate(zip(left, right, strict=True))
-                ]
-                return items if isinstance(left, list) else _Shape(items)
-        elif not isinstance(left, torch.Tensor) and type(left) is type(right) and left == right:
+            pairs = enumerate(zip(left, right, strict=True))
+            return _regrouped(left, [self._item(node, i, *pair) for i, pair in pairs])
+        if not isinstance(left, torch.Tensor) and type(left) is type(right) and left == right:
             return left
         return ValueProxy(node, self, (left, right))
 
@@ -273,9 +289,18 @@ class ValueTracer(fx.Tracer):
         return self._lift(item, left, right)
 
 
+def _regrouped(like: Any, items: list[Any]) -> Any:  # noqa: ANN401
+    """Items as the list, tuple, named tuple or named result of torch that ``like`` is."""
+    if isinstance(like, list):
+        return items
+    if hasattr(like, "_fields"):
+        return type(like)(*items)
+    return type(like)(items) if hasattr(like, "n_fields") else _Shape(items)
+
+
 def is_torch_layer(m: nn.Module) -> bool:
     """Whether a module is a layer of torch.nn or derives from one, such as a norm-act layer."""
-    if isinstance(m, _CONTAINERS):
+    if isinstance(m, _CONTAINERS) or type(m) in COMPOSITES:
         return False
     return any(
         base.__module__.startswith(("torch.nn", "torch.ao.nn")) and base is not nn.Module

@@ -15,6 +15,7 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.masks import ChannelMask, cut_masks
+from tailorbird.graph.serial import is_storable
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
 from tailorbird.house.alternative import Alternative, Sample
@@ -88,6 +89,7 @@ def sample_house(
     options: HouseOptions,
     *,
     seed: int,
+    progress: Progress | None = None,
 ) -> Sample:
     """Draw blocks and alternatives, then expand them; the same seed gives the same house.
 
@@ -95,8 +97,10 @@ def sample_house(
         GraphError: when no alternative at all is found, with the reasons counted.
     """
     rng = np.random.default_rng(seed)
-    blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng)
-    collector = Collector(blocks)
+    blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng, progress)
+    whole_networks = (teacher, *donors.values())
+    all_storable = all(is_storable(graph.module) for graph in whole_networks)
+    collector = Collector(blocks, None if all_storable else is_storable, progress)
     if options.identity:
         add_identities(collector)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
@@ -150,8 +154,8 @@ def build_house(
     with stage("sample"):
         sample = store.load_sample()
         if sample is None:
-            sample = sample_house(teacher, donors, data, options, seed=seed)
-            store.save_sample(sample)
+            sample = sample_house(teacher, donors, data, options, seed=seed, progress=progress)
+            store.save_sample(sample, progress)
     progress.say(
         f"house: {len(sample.blocks)} blocks, {len(sample.alternatives)} alternatives, "
         f"{sum(sample.rejections.values())} candidates turned away"

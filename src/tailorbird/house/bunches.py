@@ -127,12 +127,8 @@ def step_bytes(module: fx.GraphModule, in_shape: Sequence[int]) -> int:
     with (
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(pack, _unchanged),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
         output: Tensor = trial(images)
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     return (sum(sizes) + 6 * max([*sizes, output.untyped_storage().nbytes()])) // 2
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor

@@ -7,9 +7,10 @@ those of isolated blocks and are corrected by whole networks that were measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
 from tailorbird.measure.counts import count
 from tailorbird.measure.latencies import Latencies
-from tailorbird.progress import Progress
+from tailorbird.progress import Progress, each
 from tailorbird.runfolder import short_hash
 from tailorbird.space import Genomes, Space
 from tailorbird.targets import Place
@@ -54,6 +55,7 @@ WORDS = Words(
 )
 
 
+@dataclass(eq=False, repr=False)
 class HouseCandidates:
     """Candidates of a scored house; implements `tailorbird.fit.candidates.Candidates`.
 
@@ -66,19 +68,17 @@ class HouseCandidates:
         progress: told about it.
     """
 
-    def __init__(
-        self,
-        house: House,
-        data: ImageData,
-        *,
-        folder: Path,
-        recipe: Recipe,
-        seed: int,
-        progress: Progress,
-    ) -> None:
-        self.house, self.data, self.folder = house, data, folder
-        self.recipe, self.seed, self.progress = recipe, seed, progress
-        self.words = WORDS
+    house: House
+    data: ImageData
+    _: KW_ONLY
+    folder: Path
+    recipe: Recipe
+    seed: int
+    progress: Progress
+
+    words: ClassVar[Words] = WORDS
+
+    def __post_init__(self) -> None:
         self._isolated: dict[str, Mapping[str, float]] = {}
         self._corrected: HouseFamily | None = None
 
@@ -301,7 +301,7 @@ class HouseCandidates:
         house, teacher = self.house, self.house.teacher
         counted = {
             key: count(one.module, one.input_shape).as_metrics()
-            for key, one in self._structures.items()
+            for key, one in each(self.progress, "count blocks", self._structures.items())
         }
         base = count(teacher.module, teacher.input_shape).as_metrics()
         savings = {

@@ -36,6 +36,7 @@ from tailorbird.progress import Progress, Silent, Task
 from tailorbird.task import Score
 from tailorbird.train.checkpoint import Checkpoint, Json, digest, prefixed, under
 from tailorbird.train.clock import Clock
+from tailorbird.train.mutation import Guard, guard_for
 from tailorbird.train.optimisers import build_optimizer, cosine
 from tailorbird.train.precision import (
     Format,
@@ -122,6 +123,7 @@ class Trainee:
     block: Block
     state: State[Any]
     format: Format
+    guard: Guard
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,12 @@ class Distillation:
         block = self.sample.blocks[alternative.block]
         module = copy.deepcopy(self.sample.modules[alternative.name])
         module = module.to(self.device).requires_grad_().eval()
-        lay_out(module, torch.zeros(2, *block.in_shape, device=self.device))
+        example = torch.zeros(2, *block.in_shape, device=self.device)
+        lay_out(module, example)
+        guard, number_format = guard_for(module, example), self.format(module)
         rate = self.options.learning_rate
         make = partial(build_optimizer, "sgd", learning_rate=rate, fused=False)
-        return Trainee(alternative, block, State(module, make, dict), self.format(module))
+        return Trainee(alternative, block, State(module, make, dict), number_format, guard)
 
     def format(self, module: nn.Module) -> Format:
         """The number format that ``module`` runs in."""
@@ -255,8 +259,8 @@ class Bunch:
         for trainee in self._running():
             number = int(trainee.record.name[1:])
             reseed(job.device, hash((job.seed, number, self.made)) % 2**63)
-            loss = self._loss(trainee, seen, scales)
-            torch.autograd.backward(loss)
+            with trainee.guard():
+                torch.autograd.backward(self._loss(trainee, seen, scales))
             trainee.state.advance(rate, CLIP_NORM)
         self.pixels.append(images.sum())
         self.made += 1

@@ -33,8 +33,9 @@ from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
 from tailorbird.house.options import HouseOptions
-from tailorbird.house.sample import TRIES, Collector
+from tailorbird.house.sample import Collector
 from tailorbird.house.stitch import linear_map, stitch
+from tailorbird.progress import each
 
 DRAWS = 12
 """Blocks drawn from a donor for each candidate. The paper takes the first, and so spends most of
@@ -56,7 +57,7 @@ def add_whole_donors(
     if block is None:
         return
     collector.blocks.setdefault(block.key, block)
-    for name, donor in sorted(donors.items()):
+    for name, donor in each(collector.progress, "sample whole donors", sorted(donors.items())):
         source = largest_block(donor, stem=options.stem)
         if source is not None:
             _offer_stitched(
@@ -77,7 +78,7 @@ def add_donor_stages(
     At most s (s + 1) / 2 alternatives for each donor, with s changes of spatial size.
     """
     own = stage_blocks(teacher, stem=options.stem)
-    for name, donor in sorted(donors.items()):
+    for name, donor in each(collector.progress, "sample stages of donors", sorted(donors.items())):
         for key, source in stage_blocks(donor, stem=options.stem).items():
             if key in own:
                 _offer_stitched(
@@ -152,10 +153,7 @@ def add_donor_blocks(
     """Offer ``options.donor_blocks`` alternatives; ``seen`` fits the linear maps."""
     names = sorted(donors)
     blocks = list(collector.blocks.values())
-    kept = 0
-    for _ in range(TRIES * options.donor_blocks if names else 0):
-        if kept == options.donor_blocks:
-            return
+    for kept in collector.draws("sample donors' blocks", options.donor_blocks if names else 0):
         block = blocks[rng.integers(len(blocks))]
         name = names[rng.integers(len(names))]
         donor = donors[name]
@@ -179,7 +177,7 @@ def add_donor_blocks(
         except GraphError as error:
             collector.rejections[f"donor: {_reason(error)}"] += 1
             continue
-        kept += collector.offer(block, module, origin=name, source=source.key, variant=variant)
+        collector.offer(block, module, origin=name, source=source.key, variant=variant)
 
 
 def misfit(donor: LayerGraph, source: Block, teacher: LayerGraph, block: Block) -> float:

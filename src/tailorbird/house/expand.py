@@ -1,12 +1,14 @@
 """Expansion: pruned variants of the teacher's blocks and of their alternatives (Bespoke).
 
 Half of the variants rank channels by discrepancy (the CURL-style score: how much the block's own
-output moves when a channel is masked), half by magnitude (L1); of both, the lowest ranks go.
+output moves when a channel is masked; estimated for all channels and measured for those that a cut
+decides on), half by magnitude (L1); of both, the lowest ranks go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,17 +16,16 @@ from torch import Tensor, fx
 
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
-from tailorbird.graph.importance import (
-    discrepancy_scores,
-    magnitude_scores,
-    prune_interior,
-)
+from tailorbird.graph.channels import Group, analyse
+from tailorbird.graph.importance import Scores, magnitude_scores, prune_interior
 from tailorbird.graph.masks import interface_masks, masked
+from tailorbird.graph.sensitivity import Sensitivity
 from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
-from tailorbird.house.sample import TRIES, Collector
+from tailorbird.house.sample import Collector
+from tailorbird.progress import each
 
 RATIOS = (0.05, 0.075, 0.1, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 WHOLE_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -40,8 +41,53 @@ def block_inputs(
     """The teacher's activations at the inputs of ``blocks`` for ``images`` (n, C, H, W)."""
     names = sorted({block.input for block in blocks.values()})
     probe = capture(teacher, names)
-    with torch.inference_mode():
+    with torch.no_grad():
         return {name: value.float() for name, value in probe(images).items()}
+
+
+class _Source:
+    """What variants are cut from: a block or an alternative, with the scores of its channels."""
+
+    def __init__(self, body: fx.GraphModule, block: Block, images: Tensor, multiple: int) -> None:
+        self.body, self.in_shape = body, block.in_shape
+        self.channels = analyse(body, block.in_shape)
+        self._images, self._multiple = images, multiple
+
+    @cached_property
+    def _magnitude(self) -> Scores:
+        return magnitude_scores(self.body, self.in_shape, channels=self.channels)
+
+    @cached_property
+    def _sensitivity(self) -> Sensitivity:
+        return Sensitivity(self.body, self.in_shape, self._images, channels=self.channels)
+
+    def pruned(self, method: str, ratio: float) -> fx.GraphModule:
+        """Without the share ``ratio`` of its inner channels."""
+        return prune_interior(
+            self.body,
+            self.in_shape,
+            ratio=ratio,
+            scores=self._scores(method, ratio, [g for g in self.channels.groups if g.interior]),
+            multiple=self._multiple,
+            channels=self.channels,
+        )
+
+    def masks(self, method: str, ratio: float) -> tuple[Tensor, Tensor]:
+        """Masks for the share ``ratio`` of the channels at its ends."""
+        ends = [g for g in self.channels.groups if not g.interior]
+        return interface_masks(
+            self.body,
+            self.in_shape,
+            ratio=ratio,
+            scores=self._scores(method, ratio, ends),
+            multiple=self._multiple,
+            channels=self.channels,
+        )
+
+    def _scores(self, method: str, ratio: float, groups: Sequence[Group]) -> Scores:
+        if method == "magnitude":
+            return self._magnitude
+        return self._sensitivity.at(ratio, groups, multiple=self._multiple)
 
 
 def add_pruned(
@@ -53,57 +99,43 @@ def add_pruned(
 ) -> None:
     """Offer ``options.pruned`` variants; ``images`` (n, C, H, W) feed the discrepancy scores.
 
-    Scores are computed once per source, so the cost grows with distinct sources, not variants.
+    Channels are estimated once per source, and a bounded number is measured per variant, see
+    ``tailorbird.graph.sensitivity``.
     """
     inputs = block_inputs(teacher, collector.blocks, images)
-    scores: dict[tuple[str, str, str, str], Mapping[int, Tensor]] = {}
+    sources: dict[tuple[str, str], _Source] = {}
     whole = [a for a in collector.alternatives if a.trainable]
     blocks = list(collector.blocks.values())
-    kept = 0
-    for _ in range(TRIES * options.pruned):
-        if kept == options.pruned:
-            return
+    for kept in collector.draws("sample pruned variants", options.pruned):
         pick = int(rng.integers(len(blocks) + len(whole)))
         method = METHODS[kept % 2]
         ratio = float(rng.choice(RATIOS))
-        if pick < len(blocks):
+        parent = None if pick < len(blocks) else whole[pick - len(blocks)]
+        if parent is None:
             block, origin, source = blocks[pick], "teacher", blocks[pick].key
-            body = extract(teacher, block)
         else:
-            parent = whole[pick - len(blocks)]
             block, origin, source = collector.blocks[parent.block], parent.origin, parent.source
-            body = collector.modules[parent.name]
         ends = bool(rng.random() < MASKED)
         variant = f"{method} {ratio:g}{' masked' if ends else ''}"
         if collector.known(block, origin, source, variant):
             continue
-        cache = (block.key, origin, source, method)
-        if cache not in scores:
-            scores[cache] = _scores(body, block, method, inputs[block.input])
+        key = (block.key, parent.name if parent is not None else "")
         try:
-            pruned = prune_interior(
-                body,
-                block.in_shape,
-                ratio=ratio,
-                scores=scores[cache],
-                multiple=options.width_multiple,
-            )
+            if key not in sources:
+                body = extract(teacher, block) if parent is None else collector.modules[parent.name]
+                images_here = inputs[block.input]
+                sources[key] = _Source(body, block, images_here, options.width_multiple)
+            pruned = sources[key].pruned(method, ratio)
             if ends:
-                masks = interface_masks(
-                    body,
-                    block.in_shape,
-                    ratio=ratio / 2,
-                    scores=scores[cache],
-                    multiple=options.width_multiple,
-                )
-                if all(mask is None or bool(mask.all()) for mask in masks):
+                masks = sources[key].masks(method, ratio / 2)
+                if all(bool(mask.all()) for mask in masks):
                     collector.rejections["pruning: rounding leaves nothing to mask"] += 1
                     continue
                 pruned = masked(pruned, *masks, in_shape=block.in_shape)
         except GraphError as error:
             collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
             continue
-        kept += collector.offer(block, pruned, origin=origin, source=source, variant=variant)
+        collector.offer(block, pruned, origin=origin, source=source, variant=variant)
 
 
 def add_pruned_wholes(
@@ -123,7 +155,8 @@ def add_pruned_wholes(
         for a in collector.alternatives
         if a.block == block.key and a.variant == "stitched"
     ]
-    for origin, source, body in [("teacher", block.key, extract(teacher, block)), *wholes]:
+    wholes.insert(0, ("teacher", block.key, extract(teacher, block)))
+    for origin, source, body in each(collector.progress, "sample pruned networks", wholes):
         scores = magnitude_scores(body, block.in_shape)
         offered = {structure_key(body, block.in_shape)}
         for ratio in WHOLE_RATIOS:
@@ -143,11 +176,3 @@ def add_pruned_wholes(
                 continue
             offered.add(structure)
             collector.offer(block, pruned, origin=origin, source=source, variant=variant)
-
-
-def _scores(
-    body: fx.GraphModule, block: Block, method: str, inputs: Tensor
-) -> Mapping[int, Tensor]:
-    if method == "magnitude":
-        return magnitude_scores(body, block.in_shape)
-    return discrepancy_scores(body, block.in_shape, [inputs])

@@ -92,15 +92,6 @@ class HouseFamily:
         """Minus the summed losses of ``genomes`` (n x genes): (n,)."""
         return -self._sum(genomes, self.losses)
 
-    def build(self, genome: npt.NDArray[np.int64]) -> fx.GraphModule:
-        """The induced network of one genome (genes,).
-
-        Raises:
-            SpaceError: when the genome lies outside the space or overlaps itself.
-        """
-        self.space.validate(genome[None])
-        return self.induce(self._chosen(genome.tolist()))
-
     def induce(self, names: Sequence[str]) -> fx.GraphModule:
         """The teacher with the alternatives ``names`` in place.
 

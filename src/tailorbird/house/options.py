@@ -29,7 +29,7 @@ class HouseOptions:
         rank_by: what is added up over the alternatives of a candidate and kept low:
             ``"divergence"`` (mean Kullback-Leibler divergence from the teacher's answers, in nats)
             or ``"accuracy_loss"`` (the paper's, eq. 4).
-        leaves: module paths that tracing must not look into.
+        leaves: module paths that tracing must not look into, such as ``layers.3.router`` or ``2``.
 
     Raises:
         ConfigError: listing every value out of range.
@@ -50,9 +50,10 @@ class HouseOptions:
     memory_mb: int = 4096
     precision: str = "auto"
     rank_by: str = "divergence"
-    leaves: tuple[str, ...] = ()
+    leaves: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "leaves", tuple(map(str, self.leaves)))
         problems = []
 
         def expect(fine: bool, name: str, expected: str, quoted: bool = False) -> None:

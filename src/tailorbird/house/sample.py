@@ -11,7 +11,7 @@ counted by its reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from torch import fx, nn
@@ -24,15 +24,29 @@ from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.counts import count
+from tailorbird.progress import Progress, Silent
 
 TRIES = 30
 
 
 class Collector:
-    """Gathers alternatives, refuses twins and those that save nothing, counts rejections."""
+    """Gathers alternatives, refuses twins and those that save nothing, counts rejections.
 
-    def __init__(self, blocks: Mapping[str, Block]) -> None:
+    Args:
+        blocks: of the teacher, by key.
+        storable: whether a module can be stored, and thus survive a kill; ``None`` where all can.
+        progress: of what is offered.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[str, Block],
+        storable: Callable[[fx.GraphModule], bool] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self.blocks = dict(blocks)
+        self._storable = storable
+        self.progress = progress or Silent()
         self.alternatives: list[Alternative] = []
         self.modules: dict[str, fx.GraphModule] = {}
         self.rejections: Counter[str] = Counter()
@@ -47,6 +61,17 @@ class Collector:
         self._seen.add(key)
         return False
 
+    def draws(self, name: str, wanted: int) -> Iterator[int]:
+        """How many came of earlier draws, until ``wanted`` did or ``TRIES`` draws for each."""
+        before = len(self.alternatives)
+        with self.progress.task(name, wanted) as shown:
+            for _ in range(TRIES * wanted):
+                kept = len(self.alternatives) - before
+                if kept == wanted:
+                    return
+                yield kept
+                shown.advance(len(self.alternatives) - before - kept)
+
     def offer(
         self, block: Block, module: fx.GraphModule, *, origin: str, source: str, variant: str
     ) -> bool:
@@ -58,6 +83,9 @@ class Collector:
             return False
         if counts.macs >= block.macs:
             self.rejections["not smaller than the teacher's block"] += 1
+            return False
+        if self._storable is not None and not self._storable(module):
+            self.rejections["can't be stored"] += 1
             return False
         structure = structure_key(module, block.in_shape)
         name = f"a{len(self.alternatives):04d}"
@@ -87,7 +115,10 @@ class Collector:
 
 
 def teacher_blocks(
-    teacher: LayerGraph, options: HouseOptions, rng: np.random.Generator
+    teacher: LayerGraph,
+    options: HouseOptions,
+    rng: np.random.Generator,
+    progress: Progress | None = None,
 ) -> dict[str, Block]:
     """Distinct random blocks of the teacher, at most ``options.teacher_blocks``, by key.
 
@@ -95,13 +126,15 @@ def teacher_blocks(
         GraphError: when the teacher holds no block at all.
     """
     found: dict[str, Block] = {}
-    for _ in range(TRIES * options.teacher_blocks):
-        if len(found) == options.teacher_blocks:
-            break
-        block = sample_block(teacher, rng, recall=options.recall)
-        if block is None or (not options.stem and block.input == teacher.layers[0].name):
-            continue
-        found[block.key] = block
+    with (progress or Silent()).task("sample blocks", options.teacher_blocks) as shown:
+        for _ in range(TRIES * options.teacher_blocks):
+            if len(found) == options.teacher_blocks:
+                break
+            block = sample_block(teacher, rng, recall=options.recall)
+            if block is None or (not options.stem and block.input == teacher.layers[0].name):
+                continue
+            shown.advance(block.key not in found)
+            found[block.key] = block
     if not found:
         raise GraphError(
             "the teacher holds no block that could be replaced: expected at least one part with "
@@ -129,10 +162,7 @@ def add_own_blocks(
     for candidate in enumerate_blocks(teacher):
         pool.setdefault((candidate.in_shape, candidate.out_shape), []).append(candidate)
     blocks = list(collector.blocks.values())
-    kept = 0
-    for _ in range(TRIES * wanted):
-        if kept == wanted:
-            return
+    for _ in collector.draws("sample the teacher's own", wanted):
         block = blocks[rng.integers(len(blocks))]
         smaller = [
             candidate
@@ -146,7 +176,7 @@ def add_own_blocks(
             continue
         source = choice[rng.integers(len(choice))]
         if not collector.known(block, "teacher", source.key):
-            kept += collector.offer(
+            collector.offer(
                 block,
                 extract(teacher, source),
                 origin="teacher",

@@ -10,9 +10,8 @@ group, plus the alternative and the suffix behind it for each alternative.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -26,8 +25,6 @@ from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.precision import autocast, compute_device, lay_out, resolve
-
-T = TypeVar("T")
 
 GROUP = 16
 """Alternatives scored per teacher pass; what a kill can lose of the scoring."""
@@ -87,7 +84,8 @@ def score_accuracy(
         key=lambda a: (order[sample.blocks[a.block].output], a.block),
     )
     with (progress or Silent()).task("score", len(todo)) as shown:
-        for part in _chunks(todo, group):
+        for start in range(0, len(todo), group):
+            part = todo[start : start + group]
             scores |= _score_group(
                 teacher,
                 sample,
@@ -159,8 +157,3 @@ def suffix(teacher: LayerGraph, block: Block, device: torch.device) -> Suffix:
     module = split(teacher, block).suffix
     _, *others = (str(node.target) for node in module.graph.nodes if node.op == "placeholder")
     return Suffix(module.to(device).eval(), (block.input, *others))
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tailorbird.graph.blocks import Block
 from tailorbird.graph.serial import load_module, save_module
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.measure.latencies import Latencies
+from tailorbird.progress import Progress, each
 from tailorbird.records import read_record
 
 
@@ -28,16 +29,18 @@ class HouseStore:
 
     Args:
         folder: made when missing.
+        trust: import paths of code that stored networks may be made of: the job's networks' own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Collection[str] = ()) -> None:
         self.folder = folder
+        self._trust = tuple(trust)
 
     # sampling ---------------------------------------------------------------------------------
 
-    def save_sample(self, sample: Sample) -> None:
+    def save_sample(self, sample: Sample, progress: Progress | None = None) -> None:
         """Write every initial module, then the record that makes them count."""
-        for alternative in sample.alternatives:
+        for alternative in each(progress, "store alternatives", sample.alternatives):
             save_module(
                 sample.modules[alternative.name], self.folder / "initial", alternative.name, {}
             )
@@ -49,7 +52,7 @@ class HouseStore:
             return None
         record = read_record(self.folder / "sample.json", _SampleRecord)
         modules = {
-            alternative.name: load_module(self.folder / "initial", alternative.name)[0]
+            alternative.name: self._load("initial", alternative.name)[0]
             for alternative in record.alternatives
         }
         return Sample(
@@ -72,7 +75,7 @@ class HouseStore:
         if not (self.folder / "trained" / f"{name}.json").exists():
             return None
         try:
-            return load_module(self.folder / "trained", name)
+            return self._load("trained", name)
         except StoreError:
             return None
 
@@ -90,6 +93,9 @@ class HouseStore:
                 "start, or finish with that version: alternatives that are done are kept either way"
             )
         return folder
+
+    def _load(self, stage: str, name: str) -> tuple[fx.GraphModule, dict[str, Any]]:
+        return load_module(self.folder / stage, name, trust=self._trust)
 
     # figures ----------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +68,11 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Counts:
         >>> round(1e6 * counts.peak_memory_mb) - 40  # 4 floats in, 2 floats out
         24
     """
-    own = copy.deepcopy(module).cpu().float().eval()
+    own = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
     image = torch.zeros(1, *input_shape)
     recorder = _Recorder()
     try:
-        with torch.no_grad(), _decomposed(), FlopCounterMode(display=False) as flops, recorder:
+        with torch.no_grad(), _decomposed(), _flops() as flops, recorder:
             output = own(image)
     except Exception as error:  # a network's forward may raise anything
         raise MeasurementError(
@@ -87,6 +89,28 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Counts:
         size_mb=size / MB,
         peak_memory_mb=(size + activations) / MB,
     )
+
+
+def recurrent_flops(image: Sequence[int], weights: Any, *others: Any, **_: object) -> int:  # noqa: ANN401
+    """FLOPs of a fused recurrent layer, from the shapes that its operator is given.
+
+    Args:
+        image: of the sequence (steps, n, features), or with steps and n changed round.
+        weights: of the matrix that the sequence is multiplied by, or a list of all weights' shapes.
+        others: of the matrix that the state is multiplied by, first of all, where there is no list.
+    """
+    listed = weights and not isinstance(weights[0], int)
+    matrices = [w for w in weights if len(w) == 2] if listed else [weights, others[0]]
+    return 2 * prod(image[:2]) * sum(map(prod, matrices))
+
+
+RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn)
+"""Operators that PyTorch's counter knows nothing of, for `recurrent_flops`."""
+
+
+def _flops() -> FlopCounterMode:
+    own = dict.fromkeys(RECURRENT, recurrent_flops)
+    return FlopCounterMode(display=False, custom_mapping=own)
 
 
 @dataclass(frozen=True)

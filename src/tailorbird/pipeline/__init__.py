@@ -27,7 +27,7 @@ _HOMES = {
     "execute": "tailorbird.pipeline.execute",
 }
 
-__all__ = ["Job", "ModelHouse", "Student", "Supernet", "Until", "execute"]
+__all__ = list(_HOMES)
 
 
 class _Package(ModuleType):

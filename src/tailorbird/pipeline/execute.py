@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
+from tailorbird.copying import copy_network
 from tailorbird.errors import StoreError
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.files import read_json, write_bytes, write_json
@@ -79,6 +79,8 @@ def execute(
             yaml.safe_dump(dict(job.description), sort_keys=False).encode(),
         )
         write_json(job.run / "environment.json", environment())
+        for note in job.notes:
+            shown.say(f"note: {note}")
         for note in job.data.told:
             shown.say(f"data: {note}")
         if job.training:  # what is wrong with a network is told before time is spent on training
@@ -167,7 +169,7 @@ def _trained(job: Job, name: str, model: nn.Module, progress: Progress) -> nn.Mo
         progress.say(f"{name}: trained to {100 * outcome.accuracy:.2f} % on validation")
         state = {k: v.cpu().contiguous() for k, v in outcome.module.state_dict().items()}
         write_bytes(path, dump_tensors(state))
-    twin = copy.deepcopy(model)
+    twin = copy_network(model)
     try:
         twin.load_state_dict(load_tensors(path.read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -27,15 +28,14 @@ from tailorbird.fit.candidates import Network
 from tailorbird.fit.fit import Settings, fit
 from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.ship import export_reference
-from tailorbird.graph.serial import structure_key, to_spec
+from tailorbird.graph.serial import code_of, structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
 from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
-from tailorbird.measure.counts import count
-from tailorbird.pipeline.job import REDONE, Until, identity
-from tailorbird.pipeline.reporting import environment, stage_costs, write_report
+from tailorbird.pipeline.job import REDONE, Until, identity, prepared_all
+from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder, differences
@@ -48,6 +48,7 @@ Write = Callable[[RunReport, Path], None]
 """Writes a report into a run folder."""
 
 
+@dataclass(eq=False, repr=False)
 class ModelHouse:
     """A scored house in a run folder; made by `build`, fitted to targets by `fit`.
 
@@ -57,28 +58,18 @@ class ModelHouse:
         students = house.fit([Target("edge", OnnxRuntime(threads=1), {"latency": "0.5x"})])
     """
 
-    def __init__(
-        self,
-        house: House,
-        data: ImageData,
-        folder: RunFolder,
-        *,
-        donors: Mapping[str, LayerGraph],
-        made_from: Mapping[str, object],
-        seed: int,
-        exporter: Exporter,
-        write: Write,
-        progress: Progress,
-    ) -> None:
-        self.house = house
-        self.data = data
-        self.folder = folder
-        self.donors = donors
-        self.made_from = made_from
-        self.seed = seed
-        self.exporter = exporter
-        self.write = write
-        self.progress = progress
+    house: House
+    data: ImageData
+    folder: RunFolder
+    _: KW_ONLY
+    donors: Mapping[str, LayerGraph]
+    made_from: Mapping[str, object]
+    seed: int
+    exporter: Exporter
+    write: Write
+    progress: Progress
+
+    def __post_init__(self) -> None:
         self._accuracies: dict[str, float] = {}
 
     @staticmethod
@@ -113,8 +104,9 @@ class ModelHouse:
             DataError: when the classes in the data and the teacher's head differ.
             StoreError: for a folder of another job, in use, or not writable.
         """
-        named = dict(donors) if isinstance(donors, Mapping) else _named(donors)
-        chosen = options or HouseOptions()
+        given = dict(donors) if isinstance(donors, Mapping) else _named(donors)
+        named, notes = prepared_all({"teacher": teacher, **given}, data)
+        teacher, chosen = named.pop("teacher"), options or HouseOptions()
         folder = RunFolder(Path(run))
         made_from = identity(
             teacher=teacher,
@@ -127,6 +119,8 @@ class ModelHouse:
         )
         shown = progress or Silent()
         with folder.open(made_from, redone=REDONE, say=shown.say):
+            for note in notes:
+                shown.say(f"note: {note}")
             return assemble(
                 teacher,
                 named,
@@ -218,6 +212,7 @@ class ModelHouse:
             exporter=self.exporter,
             until="search" if until == "house" else until,
             progress=self.progress,
+            trust=code_of_all(self.house.teacher, self.donors),
         )
         self.report(targets, [student.result for student in students])
         return students
@@ -275,15 +270,8 @@ class ModelHouse:
             latencies = [None if known is None else known.median_ms]
         points = {}
         for (name, network), latency in zip(networks.items(), latencies, strict=True):
-            counts = count(network.module, network.input_shape)
-            points[name] = Point(
-                name=name,
-                latency_ms=latency,
-                accuracy=self._accuracy(name),
-                params=counts.params,
-                macs=counts.macs,
-                size_mb=counts.size_mb,
-                device=device.key,
+            points[name] = point_of(
+                network, name, device.key, latency_ms=latency, accuracy=self._accuracy(name)
             )
         return points
 
@@ -336,17 +324,21 @@ def assemble(
     progress: Progress,
 ) -> ModelHouse:
     """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
-    with folder.stage("trace"):
+    with folder.stage("trace"), progress.task("trace", 3) as shown:
         graph, traced = trace_all(teacher, donors, data, options, task)
+        tell_storing({"the teacher": graph, **traced}, progress)
+        shown.advance()
         export_reference(_network(graph), data, folder.path / "teacher", exporter, name="teacher")
+        shown.advance()
         check_structures(folder.path, graph, traced)
+        shown.advance()
     house = build_house(
         graph,
         traced,
         data,
         options,
         seed=seed,
-        store=HouseStore(folder.path / "house"),
+        store=HouseStore(folder.path / "house", code_of_all(graph, traced)),
         stage=folder.stage,
         distilled=folder.seconds().get("distil", 0.0),
         task=task,
@@ -404,14 +396,14 @@ def trace_all(
         DataError: when the classes in the data and the teacher's head differ.
     """
     networks = [teacher, *donors.values()]
-    unknown = [leaf for leaf in options.leaves if not any(_held(n, (leaf,)) for n in networks)]
+    leaves = [str(leaf) for leaf in options.leaves]
+    unknown = [leaf for leaf in leaves if not any(_held(n, (leaf,)) for n in networks)]
     if unknown:
         raise GraphError(
             f"house.leaves: neither the teacher nor a donor has a module {', '.join(unknown)}; "
             "give dotted paths as in named_modules()"
         )
-    graph = trace(teacher, data.input_shape, leaves=_held(teacher, options.leaves))
-    to_spec(graph.module)  # fails here, not after hours, for a leaf that can't be stored
+    graph = trace(teacher, data.input_shape, leaves=_held(teacher, leaves))
     outputs = torch.zeros(2, *graph.layer(graph.output).shape)
     try:
         task.check(outputs, data, what=type(teacher).__name__)
@@ -420,10 +412,31 @@ def trace_all(
     traced = {}
     for name, donor in donors.items():
         try:
-            traced[name] = trace(donor, data.input_shape, leaves=_held(donor, options.leaves))
+            traced[name] = trace(donor, data.input_shape, leaves=_held(donor, leaves))
         except GraphError as error:
             raise GraphError(f"donor '{name}': {error}", module=error.module) from error
     return graph, traced
+
+
+def tell_storing(graphs: Mapping[str, LayerGraph], progress: Progress) -> None:
+    """Say of which networks students can't be stored, or be rebuilt only with the user's code."""
+    for name, graph in graphs.items():
+        try:
+            code = to_spec(graph.module)["code"]
+        except GraphError as error:
+            progress.say(f"{name}: {error}. Students that keep that part are exported, not stored")
+            continue
+        if code:
+            progress.say(
+                f"{name}: to rebuild students of it from student.json, your code is needed: "
+                f"{', '.join(cast(list[str], code))}"
+            )
+
+
+def code_of_all(teacher: LayerGraph, donors: Mapping[str, LayerGraph]) -> tuple[str, ...]:
+    """Import paths of the user's own code in the networks of a job, which the job thus trusts."""
+    networks = (teacher, *donors.values())
+    return tuple(sorted({path for graph in networks for path in code_of(graph.module)}))
 
 
 def _held(network: nn.Module, leaves: Sequence[str]) -> list[str]:

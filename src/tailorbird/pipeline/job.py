@@ -16,6 +16,7 @@ from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.fit import check_targets
 from tailorbird.house.options import HouseOptions
+from tailorbird.prepare import prepared
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
 from tailorbird.task import CLASSIFICATION, Task
@@ -45,6 +46,7 @@ class Job:
         task: what the networks' outputs mean.
         strategy: how selections are searched; proven by integer programming where ``None``.
         description: the resolved job as plain data, written to ``config.yaml``.
+        notes: said when the run begins.
 
     Raises:
         ConfigError: listing every fault.
@@ -65,6 +67,7 @@ class Job:
     task: Task = CLASSIFICATION
     strategy: Strategy | None = None
     description: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = check_targets(self.targets)
@@ -80,6 +83,33 @@ class Job:
         problems += [f"training: no network named '{n}'" for n in self.training if n not in known]
         if problems:
             raise ConfigError(problems)
+        models, notes = prepared_all({"teacher": self.teacher, **self.donors}, self.data)
+        object.__setattr__(self, "teacher", models.pop("teacher"))
+        object.__setattr__(self, "donors", models)
+        object.__setattr__(self, "notes", (*self.notes, *notes))
+
+
+def prepared_all(
+    models: Mapping[str, nn.Module], data: ImageData
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Networks as `tailorbird.prepare.prepared` makes them, and what was done.
+
+    Raises:
+        ConfigError: listing the faults of all.
+    """
+    found: dict[str, nn.Module] = {}
+    notes: list[str] = []
+    problems: list[str] = []
+    for name, model in models.items():
+        title = name if name == "teacher" else f"donor '{name}'"
+        try:
+            found[name], told = prepared(model, data.input_shape, name=title)
+            notes += told
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return found, notes
 
 
 def identity(

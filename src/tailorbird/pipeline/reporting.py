@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 from tailorbird.errors import StoreError
+from tailorbird.fit.candidates import Network
+from tailorbird.measure.counts import count
 from tailorbird.records import read_record
 from tailorbird.report.page import html
 from tailorbird.report.plot import front
-from tailorbird.report.record import RunReport, StageCost
+from tailorbird.report.record import Point, RunReport, StageCost
 from tailorbird.runfolder import RunFolder
 
 PACKAGES = ("tailorbird", "torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "scipy")
@@ -57,6 +59,27 @@ def stage_costs(
     return tuple(
         StageCost(name=name, minutes=seconds / 60, detail=(details or {}).get(name, ""))
         for name, seconds in folder.seconds().items()
+    )
+
+
+def point_of(
+    network: Network,
+    name: str,
+    device: str = "",
+    *,
+    latency_ms: float | None = None,
+    accuracy: float | None = None,
+) -> Point:
+    """A network as it is, with what is counted of it."""
+    counts = count(network.module, network.input_shape)
+    return Point(
+        name=name,
+        latency_ms=latency_ms,
+        accuracy=accuracy,
+        params=counts.params,
+        macs=counts.macs,
+        size_mb=counts.size_mb,
+        device=device,
     )
 
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from tailorbird.errors import ConfigError
-from tailorbird.export.onnx import export_many
-from tailorbird.files import scratch, write_json
+from tailorbird.export.exporters import OnnxExporter
+from tailorbird.files import write_json
+from tailorbird.fit.bench import time_networks
+from tailorbird.fit.candidates import Network
 from tailorbird.pipeline.supernet_run import Floats, SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.supernet_evaluation import EvaluatedSubnet, SupernetEvaluation
@@ -90,15 +92,14 @@ def timed(
     genomes = np.array([subnet.genome for subnet in wanted], dtype=np.int64)
     statistics = recalibrate(run.supernet, genomes, run.calibration())
     networks = [
-        (extract(run.supernet, genome, statistics=own).eval(), (3, one.resolution, one.resolution))
+        Network(
+            extract(run.supernet, genome, statistics=own).eval(),
+            (3, one.resolution, one.resolution),
+        )
         for genome, own, one in zip(genomes, statistics, wanted, strict=True)
     ]
-    with (
-        scratch() as place,
-        progress.task("measure latency", 1) as task,
-    ):
-        names = [f"n{number}" for number in range(len(networks))]
-        latencies = device.measure(export_many(networks, place, names))
+    with progress.task("measure latency", 1) as task:
+        latencies = time_networks(networks, device, OnnxExporter())
         task.advance()
     known = {one.genome: own.median_ms for one, own in zip(wanted, latencies, strict=True)}
 

@@ -17,7 +17,7 @@ In the run folder: ``evaluated.jsonl``, ``fit/`` (predictor, latencies), ``stude
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 from tailorbird.errors import ConfigError, StoreError
@@ -29,9 +29,8 @@ from tailorbird.files import read_json, write_json
 from tailorbird.fit.answers import Answers, Student, request_of
 from tailorbird.fit.fit import Settings, fit
 from tailorbird.fit.judge import judged_on
-from tailorbird.measure.counts import count
 from tailorbird.pipeline.house import Write
-from tailorbird.pipeline.reporting import environment, stage_costs, write_report
+from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
 from tailorbird.progress import Progress
 from tailorbird.report.record import Point, RunReport, TargetResult
@@ -214,16 +213,13 @@ def _full_points(
     if not judged:
         return {}
     network = candidates.network(candidates.reference)
-    counts = count(network.module, network.input_shape)
+    point = point_of(network, candidates.words.reference)
     return {
-        device: Point(
-            name=candidates.words.reference,
+        device: replace(
+            point,
+            device=device,
             latency_ms=result.measured.get("teacher_latency_ms"),
             accuracy=result.teacher_accuracy,
-            params=counts.params,
-            macs=counts.macs,
-            size_mb=counts.size_mb,
-            device=device,
         )
         for device, result in judged.items()
     }

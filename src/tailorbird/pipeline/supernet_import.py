@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from tailorbird.checkpoints import read_tensors
 from tailorbird.data.images import ImageData
 from tailorbird.errors import StoreError
-from tailorbird.models import read_tensors
 from tailorbird.pipeline.supernet_run import SUPERNET, check_classes
 from tailorbird.pipeline.supernet_training import describe_run
 from tailorbird.runfolder import RunFolder
@@ -19,14 +18,6 @@ from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.network import build_supernet
 from tailorbird.supernet.ofa_checkpoint import load_official
 from tailorbird.supernet.store import outputs_of, save_supernet
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What was found in a checkpoint."""
-
-    architectures: ArchitectureSpace
-    classes: int
 
 
 def import_supernet(
@@ -38,8 +29,8 @@ def import_supernet(
     seed: int = 0,
     description: Mapping[str, object] | None = None,
     origin: Path | None = None,
-) -> Imported:
-    """Load a checkpoint and write the run folder that evaluation and fitting open.
+) -> int:
+    """Write the run folder that evaluation and fitting open; returns the classes of a checkpoint.
 
     Importing the same again changes nothing.
 
@@ -83,4 +74,4 @@ def import_supernet(
         described |= {"imported": str(checkpoint.resolve()), "seed": seed}
         describe_run(run, described, origin or Path())
         save_supernet(supernet.eval(), run / SUPERNET)
-    return Imported(space, classes or 0)
+    return classes or 0

@@ -22,7 +22,7 @@ from tailorbird.pipeline.supernet_run import (
 )
 from tailorbird.progress import Progress, Silent
 from tailorbird.records import read_record
-from tailorbird.report.tensorboard import Board, NoBoard, TensorBoard
+from tailorbird.report.tensorboard import TensorBoard
 from tailorbird.report.words import percent
 from tailorbird.runfolder import (
     CONFIG,
@@ -41,8 +41,10 @@ from tailorbird.train.world import is_main, joined
 
 HISTORY, ACCEPTED = "history.json", "accepted.json"
 
-_BOUND = ("kind", "space", "resolutions", "classes", "imported", "scheme.name", "samplers")
-_BOUND_RECIPE = ("recipe.optimizer", "recipe.ema")
+_BOUND = {
+    *("kind", "space", "resolutions", "classes", "imported", "scheme.name", "samplers"),
+    *("recipe.optimizer", "recipe.ema"),
+}
 """What a checkpoint's weights, momenta and samplers are made for: never accepted as changes."""
 
 
@@ -100,10 +102,10 @@ def train_run(
     made_of = identity(job)
     if not is_main():
         if not _agreed(finished=False):
-            _train(job, accept_changes=False, progress=Silent(), board=NoBoard())
+            _train(job, accept_changes=False, progress=Silent(), board=TensorBoard(None))
             _together()
         return job.run
-    board: Board = TensorBoard(job.run / "tensorboard") if job.tensorboard else NoBoard()
+    board = TensorBoard(job.run / "tensorboard" if job.tensorboard else None)
     with _opened(job.run, made_of, accept_changes=accept_changes, progress=shown) as folder:
         if _agreed(finished=_finished(job.run, made_of)):
             shown.say(f"{job.run} holds this supernet, trained; nothing to do")
@@ -167,7 +169,7 @@ def describe_run(run: Path, description: Mapping[str, object], origin: Path) -> 
 
 
 def _train(
-    job: SupernetJob, *, accept_changes: bool, progress: Progress, board: Board
+    job: SupernetJob, *, accept_changes: bool, progress: Progress, board: TensorBoard
 ) -> TrainedSupernet:
     def observe(epoch: SupernetEpoch) -> None:
         progress.say(_line(epoch, job.scheme.epochs))
@@ -262,8 +264,7 @@ def _opened(
 
 
 def _is_bound(line: str) -> bool:
-    key = line.partition(": ")[0]
-    return key in _BOUND or key in _BOUND_RECIPE
+    return line.partition(": ")[0] in _BOUND
 
 
 def _is(path: Path, made_of: Mapping[str, object]) -> bool:

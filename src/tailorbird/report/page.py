@@ -11,7 +11,7 @@ from urllib.parse import quote
 from tailorbird.files import write_bytes
 from tailorbird.report.plot import png
 from tailorbird.report.record import TEACHER, Point, RunReport, TargetResult
-from tailorbird.report.verdict import hint, limit, verdict
+from tailorbird.report.verdict import hint, limit, rebuilding, verdict
 from tailorbird.report.words import bare, minutes, percent, printable
 
 _STYLE = """
@@ -187,7 +187,10 @@ def _verdicts(report: RunReport) -> str:
     lines = "".join(
         f'<li><b class="{"yes" if target.met else "no"}">{_safe(target.name)}</b>: '
         f"{_safe(verdict(report, target))}"
-        + (f"<br>{_safe(word)}" if (word := hint(report, target)) else "")
+        + "".join(
+            f"<br>{_safe(word)}"
+            for word in filter(None, (hint(report, target), rebuilding(target)))
+        )
         + "</li>"
         for target in report.targets
     )

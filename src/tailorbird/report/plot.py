@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailorbird.files import write_bytes
+from tailorbird.report import drawing
 from tailorbird.report.record import RunReport, TargetResult, is_figure
 from tailorbird.report.words import figure, printable
 
@@ -21,8 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-# Okabe and Ito's palette: told apart with every common kind of colour blindness. Shapes differ too.
-_TEACHER, _DONOR, _BEFORE, _AFTER, _LIMIT = "#000000", "#0072B2", "#E69F00", "#D55E00", "#6b7280"
+_TEACHER, _DONOR, _BEFORE, _AFTER, _LIMIT = (
+    drawing.BLACK,
+    drawing.BLUE,
+    drawing.ORANGE,
+    drawing.VERMILION,
+    drawing.GREY,
+)
 
 _AXES = {"latency_ms": "latency, ms (batch 1, median)", "macs": "multiply-accumulates per image"}
 
@@ -65,22 +68,15 @@ def front(report: RunReport, path: Path) -> Path:
 
 def png(report: RunReport) -> bytes:
     """The picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    with _any_script():
-        picture(report).savefig(buffer, format="png")
-    return buffer.getvalue()
+    return drawing.png_of(picture(report))
 
 
 def picture(report: RunReport) -> Figure:
     """The picture as matplotlib's figure, every label at its final place."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     metric = _metric(report)
     panels = _panels(report, metric)
-    figure_ = Figure(figsize=(8.4, 5.2 * max(len(panels), 1)), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure_)
-    with _any_script():
+    figure_ = drawing.canvas(5.2 * max(len(panels), 1))
+    with drawing.any_script():
         if not panels:
             figure_.text(0.5, 0.5, "nothing was measured yet", ha="center", va="center")
         for index, panel in enumerate(panels):
@@ -88,14 +84,6 @@ def picture(report: RunReport) -> Figure:
             _draw(axes, panel, metric, report, titled=len(panels) > 1)
         _place_labels(figure_, panels)
     return figure_
-
-
-@contextmanager
-def _any_script() -> Iterator[None]:
-    """A name in a script that the font lacks is drawn as boxes; that is no reason to fail."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
 
 
 def _metric(report: RunReport) -> str:
@@ -215,7 +203,7 @@ def _draw(axes: Axes, panel: Panel, metric: str, report: RunReport, *, titled: b
         axes.axvline(
             position,
             color=_LIMIT,
-            linestyle=(0, (5, 4)),
+            linestyle=drawing.DASHED,
             linewidth=1.1,
             zorder=1,
             label=None if index else "a target's limit",
@@ -225,9 +213,7 @@ def _draw(axes: Axes, panel: Panel, metric: str, report: RunReport, *, titled: b
     axes.set_ylabel(f"{printable(report.accuracy_kind)}, %", parse_math=False)
     if titled:
         axes.set_title(panel.device, fontsize=10, parse_math=False)
-    axes.grid(visible=True, color="#e5e7eb", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.plain(axes, grid="both")
     axes.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.06 if titled else 1.0),
@@ -299,7 +285,7 @@ def _limit_labels(axes: Axes, panel: Panel, marks: Sequence[Bbox]) -> list[Annot
             xytext=(0, 0),
             rotation=90,
             fontsize=8,
-            color="#4b5563",
+            color=drawing.INK,
             va="bottom",
             parse_math=False,
         )

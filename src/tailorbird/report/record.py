@@ -74,6 +74,8 @@ class TargetResult:
         reason: why the target is not met.
         minutes: spent on this target alone.
         replaced: the teacher's blocks that were replaced, as ``"block -> alternative"``.
+        code: import paths of the user's own code that rebuilding ``student.json`` needs.
+        unstored: why there is no ``student.json``, only the exported file.
 
     Figures that are not finite say nothing: ``measured`` and ``lowest`` leave them out.
     """
@@ -92,6 +94,8 @@ class TargetResult:
     reason: str | None = None
     minutes: float = 0.0
     replaced: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    unstored: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("measured", "lowest"):

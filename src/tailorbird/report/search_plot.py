@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -15,6 +13,7 @@ import numpy as np
 from tailorbird.errors import ConfigError
 from tailorbird.family import Floats
 from tailorbird.files import write_bytes
+from tailorbird.report import drawing
 from tailorbird.report.words import bare, printable
 from tailorbird.search.front import staircase
 from tailorbird.search.strategy import SearchResult
@@ -23,10 +22,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, as in the other pictures; shapes differ too.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLOURS = (
+    drawing.VERMILION,
+    drawing.BLUE,
+    drawing.GREEN,
+    drawing.PURPLE,
+    drawing.ORANGE,
+    drawing.SKY,
+    drawing.BLACK,
+)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LIMIT = "#6b7280"
 _LABELLED = 24
 """Limits that are written out; more of them are drawn as ticks only."""
 
@@ -76,24 +81,16 @@ def plot(results: Sequence[SearchResult], path: Path, *, quality: str = "accurac
 
 def png(results: Sequence[SearchResult], *, quality: str = "accuracy") -> bytes:
     """The picture of `plot` as the bytes of a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = _panels(results)
     if not panels:
         raise ConfigError("plot: no search with a winner was given; there is nothing to draw")
-    figure = Figure(figsize=(8.4, 4.8 * len(panels)), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; that is no reason to fail.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    figure = drawing.canvas(4.8 * len(panels))
+    with drawing.any_script():
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(len(panels), 1, number + 1)
             _draw(axes, panel, quality)
         _write_limits(figure, panels)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return drawing.png_of(figure)
 
 
 def _panels(results: Sequence[SearchResult]) -> list[_Panel]:
@@ -144,9 +141,7 @@ def _draw(axes: Axes, panel: _Panel, quality: str) -> None:
     if name in ("macs", "params"):
         axes.xaxis.set_major_formatter(lambda value, _: bare(name, value, 3))
     _ranges(axes, panel)
-    axes.grid(visible=True, axis="y", color="#e5e7eb", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.plain(axes)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
 
 
@@ -173,8 +168,8 @@ def _write_limits(figure: Figure, panels: Sequence[_Panel]) -> None:
             axes.axvline(
                 limit,
                 ymin=0.0 if few else 0.97,
-                color=_LIMIT,
-                linestyle=(0, (5, 4)) if few else "-",
+                color=drawing.GREY,
+                linestyle=drawing.DASHED if few else "-",
                 linewidth=0.9 if few else 0.4,
                 zorder=1,
             )
@@ -189,11 +184,11 @@ def _write_limits(figure: Figure, panels: Sequence[_Panel]) -> None:
                 ha="center",
                 va="bottom",
                 fontsize=8,
-                color="#4b5563",
+                color=drawing.INK,
             )
             box = label.get_window_extent()
             if box.x0 < free:
                 label.remove()
             else:
                 free = box.x1 + (4.0 if few else 18.0)
-        axes.set_title("limits", loc="left", fontsize=8, color="#4b5563", pad=16)
+        axes.set_title("limits", loc="left", fontsize=8, color=drawing.INK, pad=16)

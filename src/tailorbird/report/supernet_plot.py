@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tailorbird.files import write_bytes
+from tailorbird.report import drawing
 from tailorbird.report.supernet_evaluation import SupernetEvaluation
 from tailorbird.report.words import bare, percent, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, as in the other pictures; shapes differ too.
-_ALL, _FRONT, _ENDS, _RANGE = "#56B4E9", "#D55E00", "#000000", "#6b7280"
+_ALL, _FRONT, _ENDS, _RANGE = drawing.SKY, drawing.VERMILION, drawing.BLACK, drawing.GREY
 
 
 def picture(found: SupernetEvaluation, path: Path) -> Path:
@@ -31,15 +30,9 @@ def picture(found: SupernetEvaluation, path: Path) -> Path:
 
 def png(found: SupernetEvaluation) -> bytes:
     """The picture as the bytes of a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 5.2), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.canvas(5.2)
     _draw(figure.add_subplot(), found)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return drawing.png_of(figure)
 
 
 def _draw(axes: Axes, found: SupernetEvaluation) -> None:
@@ -62,7 +55,7 @@ def _draw(axes: Axes, found: SupernetEvaluation) -> None:
         )
     _staircase(axes, found)
     for edge in found.ranges[1:-1]:
-        axes.axvline(edge, color=_RANGE, linestyle=(0, (5, 4)), linewidth=0.8, zorder=1)
+        axes.axvline(edge, color=_RANGE, linestyle=drawing.DASHED, linewidth=0.8, zorder=1)
     axes.set_xlabel("multiply-accumulates per image")
     axes.set_ylabel(f"accuracy on {found.images} validation images, %")
     axes.xaxis.set_major_formatter(lambda value, _: bare("macs", value, 3))
@@ -73,9 +66,7 @@ def _draw(axes: Axes, found: SupernetEvaluation) -> None:
         parse_math=False,
         pad=30,
     )
-    axes.grid(visible=True, axis="y", color="#e5e7eb", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.plain(axes)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=9)
 
 

@@ -14,46 +14,6 @@ if TYPE_CHECKING:
     from tailorbird.supernet.train_state import SupernetEpoch, SupernetSteps
 
 
-class Board(Protocol):
-    """What training figures are written to, inside its context."""
-
-    def __enter__(self) -> Board: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def epoch(self, epoch: SupernetEpoch) -> None:
-        """Take an epoch's figures."""
-
-    def steps(self, steps: SupernetSteps) -> None:
-        """Take the figures of the steps since the last call."""
-
-
-class NoBoard:
-    """Writes nothing."""
-
-    def __enter__(self) -> NoBoard:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return
-
-    def epoch(self, epoch: SupernetEpoch) -> None:
-        """Nothing to write."""
-
-    def steps(self, steps: SupernetSteps) -> None:
-        """Nothing to write."""
-
-
 class Writer(Protocol):
     """The part of TensorBoard's writer that is used."""
 
@@ -68,13 +28,17 @@ class TensorBoard:
     """Writes event files into a folder; a run that goes on adds a file that takes over there.
 
     Args:
-        folder: made when missing.
+        folder: made when missing; ``None`` to write nothing.
 
     Raises:
         ConfigError: when TensorBoard isn't installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._writer: Writer | None = None
+        if folder is None:
+            return
         try:
             module = importlib.import_module("torch.utils.tensorboard")
         except ImportError as error:
@@ -83,8 +47,6 @@ class TensorBoard:
                 '`pip install "tailorbird[tensorboard]"`, or leave it out'
             ) from error
         self._make = module.SummaryWriter
-        self._folder = folder
-        self._writer: Writer | None = None
 
     def __enter__(self) -> TensorBoard:
         return self
@@ -115,6 +77,8 @@ class TensorBoard:
         self._enter({"loss/step": steps.loss, "learning rate": steps.learning_rate}, steps.step)
 
     def _enter(self, figures: dict[str, float | None], step: int) -> None:
+        if self._folder is None:
+            return
         writer = self._open(step)
         for tag, value in figures.items():
             if value is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from threading import RLock
 
 from rich.console import Console
@@ -76,12 +76,9 @@ class Bars:
         self._bars: Progress | None = None
         self._open = 0
 
-    def task(self, name: str, total: int) -> AbstractContextManager[Task]:
-        """Open a bar of ``total`` steps."""
-        return self._task(name, total)
-
     @contextmanager
-    def _task(self, name: str, total: int) -> Iterator[Task]:
+    def task(self, name: str, total: int) -> Iterator[Task]:
+        """Open a bar of ``total`` steps."""
         began = time.monotonic()
         with self._lock:
             outermost = self._open == 0
@@ -162,12 +159,9 @@ class Lines:
         self._lock = RLock()
         self._last = clock()
 
-    def task(self, name: str, total: int) -> AbstractContextManager[Task]:
-        """Open work that tells now and then how far it is."""
-        return self._task(name, total)
-
     @contextmanager
-    def _task(self, name: str, total: int) -> Iterator[Task]:
+    def task(self, name: str, total: int) -> Iterator[Task]:
+        """Open work that tells now and then how far it is."""
         task = _LineTask(name, total, self)
         yield task
         took = self.clock() - task.began

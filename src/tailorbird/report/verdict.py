@@ -73,6 +73,21 @@ def hint(report: RunReport, target: TargetResult) -> str:
     )
 
 
+def rebuilding(target: TargetResult) -> str:
+    """What rebuilding the student takes beside its files, or why it can't be; mostly nothing.
+
+    Example:
+        >>> edge = TargetResult(name="a", device="b", limits={}, met=True, code=("nets:Gate",))
+        >>> rebuilding(edge)
+        'rebuilding the network from student.json needs code: nets:Gate'
+    """
+    if target.unstored is not None:
+        return f"there is the exported file only, no student.json: {target.unstored}"
+    if target.code:
+        return f"rebuilding the network from student.json needs code: {', '.join(target.code)}"
+    return ""
+
+
 def _keeps(point: Point, metric: str, bound: float) -> bool:
     value = getattr(point, metric, None)
     return is_figure(value) and value <= bound

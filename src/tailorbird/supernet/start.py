@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from tailorbird.checkpoints import read_tensors
 from tailorbird.errors import DataError, StoreError
-from tailorbird.models import read_tensors
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.network import Supernet, build_supernet
 from tailorbird.supernet.ofa_checkpoint import load_official

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tailorbird.copying import copy_network
 from tailorbird.errors import ConfigError
 from tailorbird.train.precision import autocast, lay_out, resolve
 from tailorbird.train.recipe import Recipe
@@ -35,7 +36,7 @@ class Answers(nn.Module):
         self.precision = resolve(recipe.precision, device, network)
         self.ask: Teacher = teacher
         if network is not None:
-            own = copy.deepcopy(network).to(device).eval().requires_grad_(False)
+            own = copy_network(network).to(device).eval().requires_grad_(False)
             if recipe.channels_last:
                 self.layout = lay_out(own, example)
             self.ask = own

@@ -5,13 +5,13 @@ Always in float32, so that figures of different networks compare.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from tailorbird.copying import copy_network
 from tailorbird.data.images import Split
 from tailorbird.errors import DataError
 from tailorbird.task import CLASSIFICATION, Score, Task
@@ -167,7 +167,7 @@ def _ready(
     home = torch.device("cpu") if tensor is None else tensor.device
     where = home if device is None else device
     moved = where.type != home.type or where.index not in (None, home.index)
-    net = copy.deepcopy(module).to(where) if moved else module
+    net = copy_network(module).to(where) if moved else module
     modes = [(part, part.training) for part in net.modules()]
     try:
         net.eval()

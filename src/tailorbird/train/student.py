@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tailorbird.copying import copy_network
 from tailorbird.data.images import Split
 from tailorbird.errors import ConfigError, TrainingError
 from tailorbird.task import Score, Task
 from tailorbird.train.checkpoint import Checkpoint, Json, digest
 from tailorbird.train.evaluate import score
 from tailorbird.train.losses import Seen, Term, total
+from tailorbird.train.mutation import guard_for
 from tailorbird.train.optimisers import build_optimizer
 from tailorbird.train.precision import autocast, lay_out, resolve
 from tailorbird.train.recipe import Recipe
@@ -97,7 +98,7 @@ class Student:
         self.name, self.recipe, self.device = assignment.name, recipe, device
         self.task = task
         self.terms = tuple(terms)
-        module = copy.deepcopy(assignment.student).to(device).eval().requires_grad_(True)
+        module = copy_network(assignment.student).to(device).eval().requires_grad_(True)
         self.precision = resolve(recipe.precision, device, module)
         self.format = lay_out(module, example) if recipe.channels_last else torch.contiguous_format
         make = partial(
@@ -114,6 +115,7 @@ class Student:
         self._overwritten: set[str] = set()
         self._hooks = self._listen(assignment.hints)
         self.classes = self._rehearse(example, answers, assignment.hints)
+        self._guard = guard_for(module, example)
         self.before = 0.0
         self.total = 0
         self.done = False
@@ -156,14 +158,15 @@ class Student:
         rate: float,
     ) -> None:
         """Losses, backward, clip, optimiser, average."""
-        with autocast(self.device, self.precision):
-            logits = self.state.module(images.contiguous(memory_format=self.format))
-        seen = Seen(logits.float(), labels, teacher, self.activations)
-        loss = total(self.terms, seen)
-        if loss is None:
-            number = self.state.step + 1
-            raise TrainingError(f"'{self.name}': no term of the loss applies", step=number)
-        torch.autograd.backward(loss)
+        with self._guard():
+            with autocast(self.device, self.precision):
+                logits = self.state.module(images.contiguous(memory_format=self.format))
+            seen = Seen(logits.float(), labels, teacher, self.activations)
+            loss = total(self.terms, seen)
+            if loss is None:
+                number = self.state.step + 1
+                raise TrainingError(f"'{self.name}': no term of the loss applies", step=number)
+            torch.autograd.backward(loss)
         self.activations.clear()
         self.state.advance(rate, self.recipe.clip_norm)
         self._pending.append(loss.detach())

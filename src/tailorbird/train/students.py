@@ -6,16 +6,16 @@ for every student. So a student trained beside others ends exactly as it would a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tailorbird.copying import copy_network
 from tailorbird.data.images import ImageData, blame_images, resident
 from tailorbird.errors import ConfigError, DataError
-from tailorbird.progress import Progress, Silent
+from tailorbird.progress import Progress, Silent, each
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Answers, Teacher
 from tailorbird.train.checkpoint import Json, digest
@@ -141,7 +141,7 @@ def train(
         work = _Retraining(students, fresh, data, recipe=recipe, seed=seed, teacher=asked)
         with (progress or Silent()).task(title, work.clock.planned) as shown:
             run(work, work.walk, work.clock, shown, every=look_steps(where))
-        return [work.finish(student) for student in students]
+        return [work.finish(student) for student in each(progress, f"{title}: judge", students)]
 
 
 class _Retraining:
@@ -266,7 +266,7 @@ class _Retraining:
         score = student.evaluate(module, self.validation, self.answers)
         recalibrated = False
         if self.recipe.recalibrate_batches and norm_layers(module):
-            other = copy.deepcopy(module)
+            other = copy_network(module)
             drawn = derive(self.seed, _STATISTICS, 0)
             batches = self.recipe.recalibrate_batches
             recalibrate(other, self.walk.plain(batches, seed=drawn, layout=student.format))
