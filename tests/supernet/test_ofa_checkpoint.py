@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tailorbird.checkpoints import read_tensors
 from tailorbird.errors import StoreError
-from tailorbird.models import read_tensors
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.network import build_supernet
 from tailorbird.supernet.ofa_checkpoint import load_official

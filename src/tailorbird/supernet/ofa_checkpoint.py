@@ -13,7 +13,6 @@ from itertools import groupby
 
 from torch import Tensor
 
-from tailorbird.checkpoints import read_tensors
 from tailorbird.errors import StoreError
 from tailorbird.supernet.network import Supernet
 from tailorbird.supernet.store import classes_of, listed

@@ -189,6 +189,18 @@ def together(genomes: Genomes, rng: np.random.Generator, region: Region) -> Geno
     return shared
 
 
+def after_the_full(sampler: Sampler) -> Observe | None:
+    """What passes losses on to a sampler whose networks come after the full one in each step."""
+    if (observe := observer(sampler)) is None:
+        return None
+
+    def tell(genomes: Genomes, losses: Floats) -> None:
+        if len(genomes) > 1:
+            observe(genomes[1:], losses[1:])
+
+    return tell
+
+
 class FullFirst:
     """A plan whose steps train the full network first, and then what one sampler draws."""
 
@@ -202,14 +214,7 @@ class FullFirst:
     @property
     def observe(self) -> Observe | None:
         """Tells the sampler of all but the full network."""
-        if (observe := observer(self.sampler)) is None:
-            return None
-
-        def tell(genomes: Genomes, losses: Floats) -> None:
-            if len(genomes) > 1:
-                observe(genomes[1:], losses[1:])
-
-        return tell
+        return after_the_full(self.sampler)
 
 
 def subnets(drawn: Genomes, full: Genome) -> list[Genome]:
