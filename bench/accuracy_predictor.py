@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from time import process_time
 
@@ -73,7 +74,7 @@ def one_split(
     began = process_time()
     predictor = fit(genomes[train], accuracies[train], features, seed=seed)
     seconds = process_time() - began
-    found = predictor.report(genomes[held], accuracies[held]).as_dict()
+    found = asdict(predictor.report(genomes[held], accuracies[held]))
     del found["pairs"]
     known = {tuple(row) for row in genomes[train].tolist()}
     new = held[[tuple(row) not in known for row in genomes[held].tolist()]]

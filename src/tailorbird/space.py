@@ -16,6 +16,8 @@ import numpy.typing as npt
 from tailorbird.errors import SpaceError
 
 Genomes = npt.NDArray[np.int64]
+Genome = npt.NDArray[np.int64]
+"""One of them (genes,)."""
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.errors import SpaceError
-from tailorbird.search.front import best_within, hypervolume, staircase, undominated
+from tailorbird.search.front import staircase, undominated
 
 clouds = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=12)
-
-
-@given(clouds)
-def test_hypervolume_counts_the_dominated_unit_squares(cloud):
-    squares = sum(any(px <= x and py <= y for px, py in cloud) for x in range(8) for y in range(8))
-    assert hypervolume(cloud, (8.0, 8.0)) == squares
-
-
-@given(clouds)
-def test_front_keeps_the_hypervolume_and_nothing_to_spare(cloud):
-    points = np.array(cloud, dtype=float).reshape(-1, 2)
-    mask = undominated(points)
-    front = np.unique(points[mask], axis=0)
-    whole = hypervolume(points, (9.0, 9.0))
-    assert hypervolume(front, (9.0, 9.0)) == whole
-    for row in range(len(front)):
-        assert hypervolume(np.delete(front, row, axis=0), (9.0, 9.0)) < whole
 
 
 def beaten(point, others):
@@ -53,14 +36,6 @@ def test_a_front_of_very_many_points():
     assert (heights <= points[~mask][:, 1]).all()
 
 
-@given(clouds, st.lists(st.floats(-1, 10), max_size=5))
-def test_best_within_equals_looking_at_all(cloud, limits):
-    cost, quality = np.array(cloud, dtype=float).reshape(-1, 2).T
-    for limit, best in zip(limits, best_within(cost, quality, limits), strict=True):
-        kept = quality[cost <= limit]
-        assert best == kept.max() if len(kept) else np.isnan(best)
-
-
 @given(clouds)
 def test_staircase_goes_right_and_down_through_every_front_point(cloud):
     line = staircase(cloud)
@@ -72,6 +47,6 @@ def test_staircase_goes_right_and_down_through_every_front_point(cloud):
 
 def test_faulty_points():
     with pytest.raises(SpaceError, match=r"expected shape \(n, 2\), got \(1, 3\)"):
-        hypervolume([[1.0, 2.0, 3.0]], (1.0, 1.0))
+        staircase([[1.0, 2.0, 3.0]])
     with pytest.raises(SpaceError, match="not finite"):
         undominated([[1.0, float("nan")]])

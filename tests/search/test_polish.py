@@ -70,7 +70,8 @@ def test_seen_tells_genomes_apart_by_all_their_genes():
     rng = np.random.default_rng(0)
     genomes = rng.integers(0, 3, (20_000, 40))
     seen = Seen(40, rng)
-    rows = seen.fresh(genomes)
+    rows = seen.new(genomes)
+    seen.note(genomes[rows])
     assert len(rows) == len(np.unique(genomes, axis=0))
     assert len(seen.new(genomes)) == 0
     other = genomes[:1000].copy()

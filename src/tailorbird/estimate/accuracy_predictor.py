@@ -163,25 +163,16 @@ class OfaPredictor:
                 values = np.maximum(hidden, floor, out=hidden)
             last = np.matmul(values, self._layers[-1], out=buffers[-1][: len(values)])
             predicted[start : start + _CHUNK] = last[:, 0] - self._floors[-1]
-        check_finite(predicted, genomes)
+        wrong = ~np.isfinite(predicted)
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            raise SpaceError(
+                f"predicted accuracy isn't finite for {wrong.sum()} of {len(wrong)} genomes; "
+                f"first: row {first}, {genomes[first].tolist()}"
+            )
         return predicted
 
     __call__ = predict
-
-
-def check_finite(predicted: Floats, genomes: Genomes) -> None:
-    """Refuse predictions (n,) that aren't finite.
-
-    Raises:
-        SpaceError: naming their count and the first genome.
-    """
-    wrong = ~np.isfinite(predicted)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise SpaceError(
-            f"predicted accuracy isn't finite for {wrong.sum()} of {len(wrong)} genomes; first: "
-            f"row {first}, {genomes[first].tolist()}"
-        )
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:

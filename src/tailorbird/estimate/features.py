@@ -116,18 +116,27 @@ def architecture_features(space: ArchitectureSpace) -> SpaceFeatures:
         (160, ('log macs', 'log params', 'log resolution', 'blocks', 'kernel'))
     """
     figures: dict[str, Figure] = {
-        "log macs": _Logarithm(macs(space)),
-        "log params": _Logarithm(params(space)),
-        "log resolution": _Logarithm(_resolution(space)),
+        "log macs": _logarithm(macs(space)),
+        "log params": _logarithm(params(space)),
+        "log resolution": _logarithm(resolutions(space)),
     }
     stages = _stages(space)
+
+    def of_stage(value: Callable[[LayerShape], float], stage: int | None) -> Figure:
+        """Sums a figure of the blocks of a stage (``None``: of all)."""
+
+        def figure(slot: Slot, _index: tuple[int, ...], shape: LayerShape) -> float:
+            found = stages.get(slot.name)
+            return value(shape) if found is not None and stage in (None, found) else 0.0
+
+        return SlotTable.per_slot(space, figure).sum
+
     attends = any(shape.heads for slot in space.slots for shape in slot.shapes())
     of_block = {**_BLOCK_FIGURES, **(_ATTENTION_FIGURES if attends else {})}
     for stage in (None, *sorted(set(stages.values()))):
         for name, value in of_block.items():
             label = name if stage is None else f"{name} of stage {stage}"
-            table = SlotTable.per_slot(space, _OfStage(stages, stage, value))
-            figures[label] = table.sum
+            figures[label] = of_stage(value, stage)
     return SpaceFeatures(space.space, figures)
 
 
@@ -142,30 +151,14 @@ _ATTENTION_FIGURES: Mapping[str, Callable[[LayerShape], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Logarithm:
-    table: SlotTable
-
-    def __call__(self, genomes: Genomes) -> Floats:
-        return np.log(self.table.sum(genomes))
-
-
-@dataclass(frozen=True)
-class _OfStage:
-    """A block's figure where it belongs to the stage (``None``: to any), else 0."""
-
-    stages: Mapping[str, int]
-    stage: int | None
-    value: Callable[[LayerShape], float]
-
-    def __call__(self, slot: Slot, _index: tuple[int, ...], shape: LayerShape) -> float:
-        found = self.stages.get(slot.name)
-        return self.value(shape) if found is not None and self.stage in (None, found) else 0.0
-
-
-def _resolution(space: ArchitectureSpace) -> SlotTable:
+def resolutions(space: ArchitectureSpace) -> SlotTable:
+    """Table whose sum is the image size of genomes, in pixels."""
     first = space.slots[0].name
     return SlotTable.per_slot(space, lambda slot, _, shape: shape.in_size * (slot.name == first))
+
+
+def _logarithm(table: SlotTable) -> Figure:
+    return lambda genomes: np.log(table.sum(genomes))
 
 
 def _stages(space: ArchitectureSpace) -> dict[str, int]:

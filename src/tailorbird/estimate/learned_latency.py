@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from tailorbird.errors import ConfigError, StoreError
+from tailorbird.estimate.features import one_hot, resolutions
 from tailorbird.estimate.regression import LEAST_SAMPLES, Group, Regression, check, regress
 from tailorbird.family import Floats
 from tailorbird.files import write_bytes
@@ -64,12 +65,9 @@ class LayerFeatures:
     """
 
     def __init__(self, space: ArchitectureSpace, *, genes: bool = True) -> None:
-        first = space.slots[0].name
         self._space = space.space
         self._tables = [SlotTable(space, figure) for figure in _figures(space)]
-        self._tables.append(
-            SlotTable.per_slot(space, lambda slot, _, shape: shape.in_size * (slot.name == first))
-        )
+        self._tables.append(resolutions(space))
         self._with_genes = genes
         sizes = ",".join(map(str, self._space.choices[0].values))  # resolutions differ by table
         self._key = f"layers({space.name};{sizes};genes={genes})"
@@ -95,12 +93,7 @@ class LayerFeatures:
         sums = np.log1p(np.stack([table.sum(genomes) for table in self._tables], axis=1))
         if not self._with_genes:
             return sums
-        active = self._space.active(genomes)
-        chosen = [
-            (genomes[:, [gene]] == np.arange(size)) & active[:, [gene]]
-            for gene, size in enumerate(self._space.sizes)
-        ]
-        return np.concatenate([sums, *chosen], axis=1)
+        return np.concatenate([sums, one_hot(self._space, genomes)], axis=1)
 
 
 def _figures(space: ArchitectureSpace) -> tuple[Callable[[LayerShape], float], ...]:

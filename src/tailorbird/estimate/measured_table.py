@@ -14,15 +14,14 @@ fit, each in turn.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import kendalltau
-from torch import nn
 
 from tailorbird.errors import SpaceError
 from tailorbird.family import Floats
@@ -30,7 +29,7 @@ from tailorbird.fit.candidates import Network, Timing
 from tailorbird.progress import Progress, Silent
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, SlotTable
-from tailorbird.supernet.layers import distinct_layers, layer_key
+from tailorbird.supernet.layers import SingleLayer, distinct_layers, layer_key
 from tailorbird.threads import one_thread
 
 BATCH = 32
@@ -46,28 +45,11 @@ SPREADS = (0.3, 0.3, 0.1)
 """How far a, b and c may be from 1, 0 and 0: of a; of what b and c add, as shares of a latency."""
 
 _SILENT = Silent()
-T = TypeVar("T")
-
-
-class Layer(Protocol):
-    """What is timed, see `tailorbird.supernet.layers.SingleLayer`."""
-
-    @property
-    def shape(self) -> LayerShape:
-        """What the space calls it."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The layer alone."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """What it takes, without the batch dimension."""
 
 
 def measure_layers(
     space: ArchitectureSpace,
-    take: Callable[[Sequence[LayerShape]], Iterable[Layer]],
+    take: Callable[[Sequence[LayerShape]], Iterable[SingleLayer]],
     timing: Timing,
     *,
     progress: Progress = _SILENT,
@@ -89,7 +71,8 @@ def measure_layers(
     shapes = distinct_layers(space)
     todo = [shape for shape in shapes if layer_key(shape) not in timing.known]
     begun = time.perf_counter()
-    for number, batch in enumerate(_batches(take(todo) if todo else ())):
+    layers = iter(take(todo) if todo else ())
+    for number, batch in enumerate(iter(lambda: list(islice(layers, BATCH)), [])):
         networks = {
             layer_key(one.shape): partial(Network, one.module, one.input_shape) for one in batch
         }
@@ -101,17 +84,6 @@ def measure_layers(
                 f"{each * len(todo) / 60:.1f} minutes"
             )
     return {shape: timing.known[layer_key(shape)].median_ms for shape in shapes}
-
-
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,10 +173,6 @@ class TableCheck:
     networks: int
     before: Agreement
     after: Agreement
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain figures, for JSON."""
-        return asdict(self)
 
     def __str__(self) -> str:
         def words(one: Agreement) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -63,10 +63,6 @@ class HeldOut:
     mae: float
     within_1_std: float
     within_2_std: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The figures by name, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

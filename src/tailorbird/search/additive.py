@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +32,7 @@ class _Additive:
 
     name: str
 
-    def _solve(
-        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
-    ) -> Selection:
+    def _solve(self, problem: AdditiveProblem, bounds: Limits, seed: int) -> Selection:
         raise NotImplementedError
 
     @one_thread()
@@ -62,7 +60,7 @@ class _Additive:
         with session.task(progress, len(limits)) as task:
             for row, bounds in enumerate(limits):
                 try:
-                    found = self._solve(family.problem, bounds, seed=seed)
+                    found = self._solve(family.problem, bounds, seed)
                     winners.append(_winner(family, bounds, found, session))
                 except InfeasibleError as error:
                     failed.append((row, error))
@@ -86,9 +84,7 @@ class Exact(_Additive):
 
     name: str = "exact"
 
-    def _solve(
-        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
-    ) -> Selection:
+    def _solve(self, problem: AdditiveProblem, bounds: Limits, seed: int) -> Selection:
         return exact.solve(problem, bounds)[0]
 
 
@@ -104,9 +100,7 @@ class Annealing(_Additive):
     restarts: int = 24
     name: str = "annealing"
 
-    def _solve(
-        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
-    ) -> Selection:
+    def _solve(self, problem: AdditiveProblem, bounds: Limits, seed: int) -> Selection:
         return annealing.anneal(
             problem, bounds, seed=seed, steps=self.steps, restarts=self.restarts
         )
@@ -118,9 +112,7 @@ class RandomSelection(_Additive):
 
     name: str = "random-selection"
 
-    def _solve(
-        self, problem: AdditiveProblem, bounds: Mapping[str, float], *, seed: int
-    ) -> Selection:
+    def _solve(self, problem: AdditiveProblem, bounds: Limits, seed: int) -> Selection:
         return random.select(problem, bounds, seed=seed)
 
 

@@ -24,7 +24,6 @@ from math import exp
 
 import numpy as np
 
-from tailorbird.errors import ConfigError
 from tailorbird.family import AdditiveProblem
 from tailorbird.search.exact import infeasible, useful
 from tailorbird.search.selection import (
@@ -39,16 +38,16 @@ from tailorbird.threads import one_thread
 _REMOVE_MORE = 0.25
 _PROBES = 200
 _HEAT = 0.03
+_PENALTY = 3.0
+"""Lambda of eq. 5: how much of a limit one unit of accuracy is worth."""
+_LEAVE = 0.5
+"""Probability that filling a gap stops before each addition."""
+_FORCE = 0.8
+"""Share of neighbours made by forcing an alternative in; the others are the paper's."""
 
 
-def score(
-    problem: AdditiveProblem,
-    chosen: Sequence[int],
-    limits: Mapping[str, float],
-    *,
-    penalty: float = 3.0,
-) -> float:
-    """Eq. 5: ``max(1, metric / limit) + penalty * summed loss``; lower is better.
+def score(problem: AdditiveProblem, chosen: Sequence[int], limits: Mapping[str, float]) -> float:
+    """Eq. 5: ``max(1, metric / limit) + 3 * summed loss``; lower is better.
 
     Example:
         >>> problem = AdditiveProblem(
@@ -61,13 +60,11 @@ def score(
     check_limits(problem, limits)
     cost = make_selection(problem, chosen, limits).cost
     ratio = max([1.0, *(cost[name] / bound for name, bound in limits.items())])
-    return ratio + penalty * problem.total_loss(list(chosen))
+    return ratio + _PENALTY * problem.total_loss(list(chosen))
 
 
 @one_thread()
-def greedy(
-    problem: AdditiveProblem, limits: Mapping[str, float], *, penalty: float = 3.0
-) -> Selection:
+def greedy(problem: AdditiveProblem, limits: Mapping[str, float]) -> Selection:
     """Add the alternative that lowers the score most until none lowers it: the paper's start.
 
     Returns:
@@ -79,10 +76,10 @@ def greedy(
     free = np.ones(len(problem.loss), dtype=np.bool_)
     chosen: list[int] = []
     cost, loss = base.copy(), 0.0
-    current = score(problem, chosen, limits, penalty=penalty)
+    current = score(problem, chosen, limits)
     while free.any():
         ratio = ((cost - saving) / bounds).max(axis=1, initial=1.0)
-        scores = np.where(free, ratio + penalty * (loss + problem.loss), np.inf)
+        scores = np.where(free, ratio + _PENALTY * (loss + problem.loss), np.inf)
         best = int(np.argmin(scores))
         if scores[best] >= current:
             break
@@ -101,10 +98,6 @@ def anneal(
     seed: int,
     steps: int = 5000,
     restarts: int = 24,
-    penalty: float = 3.0,
-    leave: float = 0.5,
-    force: float = 0.8,
-    start: Sequence[int] | None = None,
 ) -> Selection:
     """The best selection within ``limits`` seen by simulated annealing.
 
@@ -113,21 +106,15 @@ def anneal(
         limits: metric -> upper bound.
         seed: equal seeds give equal results.
         steps: neighbours tried in each restart, while the temperature falls to zero.
-        restarts: independent walks, all from the start.
-        penalty: lambda of eq. 5: how much of a limit one unit of accuracy is worth.
-        leave: probability that filling a gap stops before each addition.
-        force: share of neighbours made by forcing an alternative in; the others are the paper's.
-        start: indices to start from, such as an earlier target's selection; greedy if ``None``.
+        restarts: independent walks, all from the greedy start.
 
     Raises:
         InfeasibleError: when no selection within the limits was seen; ``lowest`` is exact.
-        ConfigError: for unknown metrics, limits that are not positive, a ``start`` that overlaps.
+        ConfigError: for unknown metrics or limits that are not positive.
     """
     check_limits(problem, limits)
-    walk = _Walk(problem, limits, penalty=penalty, leave=leave, force=force)
-    first = greedy(problem, limits, penalty=penalty).chosen if start is None else tuple(start)
-    if not walk.fits(first):
-        raise ConfigError(f"start: expected alternatives that do not overlap, got {first}")
+    walk = _Walk(problem, limits)
+    first = greedy(problem, limits).chosen
     for restart in range(restarts):
         walk.run(first, steps=steps, rng=random.Random(f"{seed}/{restart}"))
     if walk.best is None:
@@ -138,21 +125,12 @@ def anneal(
 class _Walk:
     """Walks over selections; sets of alternatives are the bits of whole numbers, for speed."""
 
-    def __init__(
-        self,
-        problem: AdditiveProblem,
-        limits: Mapping[str, float],
-        *,
-        penalty: float,
-        leave: float,
-        force: float,
-    ) -> None:
+    def __init__(self, problem: AdditiveProblem, limits: Mapping[str, float]) -> None:
         saving, base, bounds = limited(problem, limits)
         self._problem, self._limits = problem, limits
         self._saving: list[list[float]] = (saving / bounds).tolist()
         self._base: list[float] = (base / bounds).tolist()
         self._loss: list[float] = problem.loss.tolist()
-        self._penalty, self._leave, self._force = penalty, leave, force
         self._pool = useful(problem.loss, saving, problem.covers).tolist()
         self._pool_bits = sum(1 << index for index in self._pool)
         self._clash = [
@@ -161,15 +139,6 @@ class _Walk:
         ]
         self.best: tuple[int, ...] | None = None
         self._best_loss = float("inf")
-
-    def fits(self, chosen: Sequence[int]) -> bool:
-        """Whether the indices exist and no two of them overlap."""
-        taken = 0
-        for index in chosen:
-            if not 0 <= index < len(self._loss) or taken >> index & 1:
-                return False
-            taken |= self._clash[index]
-        return True
 
     def run(self, start: Sequence[int], *, steps: int, rng: random.Random) -> None:
         """Walk ``steps`` steps from ``start``, noting the best selection within the limits."""
@@ -195,7 +164,7 @@ class _Walk:
     def _neighbour(self, current: Sequence[int], rng: random.Random) -> list[int]:
         """Force one alternative in, or remove one and each further one with 25 %; then fill up."""
         chosen = list(current)
-        if self._pool and rng.random() < self._force:
+        if self._pool and rng.random() < _FORCE:
             enters = self._pool[rng.randrange(len(self._pool))]
             chosen = [index for index in chosen if not self._clash[enters] >> index & 1]
             chosen.append(enters)
@@ -206,7 +175,7 @@ class _Walk:
         free = self._pool_bits
         for index in chosen:
             free &= ~self._clash[index]
-        while free and rng.random() >= self._leave:
+        while free and rng.random() >= _LEAVE:
             options = []
             rest = free
             while rest:
@@ -228,4 +197,4 @@ class _Walk:
             selection = make_selection(self._problem, chosen, self._limits)
             if selection.feasible:
                 self.best, self._best_loss = selection.chosen, loss
-        return ratio + self._penalty * loss
+        return ratio + _PENALTY * loss

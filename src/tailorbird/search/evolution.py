@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -158,8 +158,54 @@ class Evolution:
         return children
 
 
+class _Walks:
+    """What the strategies have in common: walks along limits, each limit started from the last."""
+
+    evolution: Evolution
+    warm_generations: int | None = None
+    name: str
+
+    def __post_init__(self) -> None:
+        given = self.warm_generations
+        if given is not None and (given != int(given) or given < 0):
+            raise ConfigError(
+                f"warm_generations: expected a whole number of 0 or more, got {given!r}"
+            )
+
+    def _walks(self, limits: Sequence[Limits]) -> Sequence[Sequence[int]]:
+        """The rows of ``limits`` that follow each other, walk by walk."""
+        raise NotImplementedError
+
+    def _warmed(self, run: _Run, before: int, row: int, last: Genomes) -> Genomes:
+        """What limits ``row`` start from, given the last population of limits ``before``."""
+        raise NotImplementedError
+
+    @one_thread()
+    def search(
+        self,
+        family: Estimated,
+        limits: Sequence[Limits],
+        *,
+        seed: int,
+        progress: Progress = _SILENT,
+    ) -> SearchResult:
+        """See `Strategy.search`."""
+        run, evolution = _Run(self.name, family, limits, seed), self.evolution
+        walks, warm = self._walks(run.limits), self.warm_generations
+        if warm is None:
+            warm = round(math.sqrt(evolution.generations))
+        steps = sum(evolution.generations + warm * (len(rows) - 1) for rows in walks)
+        with run.session.task(progress, steps) as task:
+            for rows in walks:
+                genomes = _cold(run, rows[0], evolution, task)
+                for before, row in pairwise(rows):
+                    genomes = self._warmed(run, before, row, genomes)
+                    genomes = run.evolve(row, evolution, genomes, task, generations=warm)
+        return run.result()
+
+
 @dataclass(frozen=True, kw_only=True)
-class Independent:
+class Independent(_Walks):
     """One evolution from scratch for each distinct set of limits: the original search.
 
     Args:
@@ -182,25 +228,12 @@ class Independent:
     evolution: Evolution = Evolution()
     name: str = "independent"
 
-    @one_thread()
-    def search(
-        self,
-        family: Estimated,
-        limits: Sequence[Limits],
-        *,
-        seed: int,
-        progress: Progress = _SILENT,
-    ) -> SearchResult:
-        """See `Strategy.search`."""
-        run = _Run(self.name, family, limits, seed)
-        with run.task(progress, len(run.limits) * self.evolution.generations) as task:
-            for row in range(len(run.limits)):
-                _cold(run, row, self.evolution, task)
-        return run.result()
+    def _walks(self, limits: Sequence[Limits]) -> Sequence[Sequence[int]]:
+        return [[row] for row in range(len(limits))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopDown:
+class TopDown(_Walks):
     """Limits from the loosest to the tightest, each started from the one before, pruned.
 
     The warm population is copies of the earlier limit's best, lowered by `prune` until it keeps the
@@ -223,34 +256,14 @@ class TopDown:
     unpruned: tuple[str, ...] = ("r",)
     name: str = "top-down"
 
-    def __post_init__(self) -> None:
-        _check_warm(self.warm_generations)
+    def _walks(self, limits: Sequence[Limits]) -> Sequence[Sequence[int]]:
+        return [rows[::-1] for rows in _ascending(limits)]
 
-    @one_thread()
-    def search(
-        self,
-        family: Estimated,
-        limits: Sequence[Limits],
-        *,
-        seed: int,
-        progress: Progress = _SILENT,
-    ) -> SearchResult:
-        """See `Strategy.search`."""
-        run = _Run(self.name, family, limits, seed)
-        walks = [rows[::-1] for rows in _ascending(run.limits)]
-        warm = _warm(self.warm_generations, self.evolution)
-        with run.task(progress, _generations(walks, self.evolution, warm)) as task:
-            for first, *others in walks:
-                _cold(run, first, self.evolution, task)
-                before = first
-                for row in others:
-                    genome = self._warmed(run, before, row)
-                    genomes = np.repeat(genome, self.evolution.population, axis=0)
-                    run.evolve(row, self.evolution, genomes, task, generations=warm)
-                    before = row
-        return run.result()
+    def _warmed(self, run: _Run, before: int, row: int, last: Genomes) -> Genomes:
+        del last
+        return np.repeat(self._best(run, before, row), self.evolution.population, axis=0)
 
-    def _warmed(self, run: _Run, before: int, row: int) -> Genomes:
+    def _best(self, run: _Run, before: int, row: int) -> Genomes:
         """(1, genes) the best of limits ``before``, made to keep limits ``row``."""
         limits, rng = run.limits[row], run.rngs[row]
         path = prune(
@@ -265,7 +278,7 @@ class TopDown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BottomUp:
+class BottomUp(_Walks):
     """Limits from the tightest to the loosest; the population is carried over.
 
     Sets that limit different metrics are walked separately, by the product of their bounds; members
@@ -283,31 +296,15 @@ class BottomUp:
     warm_generations: int | None = None
     name: str = "bottom-up"
 
-    def __post_init__(self) -> None:
-        _check_warm(self.warm_generations)
+    def _walks(self, limits: Sequence[Limits]) -> Sequence[Sequence[int]]:
+        return _ascending(limits)
 
-    @one_thread()
-    def search(
-        self,
-        family: Estimated,
-        limits: Sequence[Limits],
-        *,
-        seed: int,
-        progress: Progress = _SILENT,
-    ) -> SearchResult:
-        """See `Strategy.search`."""
-        run = _Run(self.name, family, limits, seed)
-        walks = _ascending(run.limits)
-        warm = _warm(self.warm_generations, self.evolution)
-        with run.task(progress, _generations(walks, self.evolution, warm)) as task:
-            for first, *others in walks:
-                genomes = _cold(run, first, self.evolution, task)
-                for row in others:
-                    carried = genomes[within(run.judge, run.limits[row], genomes)]
-                    if len(carried) < len(genomes):
-                        carried = np.concatenate([carried, run.archives[row].genomes])
-                    genomes = run.evolve(row, self.evolution, carried, task, generations=warm)
-        return run.result()
+    def _warmed(self, run: _Run, before: int, row: int, last: Genomes) -> Genomes:
+        del before
+        carried = last[within(run.judge, run.limits[row], last)]
+        if len(carried) < len(last):
+            carried = np.concatenate([carried, run.archives[row].genomes])
+        return carried
 
 
 def prune(
@@ -399,10 +396,6 @@ class _Run:
             generations=generations,
         )
 
-    def task(self, progress: Progress, steps: int) -> AbstractContextManager[Task]:
-        """See `Session.task`."""
-        return self.session.task(progress, steps)
-
     def result(self) -> SearchResult:
         """What was found; where ctrl-C came, limits share what is there."""
         if self.session.stopped:
@@ -433,19 +426,6 @@ def _ascending(limits: Sequence[Limits]) -> list[list[int]]:
         sorted(rows, key=lambda row: sum(map(math.log, limits[row].values())))
         for rows in groups.values()
     ]
-
-
-def _check_warm(given: int | None) -> None:
-    if given is not None and (given != int(given) or given < 0):
-        raise ConfigError(f"warm_generations: expected a whole number of 0 or more, got {given!r}")
-
-
-def _warm(given: int | None, evolution: Evolution) -> int:
-    return round(math.sqrt(evolution.generations)) if given is None else given
-
-
-def _generations(walks: Sequence[Sequence[int]], evolution: Evolution, warm: int) -> int:
-    return sum(evolution.generations + warm * (len(rows) - 1) for rows in walks)
 
 
 def _descend(

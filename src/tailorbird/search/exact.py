@@ -49,8 +49,7 @@ def solve(
         count: how many distinct selections to return at most.
 
     Returns:
-        Between one and ``count`` selections; fewer where no more exist. ``gap`` is the distance to
-        the first one.
+        Between one and ``count`` selections; fewer where no more exist.
 
     Raises:
         InfeasibleError: when nothing meets the limits, with the lowest reachable figures.
@@ -71,31 +70,7 @@ def solve(
     found = minimise(problem, problem.loss, limits, exclude=exclude, count=count)
     if not found:
         raise infeasible(problem, limits, excluded=len(exclude))
-    best = problem.total_loss(found[0])
-    return [
-        make_selection(problem, chosen, limits, gap=problem.total_loss(chosen) - best)
-        for chosen in found
-    ]
-
-
-def solve_many(
-    problem: AdditiveProblem, limits: Sequence[Mapping[str, float]]
-) -> list[Selection | InfeasibleError]:
-    """The best selection for each of k targets, in order.
-
-    A target that can't be met gets its ``InfeasibleError`` as the result, so that it costs the
-    other targets nothing.
-
-    Raises:
-        ConfigError: for unknown metrics or limits that are not positive.
-    """
-    results: list[Selection | InfeasibleError] = []
-    for one in limits:
-        try:
-            results.append(solve(problem, one)[0])
-        except InfeasibleError as error:
-            results.append(error)
-    return results
+    return [make_selection(problem, chosen, limits) for chosen in found]
 
 
 def lowest(

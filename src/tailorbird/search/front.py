@@ -34,41 +34,6 @@ def undominated(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def hypervolume(points: npt.ArrayLike, reference: tuple[float, float]) -> float:
-    """Area that the points (n, 2) dominate up to ``reference``; points beyond it add nothing.
-
-    Example:
-        >>> hypervolume([[1.0, 2.0], [2.0, 1.0]], (3.0, 3.0))
-        3.0
-    """
-    array = _points(points, width=2)
-    array = array[(array < reference).all(axis=1)]
-    front = np.unique(array[undominated(array)], axis=0)
-    ceilings = np.concatenate([[reference[1]], front[:-1, 1]])[: len(front)]
-    return float(((reference[0] - front[:, 0]) * (ceilings - front[:, 1])).sum())
-
-
-def best_within(cost: npt.ArrayLike, quality: npt.ArrayLike, limits: npt.ArrayLike) -> Floats:
-    """The best quality (k,) at each of the limits (k,) among members of known cost and quality.
-
-    Args:
-        cost: (n,) of each member.
-        quality: (n,) of each member, higher is better.
-        limits: (k,) upper bounds of the cost, in any order.
-
-    Returns:
-        (k,) qualities; NaN where no member keeps the limit.
-
-    Example:
-        >>> best_within([30.0, 10.0, 20.0], [0.8, 0.7, 0.6], [5.0, 25.0, 30.0])
-        array([nan, 0.7, 0.8])
-    """
-    points = _points(np.stack([np.asarray(cost, float), np.asarray(quality, float)], axis=-1))
-    points = points[np.argsort(points[:, 0], kind="stable")]
-    best = np.concatenate([[np.nan], np.fmax.accumulate(points[:, 1])])
-    return np.asarray(best[np.searchsorted(points[:, 0], np.asarray(limits, float), side="right")])
-
-
 def staircase(points: npt.ArrayLike) -> Floats:
     """Corners (k, 2) of the line under which no point (n, 2) lies, from left to right.
 

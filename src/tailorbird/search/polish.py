@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from tailorbird.progress import Task
 from tailorbird.search.strategy import Archive, Evaluator
 from tailorbird.space import Genomes
 
@@ -17,9 +16,10 @@ class Seen:
 
     Example:
         >>> seen = Seen(2, np.random.default_rng(0))
-        >>> seen.fresh(np.array([[0, 1], [0, 1], [1, 1]]))
+        >>> seen.new(np.array([[0, 1], [0, 1], [1, 1]]))
         array([0, 2])
-        >>> seen.fresh(np.array([[1, 1], [1, 0]]))
+        >>> seen.note(np.array([[0, 1], [1, 1]]))
+        >>> seen.new(np.array([[1, 1], [1, 0]]))
         array([1])
     """
 
@@ -44,12 +44,6 @@ class Seen:
         """Remember ``genomes`` (n, genes)."""
         self._hashes = np.sort(np.concatenate([self._hashes, self.keys(genomes)]), kind="stable")
 
-    def fresh(self, genomes: Genomes) -> Genomes:
-        """Rows that :meth:`new` gives, noted at once."""
-        rows = self.new(genomes)
-        self.note(genomes[rows])
-        return rows
-
 
 def polish(
     evaluator: Evaluator,
@@ -57,7 +51,6 @@ def polish(
     *,
     seen: Seen,
     budget: int | None = None,
-    task: Task | None = None,
 ) -> bool:
     """Improve the winners in ``archive`` until no change of one gene betters any of them.
 
@@ -71,7 +64,6 @@ def polish(
         seen: genomes evaluated already, with their quality told to the archive.
         budget: evaluations at most, ``None`` for no bound; a batch of winners that would exceed
             it ends the polish.
-        task: advances by one for each round over the winners.
 
     Returns:
         Whether it came to its end: no single change improves any winner.
@@ -96,5 +88,3 @@ def polish(
             archive.update(near, evaluator.quality(near), costs)
             seen.note(near)
             done.note(some)
-        if task is not None:
-            task.advance()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,45 +25,22 @@ class Selection:
         loss: summed accuracy loss, as a fraction (eq. 4).
         cost: predicted figure per metric.
         feasible: whether all limits are met.
-        gap: ``loss`` minus the proven least loss within the limits; ``None`` if not known.
     """
 
     chosen: tuple[int, ...]
     loss: float
     cost: dict[str, float]
     feasible: bool
-    gap: float | None = None
-
-    def against(self, optimum: Selection) -> Selection:
-        """This selection with its gap to a proven ``optimum`` filled in.
-
-        Example:
-            >>> best = Selection((0,), 0.50, {"macs": 5.0}, True, 0.0)
-            >>> Selection((1,), 0.75, {"macs": 5.0}, True).against(best).gap
-            0.25
-        """
-        return replace(self, gap=self.loss - optimum.loss)
 
 
 def make_selection(
-    problem: AdditiveProblem,
-    chosen: Iterable[int],
-    limits: Mapping[str, float],
-    *,
-    gap: float | None = None,
+    problem: AdditiveProblem, chosen: Iterable[int], limits: Mapping[str, float]
 ) -> Selection:
-    """The selection of the alternatives ``chosen``, priced by ``problem``.
-
-    Args:
-        problem: the additive problem.
-        chosen: indices of alternatives, in any order.
-        limits: metric -> upper bound.
-        gap: distance to the proven optimum, if known.
-    """
+    """The selection of the alternatives ``chosen``, indices in any order, as ``problem`` has it."""
     index = tuple(sorted(int(i) for i in chosen))
     figures = problem.cost(index)
     cost = {name: float(figure) for name, figure in zip(problem.metrics, figures, strict=True)}
-    return Selection(index, problem.total_loss(index), cost, within(cost, limits), gap)
+    return Selection(index, problem.total_loss(index), cost, within(cost, limits))
 
 
 def within(cost: Mapping[str, float], limits: Mapping[str, float]) -> bool:

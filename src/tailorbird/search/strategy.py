@@ -276,20 +276,14 @@ class Archive:
 
     def feasible(self, cost: Mapping[str, Floats]) -> npt.NDArray[np.bool_]:
         """Mask (n,) of the genomes that keep at least one set of limits, given their ``cost``."""
-        return np.asarray(self.floor(cost) < np.inf)
-
-    def floor(self, cost: Mapping[str, Floats]) -> Floats:
-        """(n,) the quality above which a genome of this ``cost`` would enter the archive.
-
-        ``inf`` where it keeps no set of limits.
-        """
-        return self.aim(cost)[1]
+        return np.asarray(self.aim(cost)[1] < np.inf)
 
     def aim(self, cost: Mapping[str, Floats]) -> tuple[Genomes, Floats]:
-        """For each cost the limits that a genome could most gain at, and the ``floor`` there.
+        """For each cost the limits that a genome could most gain at, and how good it has to be.
 
         Returns:
-            (n,) place of the set among ``places``, -1 where it keeps none; and the floor (n,).
+            (n,) place of the set among ``places``, -1 where it keeps none; and the floor (n,), the
+            quality held there: ``inf`` where it keeps none.
         """
         count = len(next(iter(cost.values())))
         place, floor = np.full(count, -1, dtype=np.int64), np.full(count, np.inf)

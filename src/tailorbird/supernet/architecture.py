@@ -24,7 +24,7 @@ from tailorbird.errors import Fault, SpaceError
 from tailorbird.supernet.kinds.table import KINDS, Kinds
 from tailorbird.supernet.layout import ArchitectureSpace, compile_space
 from tailorbird.supernet.shapes import LayerShape, Slot, make_divisible
-from tailorbird.supernet.slot_table import SlotTable, SlotValue
+from tailorbird.supernet.slot_table import SlotTable
 from tailorbird.supernet.space_file import (
     LEAST_RESOLUTION,
     MOST_RESOLUTION,
@@ -40,7 +40,6 @@ __all__ = [
     "LayerShape",
     "Slot",
     "SlotTable",
-    "SlotValue",
     "define_space",
     "load_space",
     "make_divisible",

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tailorbird.errors import DataError, StoreError
+from tailorbird.family import Floats
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import LayerShape
 from tailorbird.supernet.elastic import ElasticNorm
@@ -27,7 +27,6 @@ from tailorbird.task import CLASSIFICATION, Scorer, Task
 LARGE = 2**22
 """Numbers in a tensor, 16 MB of float32, above which images are evaluated in parts."""
 
-Floats = npt.NDArray[np.float64]
 Statistics = Mapping[str, Tensor]
 """Buffers of the norms of one subnet, named as in what ``extract`` makes of it."""
 

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +45,7 @@ from tailorbird.measure.counts import count
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress
 from tailorbird.runfolder import short_hash
-from tailorbird.space import Genomes, Space
+from tailorbird.space import Genome, Genomes, Space
 from tailorbird.supernet.build import build_all
 from tailorbird.supernet.counts import macs, params
 from tailorbird.supernet.extract import extract
@@ -368,5 +367,5 @@ def check_places(places: Sequence[Place], supernet: Supernet, *, layers_at_most:
         raise ConfigError(problems)
 
 
-def _key(genome: npt.NDArray[np.int64]) -> Key:
+def _key(genome: Genome) -> Key:
     return tuple(genome.tolist())

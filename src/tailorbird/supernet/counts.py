@@ -16,9 +16,7 @@ subnets (DyNAS-T): both figures of all of them are equal to these, nothing diffe
 
 from __future__ import annotations
 
-from tailorbird.supernet.kinds.table import kind_called
 from tailorbird.supernet.layout import ArchitectureSpace
-from tailorbird.supernet.shapes import LayerShape
 from tailorbird.supernet.slot_table import SlotTable
 
 
@@ -46,13 +44,3 @@ def params(space: ArchitectureSpace) -> SlotTable:
         array([3410792.])
     """
     return SlotTable(space, lambda shape: space.kind_of(shape).params(shape))
-
-
-def layer_macs(shape: LayerShape) -> int:
-    """MACs of one layer, of a kind of the package's, for one image."""
-    return kind_called(shape.kind).macs(shape)
-
-
-def layer_params(shape: LayerShape) -> int:
-    """Parameters of one layer of a kind of the package's."""
-    return kind_called(shape.kind).params(shape)

@@ -6,11 +6,10 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from tailorbird.errors import StoreError
+from tailorbird.space import Genome
 from tailorbird.supernet.architecture import LayerShape
 from tailorbird.supernet.elastic import Elastic
 from tailorbird.supernet.network import Supernet
@@ -18,7 +17,7 @@ from tailorbird.supernet.network import Supernet
 
 def extract(
     supernet: Supernet,
-    genome: npt.NDArray[np.int64],
+    genome: Genome,
     *,
     statistics: Mapping[str, Tensor] | None = None,
 ) -> nn.Sequential:

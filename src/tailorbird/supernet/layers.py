@@ -7,11 +7,10 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tailorbird.space import Genome
 from tailorbird.supernet.architecture import ArchitectureSpace, LayerShape, Slot
 from tailorbird.supernet.extract import extract
 from tailorbird.supernet.network import Supernet
@@ -82,17 +81,15 @@ def single_layers(supernet: Supernet, wanted: Collection[LayerShape]) -> Iterato
                     yield layer
 
 
-def _genome_of(
-    space: ArchitectureSpace, slot: Slot, index: tuple[int, ...]
-) -> npt.NDArray[np.int64]:
+def _genome_of(space: ArchitectureSpace, slot: Slot, index: tuple[int, ...]) -> Genome:
     """The largest network (genes,) that has the slot at this index."""
     genome = space.space.sizes - 1
     genome[list(slot.genes)] = index
-    whole: npt.NDArray[np.int64] = space.space.canonical(genome[None])[0]
+    whole: Genome = space.space.canonical(genome[None])[0]
     return whole
 
 
-def _layers_of(supernet: Supernet, genome: npt.NDArray[np.int64]) -> list[SingleLayer]:
+def _layers_of(supernet: Supernet, genome: Genome) -> list[SingleLayer]:
     network = extract(supernet, genome).eval()
     taken: dict[nn.Module, tuple[int, ...]] = {}
 

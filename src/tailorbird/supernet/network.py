@@ -13,19 +13,17 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tailorbird.data.resizing import resized
 from tailorbird.errors import DataError, SpaceError
+from tailorbird.space import Genome
 from tailorbird.supernet.elastic import Elastic, draw
 from tailorbird.supernet.kinds.maker import Maker
 from tailorbird.supernet.kinds.table import Kinds
 from tailorbird.supernet.layout import ArchitectureSpace
 from tailorbird.supernet.shapes import LayerShape, Slot
-
-Genome = npt.NDArray[np.int64]
 
 
 class Supernet(nn.Module):

@@ -8,17 +8,15 @@ names are compared with such repetitions taken out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
-from pathlib import Path
 
 from torch import Tensor
 
-from tailorbird.checkpoints import read_tensors
 from tailorbird.errors import StoreError
 from tailorbird.supernet.network import Supernet
+from tailorbird.supernet.store import classes_of, listed
 
-_SHOWN = 10
 _COUNTER = "num_batches_tracked"
 
 
@@ -63,33 +61,14 @@ def load_official(supernet: Supernet, state_dict: Mapping[str, Tensor]) -> None:
             if value.is_floating_point() and not bool(value.isfinite().all())
         ],
     }
-    lines = [f"{len(names)} {word}: {_listed(names)}" for word, names in problems.items() if names]
+    lines = [f"{len(names)} {word}: {listed(names)}" for word, names in problems.items() if names]
     if lines:
-        listed = "".join(f"\n  - {line}" for line in lines)
+        told = "".join(f"\n  - {line}" for line in lines)
         raise StoreError(
             f"checkpoint does not fit a supernet of {supernet.architectures.name} with "
-            f"{_classes(supernet)} classes:{listed}\ncheck that it belongs to this space"
+            f"{classes_of(supernet)} classes:{told}\ncheck that it belongs to this space"
         )
     supernet.load_state_dict({**expected, **found})
-
-
-def load_official_file(supernet: Supernet, path: str | Path) -> None:
-    """Copy the weights in file ``path`` into ``supernet``, which changes **in place**.
-
-    Args:
-        supernet: of the checkpoint's space.
-        path: safetensors, or a torch file that holds nothing but tensors (also below
-            ``state_dict``).
-
-    Raises:
-        StoreError: for a file that can't be read, would need unpickling, or doesn't fit.
-    """
-    file = Path(path)
-    tensors = read_tensors(file)
-    try:
-        load_official(supernet, tensors)
-    except StoreError as error:
-        raise StoreError(f"{file}: {error}") from error
 
 
 def _canonical(name: str) -> str:
@@ -99,14 +78,3 @@ def _canonical(name: str) -> str:
     """
     parts = name.replace("mobile_inverted_conv", "conv").split(".")
     return ".".join(part for part, _ in groupby(parts) if part != "module")
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _classes(supernet: Supernet) -> int:
-    shape = supernet.shape(len(supernet.slots()) - 1, supernet.largest())
-    return 0 if shape is None else shape.out_channels

@@ -24,11 +24,11 @@ from tailorbird.supernet.architecture import (
     load_space,
     make_divisible,
 )
+from tailorbird.supernet.official import some
 from tailorbird.supernet.space_file import is_resolution
 
 MOST_BYTES = 10_000_000
 MOST_LAYERS = 1_000
-SHOWN = 20
 T = TypeVar("T")
 Layers = list[tuple[str, LayerShape]]
 _PARTS = ("first_conv", "input_stem", "blocks", "final_expand_layer", "feature_mix_layer")
@@ -61,7 +61,7 @@ def read_specialized(path: Path) -> dict[str, object]:
             f"run.image_size: expected a whole number of pixels from 32 to 4096, got {image_size!r}"
         )
     if faults:
-        raise SpaceError(f"{path}: no specialised network can be read: {_some(faults)}")
+        raise SpaceError(f"{path}: no specialised network can be read: {some(faults)}")
     rejected = []
     for space in sorted(_spaces(image_size), key=lambda s: s.space.size, reverse=True):
         genome, differences = _matched(space, layers)
@@ -71,7 +71,7 @@ def read_specialized(path: Path) -> dict[str, object]:
     closest, least = min(rejected, key=lambda found: len(found[1]))
     raise SpaceError(
         f"{path}: the network lies outside every space ({', '.join(SPACES)}); "
-        f"from the closest, {closest}, it differs in: {_some(least)}"
+        f"from the closest, {closest}, it differs in: {some(least)}"
     )
 
 
@@ -80,11 +80,6 @@ def _spaces(image_size: int) -> Iterator[ArchitectureSpace]:
     for name in SPACES:
         with suppress(SpaceError):
             yield load_space(name, resolutions=[image_size])
-
-
-def _some(faults: Sequence[str]) -> str:
-    more = len(faults) - SHOWN
-    return "; ".join(faults[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _contents(path: Path) -> tuple[Mapping[str, Any], Any]:

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import SpaceError
+from tailorbird.family import Floats
 from tailorbird.space import Condition, Genomes, Space
 
-Floats = npt.NDArray[np.float64]
 Faults = list[tuple[int, str]]
 ALIASES = {"r": "image_size"}
-SHOWN = 20
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,12 @@ def _wanted(entry: Entry, genome: npt.NDArray[np.int64]) -> str:
     return f"expected {value} {'or more' if entry.at_least else 'in this space'}"
 
 
+def some(faults: Sequence[str]) -> str:
+    """The first faults, and how many more there are."""
+    more = len(faults) - _SHOWN
+    return "; ".join(faults[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
 def _raise(faults: Faults) -> None:
     if faults:
-        lines = [f"row {row}: {text}" for row, text in sorted(faults)[:SHOWN]]
-        more = len(faults) - len(lines)
-        raise SpaceError("; ".join(lines) + (f"; and {more} more" if more else ""))
+        raise SpaceError(some([f"row {row}: {text}" for row, text in sorted(faults)]))

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import DataError
+from tailorbird.family import Floats
 
-Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 

@@ -15,17 +15,14 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from tailorbird.errors import ConfigError, SpaceError
-from tailorbird.space import Genomes
+from tailorbird.family import Floats
+from tailorbird.space import Genome, Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.counts import macs
 from tailorbird.train.checkpoint import Json
-
-Genome: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 RESOLUTION = 0
 """Number of the resolution's gene, the first in every space."""

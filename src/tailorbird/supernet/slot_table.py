@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from tailorbird.errors import SpaceError
+from tailorbird.family import Floats
 from tailorbird.space import Genomes
 from tailorbird.threads import one_thread
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tailorbird.supernet.layout import ArchitectureSpace
     from tailorbird.supernet.shapes import LayerShape, Slot
 
-Floats = npt.NDArray[np.float64]
 _CHUNK = 4096
 
 SlotValue: TypeAlias = "Callable[[Slot, tuple[int, ...], LayerShape], float]"

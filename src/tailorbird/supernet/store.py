@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -92,14 +92,19 @@ def load_supernet(folder: Path) -> Supernet:
         or not bool(weights[key].isfinite().all())
     )
     if wrong:
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise StoreError(
             f"{path}: doesn't fit {SPACE} beside it, a supernet of {name} with {classes} classes; "
             f"{len(wrong)} weights are missing, unexpected, misshaped or not finite: "
-            f"{', '.join(wrong[:_SHOWN])}{more}; train or import the supernet again"
+            f"{listed(wrong)}; train or import the supernet again"
         )
     supernet.load_state_dict(weights)
     return supernet.eval()
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first ten names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def classes_of(supernet: Supernet) -> int:

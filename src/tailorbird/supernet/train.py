@@ -192,7 +192,9 @@ class _Training:
         module = copy.deepcopy(supernet).to(self.device).requires_grad_(True)
         precision = resolve(recipe.precision, self.device, module)
         example = data.train.sample(2).to(self.device)
-        self.layout = _layout(module, resize(example, self.sizes[-1]), recipe)
+        self.layout = torch.contiguous_format
+        if recipe.channels_last:
+            self.layout = lay_out(module.eval(), resize(example, self.sizes[-1]))
         outputs, used = _rehearse(module, example, self.sizes)
         task.check(outputs, data, what="the supernet")
         self.task, classes = task, outputs.shape[1]
@@ -383,13 +385,6 @@ def _parts(recipe: SupernetRecipe, data: ImageData, world: World) -> int:
             "more, 2 for each part of a batch"
         )
     return parts
-
-
-def _layout(module: Supernet, example: Tensor, recipe: SupernetRecipe) -> torch.memory_format:
-    """Bring the weights into channels-last layout where asked and possible."""
-    if recipe.channels_last:
-        return lay_out(module.eval(), example)
-    return torch.contiguous_format
 
 
 def _rehearse(

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tailorbird.data.images import Split, blame_images
 from tailorbird.errors import TrainingError
+from tailorbird.space import Genome
 from tailorbird.supernet.counts import macs
-from tailorbird.supernet.samplers import RESOLUTION, Genome, Observe
+from tailorbird.supernet.samplers import RESOLUTION, Observe
 from tailorbird.supernet.schemes.scheme import Step
 from tailorbird.supernet.train_state import Sums, SupernetEpoch, SupernetSteps, TrainState
 from tailorbird.train.clock import Clock

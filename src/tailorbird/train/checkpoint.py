@@ -48,18 +48,16 @@ class Checkpoint:
             StoreError: when the disk is full or the folder can't be written.
         """
         payload = save({name: _plain(value) for name, value in tensors.items()})
-        name = f"epoch-{epoch:06d}"
-        write_bytes(self.folder / f"{name}.safetensors", payload)
+        write_bytes(self._path(epoch, "safetensors"), payload)
         content = {
             "identity": self.identity,
             "sha256": hashlib.sha256(payload).hexdigest(),
             "record": dict(record),
         }
-        write_json(self.folder / f"{name}.json", content)
+        write_json(self._path(epoch, "json"), content)
         for old in self._epochs():
             if old < epoch - 1:
-                self._path(old, "json").unlink(missing_ok=True)
-                self._path(old, "safetensors").unlink(missing_ok=True)
+                self._drop(old)
 
     def load(self, *, any_identity: bool = False) -> Found | None:
         """The newest whole state, or None where there is none.
@@ -90,8 +88,7 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove all states: the run is done, and what came of it lies elsewhere."""
         for epoch in self._epochs():
-            self._path(epoch, "json").unlink(missing_ok=True)
-            self._path(epoch, "safetensors").unlink(missing_ok=True)
+            self._drop(epoch)
         with suppress(OSError):  # absent, or somebody keeps a file there
             self.folder.rmdir()
 
@@ -109,6 +106,10 @@ class Checkpoint:
                 f"{self.folder} holds a training run of another kind; give another folder, remove "
                 f"this one, or go back to what it was started with:{lines}"
             )
+
+    def _drop(self, epoch: int) -> None:
+        self._path(epoch, "json").unlink(missing_ok=True)
+        self._path(epoch, "safetensors").unlink(missing_ok=True)
 
     def _epochs(self) -> list[int]:
         found = self.folder.iterdir() if self.folder.is_dir() else ()

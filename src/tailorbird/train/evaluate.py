@@ -107,9 +107,14 @@ def score(
     if answers is None and not split.labelled:
         raise DataError("score needs labels or answers; this split has no labels")
     with _ready(module, device) as (net, where):
-        walk = _walk(split, batch_size, where, limit)
-        compared = walk if answers is None else _with_answers(walk, answers.to(where))
-        return _score(net, compared, where, channels_last, task)
+        walk, scorer = _walk(split, batch_size, where, limit), task.scorer(where)
+        for images, targets in walk if answers is None else _with_answers(walk, answers.to(where)):
+            if targets is None:
+                raise DataError("a batch without labels came from a split that says it has them")
+            layout = memory_format(images.shape[1:])
+            given = images.contiguous(memory_format=layout) if channels_last else images
+            scorer.add(_forward(net, given), targets)
+        return scorer.result()
 
 
 def logits(
@@ -196,16 +201,3 @@ def _forward(net: nn.Module, images: Tensor) -> Tensor:
     with torch.inference_mode():
         answer: Tensor = net(images)
     return answer.float()
-
-
-def _score(
-    net: nn.Module, walk: Batches, device: torch.device, channels_last: bool, task: Task
-) -> Score:
-    scorer = task.scorer(device)
-    for images, targets in walk:
-        if targets is None:
-            raise DataError("a batch without labels came from a split that says it has them")
-        layout = memory_format(images.shape[1:])
-        given = images.contiguous(memory_format=layout) if channels_last else images
-        scorer.add(_forward(net, given), targets)
-    return scorer.result()

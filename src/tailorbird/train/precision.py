@@ -102,25 +102,13 @@ def lay_out(module: nn.Module, example: Tensor) -> torch.memory_format:
     if memory_format(example.shape[1:]) != torch.channels_last:
         return torch.contiguous_format
     set_layout(module, torch.channels_last)
-    if runs_channels_last(module, example):
-        return torch.channels_last
-    set_layout(module, torch.contiguous_format)
-    return torch.contiguous_format
-
-
-def runs_channels_last(module: nn.Module, images: Tensor) -> bool:
-    """Whether a network can run on channels-last images; some reshape with ``view``.
-
-    Args:
-        module: already in channels-last layout; run in its present mode, which has to be eval.
-        images: (n, C, H, W), two are enough.
-    """
-    with torch.no_grad():
-        try:
-            module(images.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:
-            return False
-    return True
+    try:
+        with torch.no_grad():
+            module(example.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:  # some reshape with view
+        set_layout(module, torch.contiguous_format)
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ Optimizer = Literal["sgd", "adabelief", "adamw"]
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Keep = Literal["best", "last"]
+_MAY_BE_NONE = ("minutes", "clip_norm", "ema", "validation_limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,53 +90,79 @@ class Recipe:
     recalibrate_batches: int = 20
 
     def __post_init__(self) -> None:
-        problems = [
-            *self._positive("epochs", "learning_rate", "temperature"),
-            *(self._positive("minutes") if self.minutes is not None else ()),
-            *(self._positive("clip_norm") if self.clip_norm is not None else ()),
-            *self._not_negative("weight_decay", "ce_weight", "kl_weight", "mse_weight"),
-            *self._not_negative("mixup", "cutmix"),
-            *self._share("momentum", "warmup", "label_smoothing"),
-            *(self._share("ema") if self.ema is not None else ()),
-            *self._count("batch_size", 2),
-            *self._count("recalibrate_batches", 0),
-            *(self._count("validation_limit", 1) if self.validation_limit is not None else ()),
-            *self._one_of("optimizer", get_args(Optimizer)),
-            *self._one_of("schedule", get_args(Schedule)),
-            *self._one_of("precision", get_args(Precision)),
-            *self._one_of("keep", get_args(Keep)),
-        ]
-        if problems:
-            raise ConfigError(problems)
+        given = vars(self)
+        named = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision, "keep": Keep}
+        check_numbers(
+            "recipe",
+            {k: v for k, v in given.items() if v is not None or k not in _MAY_BE_NONE},
+            positive=("epochs", "learning_rate", "temperature", "minutes", "clip_norm"),
+            not_negative=(
+                "weight_decay",
+                "ce_weight",
+                "kl_weight",
+                "mse_weight",
+                "mixup",
+                "cutmix",
+            ),
+            shares=("momentum", "warmup", "label_smoothing", "ema"),
+            counts={"batch_size": 2, "recalibrate_batches": 0, "validation_limit": 1},
+            others=[
+                Fault(f"recipe.{k}", f"expected one of {', '.join(get_args(x))}, got {given[k]!r}")
+                for k, x in named.items()
+                if given[k] not in get_args(x)
+            ],
+        )
 
     def as_record(self) -> dict[str, float | int | str | bool | None]:
         """The recipe as JSON-able values, in the order of the fields."""
         return asdict(self)
 
-    def _number(self, name: str) -> float:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return math.nan
-        return float(value) if math.isfinite(value) else math.nan
 
-    def _wrong(self, name: str, expected: str) -> str:
-        return Fault(f"recipe.{name}", f"expected {expected}, got {getattr(self, name)!r}")
+def check_numbers(
+    place: str,
+    given: Mapping[str, object],
+    *,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    shares: Sequence[str] = (),
+    counts: Mapping[str, int] | None = None,
+    others: Sequence[str] = (),
+) -> None:
+    """Refuse settings that are out of range; names that aren't given are not looked at.
 
-    def _positive(self, *names: str) -> list[str]:
-        return [self._wrong(n, "a number above 0") for n in names if not self._number(n) > 0]
+    Args:
+        place: named in the message.
+        given: name -> value.
+        positive: above 0.
+        not_negative: 0 or more.
+        shares: 0 or more and below 1.
+        counts: whole numbers, each with the least that it may be.
+        others: what else is wrong, told together with these.
 
-    def _not_negative(self, *names: str) -> list[str]:
-        return [self._wrong(n, "a number of 0 or more") for n in names if not self._number(n) >= 0]
+    Raises:
+        ConfigError: listing all of them.
+    """
+    rules: list[tuple[Sequence[str], Callable[[float], bool], str]] = [
+        (positive, lambda value: value > 0, "a number above 0"),
+        (not_negative, lambda value: value >= 0, "a number of 0 or more"),
+        (shares, lambda value: 0 <= value < 1, "a number of 0 or more and below 1"),
+    ]
+    wrong = [
+        (name, wanted)
+        for names, fits, wanted in rules
+        for name in names
+        if name in given and not fits(number(given[name]))
+    ]
+    for name, least in (counts or {}).items():
+        value = given.get(name, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            wrong.append((name, f"a whole number of {least} or more"))
+    faults = [Fault(f"{place}.{n}", f"expected {wanted}, got {given[n]!r}") for n, wanted in wrong]
+    if problems := [*faults, *others]:
+        raise ConfigError(problems)
 
-    def _share(self, *names: str) -> list[str]:
-        wrong = [n for n in names if not 0 <= self._number(n) < 1]
-        return [self._wrong(n, "a number of 0 or more and below 1") for n in wrong]
 
-    def _count(self, name: str, least: int) -> list[str]:
-        value = getattr(self, name)
-        fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return [] if fine else [self._wrong(name, f"a whole number of {least} or more")]
-
-    def _one_of(self, name: str, known: tuple[str, ...]) -> list[str]:
-        fine = getattr(self, name) in known
-        return [] if fine else [self._wrong(name, f"one of {', '.join(known)}")]
+def number(value: object) -> float:
+    """The value as a number; NaN, which no rule accepts, where it isn't a finite one."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and math.isfinite(value) else math.nan  # type: ignore[arg-type]  # plain says so

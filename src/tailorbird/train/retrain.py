@@ -18,9 +18,7 @@ from tailorbird.train.recipe import Recipe
 from tailorbird.train.student import Assignment, Epoch
 from tailorbird.train.students import Trained, train
 
-__all__ = ["Assignment", "Epoch", "Retrained", "Teacher", "retrain", "retrain_all"]
-
-Retrained = Trained
+__all__ = ["Assignment", "Epoch", "Teacher", "retrain", "retrain_all"]
 
 
 def retrain(
@@ -36,7 +34,7 @@ def retrain(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     name: str = "student",
-) -> Retrained:
+) -> Trained:
     """Retrain one student; the best state on validation is returned, as a new module.
 
     Args:
@@ -101,7 +99,7 @@ def retrain_all(
     task: Task = CLASSIFICATION,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
-) -> list[Retrained]:
+) -> list[Trained]:
     """Retrain several students with one pass of the teacher per batch.
 
     Each ends exactly as it would alone: it has its own optimiser and average, and the random

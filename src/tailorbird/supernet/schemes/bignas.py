@@ -5,24 +5,21 @@ Yu et al., BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tailorbird.errors import Fault
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import Observe, Region, Sampler, SamplerOf, Sandwich
+from tailorbird.supernet.samplers import Region, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
+    FullFirst,
     Member,
     Resolution,
     Step,
     ZeroResidualGains,
-    after_the_full,
     answers,
-    check_numbers,
     labels,
-    number,
     settings,
     steps_of,
     subnets,
@@ -30,6 +27,7 @@ from tailorbird.supernet.schemes.scheme import (
     too_long,
 )
 from tailorbird.train.checkpoint import Json
+from tailorbird.train.recipe import check_numbers, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +94,11 @@ class BigNAS:
             others.append(Fault("bignas.tail", most))
         check_numbers(
             "bignas",
-            positive={
-                "epochs": self.epochs,
-                "learning_rate": self.learning_rate,
-                "tail": self.tail,
-                "tail_from": self.tail_from,
-            },
-            not_negative={"lr_warmup_epochs": self.lr_warmup_epochs},
-            shares={"label_smoothing": self.label_smoothing},
-            counts={"networks": (self.networks, 2)},
+            vars(self),
+            positive=("epochs", "learning_rate", "tail", "tail_from"),
+            not_negative=("lr_warmup_epochs",),
+            shares=("label_smoothing",),
+            counts={"networks": 2},
             others=others,
         )
 
@@ -122,7 +116,7 @@ class BigNAS:
         return settings(self)
 
 
-class BigNASPlan:
+class BigNASPlan(FullFirst):
     """BigNAS over the steps of one run."""
 
     def __init__(self, scheme: BigNAS, region: Region, per_epoch: int) -> None:
@@ -130,16 +124,6 @@ class BigNASPlan:
         self.total = steps_of(scheme.epochs, per_epoch)
         self.lr_warmup = round(scheme.lr_warmup_epochs * per_epoch)
         self.sampler = scheme.sampler(region, scheme.networks - 1)
-
-    @property
-    def samplers(self) -> Sequence[Sampler]:
-        """The one."""
-        return (self.sampler,)
-
-    @property
-    def observe(self) -> Observe | None:
-        """Tells the sampler of all but the full network."""
-        return after_the_full(self.sampler)
 
     def rate(self, number: int) -> float:
         """Linear warm-up, exponential decay, constant tail."""

@@ -6,25 +6,22 @@ ECCV 2024.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tailorbird.errors import Fault
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import Observe, Region, Sampler, SamplerOf, Sandwich
+from tailorbird.supernet.samplers import Region, SamplerOf, Sandwich
 from tailorbird.supernet.schemes.scheme import (
     Action,
+    FullFirst,
     Member,
     Resolution,
     SortChannels,
     Step,
-    after_the_full,
     answers,
-    check_numbers,
     labels,
-    number,
     settings,
     steps_of,
     subnets,
@@ -33,6 +30,7 @@ from tailorbird.supernet.schemes.scheme import (
 )
 from tailorbird.train.checkpoint import Json
 from tailorbird.train.optimisers import cosine
+from tailorbird.train.recipe import check_numbers, number
 
 FIRST_EPSILON = 1e-4
 """The ramp's first value (sec. 4.2)."""
@@ -102,13 +100,11 @@ class DepS:
             others.append(Fault("deps.ramp_epochs", most))
         check_numbers(
             "deps",
-            positive={"epochs": self.epochs, "learning_rate": self.learning_rate},
-            not_negative={
-                "ramp_epochs": self.ramp_epochs,
-                "lr_warmup_epochs": self.lr_warmup_epochs,
-            },
-            shares={"delay": self.delay, "label_smoothing": self.label_smoothing},
-            counts={"networks": (self.networks, 2)},
+            vars(self),
+            positive=("epochs", "learning_rate"),
+            not_negative=("ramp_epochs", "lr_warmup_epochs"),
+            shares=("delay", "label_smoothing"),
+            counts={"networks": 2},
             others=others,
         )
 
@@ -126,7 +122,7 @@ class DepS:
         return settings(self)
 
 
-class DepSPlan:
+class DepSPlan(FullFirst):
     """DepS over the steps of one run."""
 
     def __init__(self, scheme: DepS, region: Region, per_epoch: int) -> None:
@@ -137,16 +133,6 @@ class DepSPlan:
         self.ramp = round(scheme.ramp_epochs * per_epoch) if scheme.ramp else 0
         self.lr_warmup = round(scheme.lr_warmup_epochs * per_epoch)
         self.sampler = scheme.sampler(region, scheme.networks - 1)
-
-    @property
-    def samplers(self) -> Sequence[Sampler]:
-        """The one."""
-        return (self.sampler,)
-
-    @property
-    def observe(self) -> Observe | None:
-        """Tells the sampler of all but the full network."""
-        return after_the_full(self.sampler)
 
     def epsilon(self, number: int) -> float:
         """Weight of the subnets' gradients at a step; 0 while the full network is alone."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import cast
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tailorbird.errors import ConfigError, Fault
+from tailorbird.family import Floats
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
-from tailorbird.supernet.samplers import Floats, Observe, Region, Sampler, SamplerOf, observer
+from tailorbird.supernet.samplers import Observe, Region, Sampler, SamplerOf, observer
 from tailorbird.supernet.schemes.scheme import (
     Action,
     FreezeTeacher,
@@ -21,14 +21,13 @@ from tailorbird.supernet.schemes.scheme import (
     SortChannels,
     Step,
     answers,
-    check_numbers,
     labels,
     steps_of,
     together,
     too_long,
 )
-from tailorbird.train.checkpoint import Json
 from tailorbird.train.optimisers import cosine
+from tailorbird.train.recipe import check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +54,6 @@ class Phase:
     networks: int = 1
     sort: bool = False
 
-    def record(self) -> dict[str, Json]:
-        """All settings."""
-        return cast("dict[str, Json]", asdict(self))
-
 
 def phase_problems(scheme: str, phases: Sequence[Phase]) -> list[str]:
     """What is wrong with phases, such as one of 0 epochs: every value that is out of range."""
@@ -70,10 +65,10 @@ def phase_problems(scheme: str, phases: Sequence[Phase]) -> list[str]:
         try:
             check_numbers(
                 place,
-                positive={"epochs": phase.epochs, "learning_rate": phase.learning_rate},
-                not_negative={"warmup_epochs": phase.warmup_epochs},
-                shares={},
-                counts={"networks": (phase.networks, 1)},
+                vars(phase),
+                positive=("epochs", "learning_rate"),
+                not_negative=("warmup_epochs",),
+                counts={"networks": 1},
                 others=too_long(f"{place}.warmup_epochs", phase.warmup_epochs, phase.epochs),
             )
         except ConfigError as error:

@@ -7,13 +7,14 @@ sec. 3.3; lengths and learning rates of the phases are those of its appendix.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import RESOLUTION, Region, SamplerOf, Uniform
 from tailorbird.supernet.schemes.phases import Phase, PhasedPlan, phase_problems
-from tailorbird.supernet.schemes.scheme import Resolution, check_numbers
+from tailorbird.supernet.schemes.scheme import Resolution, settings
 from tailorbird.train.checkpoint import Json
+from tailorbird.train.recipe import check_numbers
 
 TEACHER_EPOCHS, TEACHER_RATE = 180.0, 2.6
 """The full network's own training on ImageNet, 2,048 images per step."""
@@ -132,12 +133,8 @@ def scaled(phases: Sequence[Phase], *, epochs: float, learning_rate: float) -> t
         >>> max(phase.learning_rate for phase in short)
         0.1
     """
-    check_numbers(
-        "scaled",
-        positive={"epochs": epochs, "learning_rate": learning_rate},
-        not_negative={},
-        shares={},
-    )
+    given = {"epochs": epochs, "learning_rate": learning_rate}
+    check_numbers("scaled", given, positive=tuple(given))
     longer = epochs / sum(phase.epochs for phase in phases)
     faster = learning_rate / max(phase.learning_rate for phase in phases)
     return tuple(
@@ -192,9 +189,9 @@ class ProgressiveShrinking:
     def __post_init__(self) -> None:
         check_numbers(
             self.name,
-            positive={},
-            not_negative={"distil": self.distil},
-            shares={"label_smoothing": self.label_smoothing},
+            vars(self),
+            not_negative=("distil",),
+            shares=("label_smoothing",),
             others=phase_problems(self.name, self.phases),
         )
 
@@ -226,10 +223,4 @@ class ProgressiveShrinking:
 
     def record(self) -> dict[str, Json]:
         """All settings but the sampler, whose name the plan knows."""
-        return {
-            "name": self.name,
-            "phases": [phase.record() for phase in self.phases],
-            "resolution": self.resolution,
-            "label_smoothing": self.label_smoothing,
-            "distil": self.distil,
-        }
+        return settings(self) | {"phases": [asdict(phase) for phase in self.phases]}

@@ -12,20 +12,18 @@ be taken up at any step.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from tailorbird.errors import ConfigError, Fault
-from tailorbird.space import Genomes
+from tailorbird.family import Floats
+from tailorbird.space import Genome, Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.samplers import (
     RESOLUTION,
-    Floats,
-    Genome,
     Keeper,
     Observe,
     Region,
@@ -34,6 +32,7 @@ from tailorbird.supernet.samplers import (
 )
 from tailorbird.train.checkpoint import Json
 from tailorbird.train.losses import CrossEntropy, Distillation, Term
+from tailorbird.train.recipe import number
 
 Resolution: TypeAlias = Literal["step", "network"]
 """``step``: the networks of a step share one image size; ``network``: each has its own."""
@@ -202,6 +201,22 @@ def after_the_full(sampler: Sampler) -> Observe | None:
     return tell
 
 
+class FullFirst:
+    """A plan whose steps train the full network first, and then what one sampler draws."""
+
+    sampler: Sampler
+
+    @property
+    def samplers(self) -> Sequence[Sampler]:
+        """The one."""
+        return (self.sampler,)
+
+    @property
+    def observe(self) -> Observe | None:
+        """Tells the sampler of all but the full network."""
+        return after_the_full(self.sampler)
+
+
 def subnets(drawn: Genomes, full: Genome) -> list[Genome]:
     """The distinct genomes among those drawn that are not the full network (eq. 4 of DepS)."""
     _, first = np.unique(drawn, axis=0, return_index=True)
@@ -227,47 +242,6 @@ def steps_of(epochs: float, per_epoch: int) -> int:
     return max(1, round(epochs * per_epoch))
 
 
-def check_numbers(
-    scheme: str,
-    *,
-    positive: Mapping[str, float],
-    not_negative: Mapping[str, float],
-    shares: Mapping[str, float],
-    counts: Mapping[str, tuple[object, int]] | None = None,
-    others: Sequence[str] = (),
-) -> None:
-    """Refuse settings that are out of range.
-
-    Args:
-        scheme: named in the message.
-        positive: above 0.
-        not_negative: 0 or more.
-        shares: 0 or more and below 1.
-        counts: whole numbers, each with the least that it may be.
-        others: what else is wrong, told together with these.
-
-    Raises:
-        ConfigError: listing all of them.
-    """
-    wrong: list[tuple[str, object, str]] = [
-        *[(n, v, "a number above 0") for n, v in positive.items() if not number(v) > 0],
-        *[(n, v, "a number of 0 or more") for n, v in not_negative.items() if not number(v) >= 0],
-        *[
-            (n, v, "a number of 0 or more and below 1")
-            for n, v in shares.items()
-            if not 0 <= number(v) < 1
-        ],
-    ]
-    wrong += [
-        (name, value, f"a whole number of {least} or more")
-        for name, (value, least) in (counts or {}).items()
-        if not isinstance(value, int) or isinstance(value, bool) or value < least
-    ]
-    faults = [Fault(f"{scheme}.{n}", f"expected {wanted}, got {v!r}") for n, v, wanted in wrong]
-    if problems := [*faults, *others]:
-        raise ConfigError(problems)
-
-
 def too_long(place: str, warmup: float, epochs: float) -> list[str]:
     """A fault where the rate would still be rising at the end.
 
@@ -279,9 +253,3 @@ def too_long(place: str, warmup: float, epochs: float) -> list[str]:
         return []
     what = f"expected less than the {epochs:g} epochs of training, got {warmup:g}"
     return [Fault(place, what)]
-
-
-def number(value: object) -> float:
-    """The value as a number; NaN, which no rule accepts, where it isn't a finite one."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if plain and math.isfinite(value) else math.nan  # type: ignore[arg-type]  # plain says so
