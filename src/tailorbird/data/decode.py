@@ -241,7 +241,8 @@ def covering_box(
     # By rounding the part may come out a hair larger than the image.
     inner_height, inner_width = min(height, size[0] / scale), min(width, size[1] / scale)
     left, top = (width - inner_width) / 2, (height - inner_height) / 2
-    return left, top, min(width, left + inner_width), min(height, top + inner_height)
+    right, bottom = min(width, left + inner_width), min(height, top + inner_height)
+    return float(left), float(top), float(right), float(bottom)
 
 
 def peek(encoded: Encoded, index: int, decoder: Decoder) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ def bake(network: nn.Module) -> None:
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)).eval()
         >>> bake(layer)
-        >>> [name for name, _ in layer.named_parameters()]
+        >>> sorted(name for name, _ in layer.named_parameters())
         ['bias', 'weight']
     """
     for module in list(network.modules()):

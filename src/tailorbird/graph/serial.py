@@ -33,7 +33,9 @@ from tailorbird.graph.encoding import Json, Terms, UnstorableError, code_in, enc
 from tailorbird.graph.rebuild import Builder, join
 
 _FORMAT = "tailorbird-module"
-_VERSION = 2
+VERSION = 2
+"""Of stored networks; keys of structures of another version say nothing."""
+
 _READ = (1, 2)
 _MOST_ELEMENTS = 2**31
 _LARGEST_JSON = 256 * 2**20
@@ -61,7 +63,7 @@ def to_spec(module: fx.GraphModule) -> Json:
         )
     network = describe(module, "", {})
     code = sorted(code_in(network))
-    spec: Json = {"format": _FORMAT, "version": _VERSION, "code": code, "network": network}
+    spec: Json = {"format": _FORMAT, "version": VERSION, "code": code, "network": network}
     try:
         skeleton, _ = _skeleton(spec, code)
     except TailorbirdError as error:
@@ -143,7 +145,7 @@ def _skeleton(spec: Mapping[str, object], trust: Collection[str]) -> tuple[fx.Gr
     if spec.get("version") not in _READ:
         raise StoreError(
             f"stored network of version {str(spec.get('version'))[:20]!r}: this Tailorbird reads "
-            f"versions up to {_VERSION}; upgrade Tailorbird"
+            f"versions up to {VERSION}; upgrade Tailorbird"
         )
     builder = Builder(trust)
     with torch.device("meta"):

@@ -21,14 +21,14 @@ from tailorbird.errors import (
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions
-from tailorbird.files import read_json, write_json
+from tailorbird.files import write_json
 from tailorbird.fit.answers import Student, request_of
 from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.fit import Settings, fit
 from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.ship import export_reference
-from tailorbird.graph.serial import code_of, structure_key, to_spec
+from tailorbird.graph.serial import VERSION, code_of, structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
 from tailorbird.house.candidates import HouseCandidates
@@ -37,6 +37,7 @@ from tailorbird.house.store import HouseStore
 from tailorbird.pipeline.job import REDONE, Until, identity, prepared_all
 from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
 from tailorbird.progress import Progress, Silent
+from tailorbird.records import read_record
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder, differences
 from tailorbird.search.strategy import Strategy
@@ -379,13 +380,15 @@ def check_structures(run: Path, teacher: LayerGraph, donors: Mapping[str, LayerG
         StoreError: naming the networks that differ.
     """
     path = run / "house" / "structures.json"
-    known = {
+    known: dict[str, object] = {
         name: structure_key(graph.module, graph.input_shape)
         for name, graph in {"teacher": teacher, **donors}.items()
     }
-    if not path.exists():
-        write_json(path, known)
-    elif changed := differences(read_json(path), known):
+    known["version of storing"] = VERSION
+    stored = read_record(path, dict[str, object]) if path.exists() else {}
+    if stored.get("version of storing") != VERSION:
+        write_json(path, known)  # nothing is known, or only by keys of another kind
+    elif changed := differences(stored, known):
         raise StoreError(
             f"run folder {run} belongs to another job: networks of the same weights compute "
             "something else now; what differs:\n  "
