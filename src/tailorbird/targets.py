@@ -230,6 +230,22 @@ class Place:
         return self.device.key if self.device is not None else f"table {self.table}"
 
 
+def _fault_of_key(device: Device) -> str:
+    """What is wrong with a device's key; empty where nothing is."""
+    kind = type(device).__name__
+    if not callable(getattr(device, "measure", None)):
+        return f"expected a device with `key` and `measure`, got {kind}"
+    try:
+        first, second = device.key, device.key
+    except Exception as error:  # a device's own code may raise anything
+        return f"the key of its device ({kind}) raises {type(error).__name__}: {error}"
+    if not isinstance(first, str) or not first:
+        return f"the key of its device ({kind}) is {first!r}, expected text that names the device"
+    if first != second:
+        return f"the key of its device ({kind}) changes: {first!r}, then {second!r}"
+    return ""
+
+
 @dataclass(frozen=True, init=False)
 class Target:
     """A place and the limits that one network has to keep there.
@@ -275,7 +291,10 @@ class Target:
         if not limits:
             problems.append(f"target {name!r}: no limits; give at least one, such as latency: 0.5x")
         given = place if place is not None else device
-        if given is not None and not isinstance(given, Place):
+        told = given.device if isinstance(given, Place) else given
+        if told is not None and (fault := _fault_of_key(told)):
+            problems.append(f"target {name!r}: {fault}")
+        elif given is not None and not isinstance(given, Place):
             given = Place(name=given.key, device=given)
         if isinstance(limits, Mapping):
             read, faults = read_limits(limits)

@@ -9,6 +9,7 @@ from functools import partial
 from tailorbird.export.exporters import Exporter
 from tailorbird.files import scratch
 from tailorbird.fit.candidates import Candidates, Make, Network
+from tailorbird.measure.guarded import measured
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress
 from tailorbird.targets import Device, Latency, Place
@@ -124,4 +125,4 @@ def time_networks(networks: Sequence[Network], device: Device, exporter: Exporte
     with scratch() as folder:
         pairs = [(one.module, one.input_shape) for one in networks]
         names = [f"n{number:04d}" for number in range(len(networks))]
-        return device.measure(exporter.quick(pairs, folder, names))
+        return measured(device, exporter.quick(pairs, folder, names))

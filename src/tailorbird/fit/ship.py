@@ -20,6 +20,7 @@ from tailorbird.files import cannot_write, digest_of, write_json
 from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import parity_images
 from tailorbird.measure.counts import count
+from tailorbird.measure.guarded import measured
 from tailorbird.records import read_record
 from tailorbird.search.selection import within
 from tailorbird.targets import LATENCY, Device, Format, Latency, Limit, Target, run_of
@@ -151,18 +152,18 @@ class Shipping:
         """
         path = self.deliver(student, target.name, key=key, device=target.place.device)
         counts = count(student.module, student.input_shape).as_metrics()
-        measured, reference = dict(counts), None
+        figures, reference = dict(counts), None
         device = target.place.device
         if device is not None:
-            reference, own = device.measure([beside, path])
-            measured = {LATENCY: own.median_ms, **counts}
+            reference, own = measured(device, [beside, path])
+            figures = {LATENCY: own.median_ms, **counts}
         limits = {limit.metric: _bound(limit, base, reference) for limit in target.limits}
-        code, unstored = self._bundle(student, self.home(target.name), measured)
+        code, unstored = self._bundle(student, self.home(target.name), figures)
         return Proof(
             limits=limits,
-            measured=measured,
+            measured=figures,
             reference_ms=None if reference is None else reference.median_ms,
-            met=limits.keys() <= measured.keys() and within(measured, limits),
+            met=limits.keys() <= figures.keys() and within(figures, limits),
             code=code,
             unstored=unstored,
         )

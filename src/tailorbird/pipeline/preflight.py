@@ -6,6 +6,7 @@ its blocks cut out, stored and rebuilt, the teacher exported, compared and timed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -232,6 +233,9 @@ def _devices(
     base = count(network.module, network.input_shape).as_metrics()
     silent = 0
     for key, device in devices.items():
+        threads, cores = getattr(device, "threads", None), os.cpu_count() or 1
+        if isinstance(threads, int) and threads > cores:
+            say(f"device {key}: {threads} threads on {cores} cores wait for each other; give fewer")
         try:
             [latency] = time_networks([network], device, exporter)
         except (MeasurementError, ExportError) as error:
