@@ -10,8 +10,10 @@ from torch import nn
 
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit
 from tailorbird.errors import ConfigError, MeasurementError
+from tailorbird.fit.answers import Student
 from tailorbird.pipeline.execute import dry_run
 from tailorbird.progress import Silent
+from tailorbird.report.record import TargetResult
 from tailorbird.targets import Target
 from tests.fakes import FakeDevice, FakeExporter
 
@@ -151,3 +153,11 @@ def test_a_device_that_does_not_answer_is_told_and_stops_where_there_is_no_other
     assert "device silent does not answer, so that its targets can't be met: it is switched" in said
     with pytest.raises(ConfigError, match="none of the targets' devices answers"):
         tried(tmp_path, Brightest(), targets=targets[1:])
+
+
+def test_what_users_print_is_one_line(tmp_path):
+    assert repr(colours()) == (
+        "<ImageData 'colours': 45 train, 45 validation images (3, 8, 8), 3 classes>"
+    )
+    result = TargetResult(name="edge", device="fake", limits={}, met=True, onnx="a/model.onnx")
+    assert repr(Student(result=result, module=None)) == "<Student 'edge': met, a/model.onnx>"

@@ -338,7 +338,7 @@ def blame_images(sums: Sequence[Tensor], split: Split, role: str) -> None:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
     """What a job reads: splits, class names, and how pixels are normalised.
 
@@ -363,6 +363,11 @@ class ImageData:
     skipped: int = 0
     notes: tuple[str, ...] = ()
     content: str | None = None
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{number} {name}" for name, number in self.size.items() if number)
+        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        return f"<ImageData '{self.name}': {counts} images {self.input_shape}{classes}>"
 
     @property
     def told(self) -> tuple[str, ...]:

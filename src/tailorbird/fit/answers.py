@@ -22,12 +22,16 @@ from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Student:
     """What one target got: the record, and the trained network where there is one."""
 
     result: TargetResult
     module: fx.GraphModule | None
+
+    def __repr__(self) -> str:
+        met = "met" if self.met else "not met"
+        return f"<Student '{self.result.name}': {met}, {self.result.onnx or 'no file'}>"
 
     @property
     def met(self) -> bool:

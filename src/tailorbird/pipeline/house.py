@@ -218,6 +218,11 @@ class ModelHouse:
         self.report(targets, [student.result for student in students])
         return students
 
+    def __repr__(self) -> str:
+        sample = self.house.sample
+        found = f"{len(self.house.choices)} alternatives for {len(sample.blocks)} blocks"
+        return f"<ModelHouse {self.folder.path}: {found}>"
+
     def report(
         self, targets: Sequence[Target], results: Sequence[TargetResult], *, keep: bool = False
     ) -> RunReport:
