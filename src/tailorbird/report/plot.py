@@ -247,6 +247,7 @@ def _place_labels(figure_: Figure, panels: Sequence[Panel]) -> None:
         taken = [_around(axes, mark, 7.0) for mark in panel.marks]
         lines = [_line(axes, position) for _, position in panel.limits]
         lines += [_line(axes, after.cost) for _, after in panel.moves]
+        lines += [_across(axes, mark, position) for mark, position in panel.links]
         named = sorted(panel.marks, key=lambda mark: (mark.cost, mark.accuracy))
         for mark in named:
             if mark.kind == "below":
@@ -270,6 +271,14 @@ def _line(axes: Axes, position: float) -> Bbox:
 
     x = axes.transData.transform((position, 0))[0]
     return Bbox.from_extents(x - 1, axes.bbox.y0, x + 1, axes.bbox.y1)
+
+
+def _across(axes: Axes, mark: Mark, position: float) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform((mark.cost, mark.accuracy))
+    end = axes.transData.transform((position, mark.accuracy))[0]
+    return Bbox.from_extents(min(x, end), y - 6, max(x, end), y + 6)
 
 
 def _limit_labels(axes: Axes, panel: Panel, marks: Sequence[Bbox]) -> list[Annotation]:
@@ -352,7 +361,7 @@ def _best_place(
         place = _Place(horizontal, vertical, right * distance, up * distance)
         place.apply(label)
         box = label.get_window_extent()
-        fault = _overlap(box, taken) + 0.1 * _overlap(box, lines) + 5 * _outside(box, axes.bbox)
+        fault = _overlap(box, taken) + 0.3 * _overlap(box, lines) + 5 * _outside(box, axes.bbox)
         fault += 0.08 * float(box.width * box.height) * (distance / 8 - 1)
         if best is None or fault < best[0]:
             best = (fault, place, box)
