@@ -54,7 +54,8 @@ def test_other_precisions_become_float32_in_a_copy(kind):
 
 
 def test_lazy_layers_are_filled_in_a_copy_the_same_each_time():
-    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
+    layers = (nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+    net = nn.Sequential(*layers)
     state = torch.get_rng_state()
     (first, [note]), (second, _) = ready(net), ready(net)
     assert torch.equal(torch.get_rng_state(), state)

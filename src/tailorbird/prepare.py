@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tailorbird.errors import ConfigError
-
-_NARROW = (torch.float16, torch.bfloat16)
 
 
 def prepared(
@@ -113,7 +112,13 @@ def _refuse_quantised(model: nn.Module, name: str) -> None:
 
 
 def _filled(model: nn.Module, input_shape: Sequence[int], name: str) -> nn.Module:
-    twin = copy.deepcopy(model).eval()
+    # Buffers without values can't be copied; a fresh one is the same.
+    fresh: dict[int, object] = {
+        id(tensor): cast(Any, type(tensor))(device=tensor.device, dtype=tensor.dtype)
+        for tensor in _tensors(model)
+        if is_lazy(tensor)
+    }
+    twin = copy.deepcopy(model, fresh).eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -123,7 +128,8 @@ def _filled(model: nn.Module, input_shape: Sequence[int], name: str) -> nn.Modul
             f"{name}: its lazy layers have no weights yet, and a pass of images "
             f"{tuple(input_shape)} failed: {type(error).__name__}: {error}; run it once yourself"
         ) from error
-    left = [key for key, tensor in twin.named_parameters() if is_lazy(tensor)]
+    named = [*twin.named_parameters(), *twin.named_buffers()]
+    left = [key for key, tensor in named if is_lazy(tensor)]
     if left:
         raise ConfigError(
             f"{name}: lazy layers that a pass does not reach: {', '.join(left[:5])}; remove them, "
