@@ -1,5 +1,8 @@
+import os
+import signal
 import types
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,3 +240,57 @@ def test_cifar_reads_what_torchvision_gives(monkeypatch, tmp_path):
     assert torch.equal(
         data.test.images[0].permute(1, 2, 0), torch.from_numpy(fake("", False, False).data[0])
     )
+
+
+class Bad(torch.utils.data.Dataset):
+    """Every fifth image does something else."""
+
+    targets = [0, 1] * 10
+
+    def __init__(self, act):
+        self.act = act
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        if index % 5 == 4:
+            self.act()
+        return torch.rand(1, 4, 4, dtype=torch.float64), index % 2
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    raise SystemExit(3)
+
+
+def walked(act, **changes):
+    data = from_datasets(Bad(act), name="bad", **changes)
+    return [images for images, _ in replace(data.train, workers=2).batches(4)]
+
+
+def test_other_floats_are_taken():
+    assert {images.dtype for images in walked(int)} == {torch.float32}
+
+
+def test_an_exit_is_a_named_fault():
+    with pytest.raises(DataError, match=r"image \d+: SystemExit: 3; repair or remove"):
+        walked(leave)
+
+
+def test_a_killed_worker_is_a_sentence():
+    with pytest.raises(DataError, match="a process that reads images was killed, perhaps for want"):
+        walked(kill)
+
+
+class Negative(Bad):
+    def __len__(self):
+        return -1  # noqa: PLE0303
+
+
+def test_a_length_that_is_none_is_told():
+    with pytest.raises(DataError, match=r"train: its len\(\) raises ValueError"):
+        from_datasets(Negative(int))

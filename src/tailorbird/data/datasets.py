@@ -215,7 +215,10 @@ def _usable(role: str, dataset: Indexed) -> list[str]:
             f"{role}: expected a map-style dataset with __len__ and __getitem__, got "
             f"{type(dataset).__name__}; collect an iterable one into a list first"
         ]
-    return [] if len(dataset) else [f"{role}: no images"]
+    try:
+        return [] if len(dataset) else [f"{role}: no images"]
+    except Exception as error:  # the user's code may raise anything
+        return [f"{role}: its len() raises {type(error).__name__}: {error}"]
 
 
 def _labels(dataset: object) -> Tensor | None:

@@ -173,7 +173,8 @@ def _from_deep(image: Image.Image) -> Pixels:
 def as_pixels(image: object) -> Tensor:
     """A Pillow image, (H, W[, C]) array or (C, H, W) tensor as a (C, H, W) tensor.
 
-    Tensors keep their type; arrays and Pillow images have to hold uint8.
+    Tensors of uint8 and float32 keep their type, other floats become float32; arrays and Pillow
+    images have to hold uint8.
 
     Raises:
         ValueError: for anything else, and for floats that are NaN or infinite.
@@ -181,6 +182,8 @@ def as_pixels(image: object) -> Tensor:
     from PIL import Image
 
     if isinstance(image, Tensor):
+        if image.dtype in (torch.float64, torch.float16, torch.bfloat16):
+            image = image.float()
         if image.ndim != 3 or image.dtype not in (torch.uint8, torch.float32):
             raise ValueError(
                 "expected a (C, H, W) tensor of uint8 or float32, got "

@@ -116,7 +116,7 @@ class _Keyed(Dataset[_Item]):
             return position, as_pixels(image), ""
         except DataError as error:
             return position, None, str(error)
-        except Exception as error:  # the user's code may raise anything; it becomes a named fault
+        except (Exception, SystemExit) as error:  # the user's code may raise anything: a fault
             return position, None, f"image {index}: {type(error).__name__}: {error}"
 
 
@@ -128,6 +128,10 @@ def _collate(items: list[_Item]) -> _Read:
     elif images:
         images = [image[None] for image in images]
     return positions, images, [reason for _, image, reason in items if image is None]
+
+
+TIME_LIMIT_S = 600
+"""Seconds that worker processes may take over one batch; in this process nothing interrupts it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +243,9 @@ class LoaderSplit:
             collate_fn=_collate,
             generator=torch.Generator(),  # its own, or it would draw from the global one
             pin_memory=False,
+            timeout=TIME_LIMIT_S if workers else 0,
         )
-        for positions, images, faults in loader:
+        for positions, images, faults in _watched(loader):
             self._report(faults)
             if len(images) > 1:
                 shapes = sorted({str(tuple(image.shape[1:])) for image in images})
@@ -261,6 +266,31 @@ class LoaderSplit:
             if fault not in self._named:
                 self._named.add(fault)
                 warnings.warn(f"left out {fault}", stacklevel=2)
+
+
+def _watched(loader: DataLoader[_Item]) -> Iterator[_Read]:
+    """What a loader gives; a worker that is killed or hangs is a sentence.
+
+    Raises:
+        DataError: for such a worker.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch: _Read = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            hung = "timed out" in str(error)
+            raise DataError(
+                f"a process that reads images {'gave' if hung else 'was killed'}"
+                f"{f' nothing for {TIME_LIMIT_S} s' if hung else ', perhaps for want of memory'}; "
+                "look at the data set, or read with workers: 0; what was finished is kept, run "
+                "again to continue"
+            ) from error
+        yield batch
 
 
 def _cores() -> int:
