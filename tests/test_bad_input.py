@@ -339,3 +339,26 @@ def test_out_of_memory_is_one_sentence(error, capsys):
 def test_other_faults_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a fault of ours"):
         plainly(Full(RuntimeError("a fault of ours")))()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"kind": "digits", "image_size": 8, "crop_padding": 10**9}}, "0 to the image's"),
+        ({"house": {"epochs": 1e308}}, "epochs: 1e+308 are more than 1,099,511,627,776 steps"),
+        ({"house": {"teacher_blocks": 10**9}}, "house.teacher_blocks (line"),
+        ({"teacher": {**NET, "train": {"epochs": 1e300}}}, "epochs: 1e+300 are more than"),
+    ],
+)
+def test_absurd_numbers_are_told(tmp_path, changes, words):
+    asked = {
+        "teacher": {**NET, "train": {"epochs": 1}},
+        "data": {"kind": "digits", "image_size": 8},
+        "targets": [{"name": "edge", "limits": {"params": "0.9x"}}],
+        "house": {"teacher_blocks": 2, "donor_blocks": 0, "pruned": 0},
+        "run": str(tmp_path / "run"),
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(asked | changes))
+    done = CliRunner().invoke(cli.app, ["run", str(tmp_path / "job.yaml"), "--until", "house"])
+    assert done.exit_code == 2, done.output
+    assert words in " ".join(done.output.split())

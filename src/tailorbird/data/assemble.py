@@ -27,6 +27,7 @@ from tailorbird.data.images import IMAGENET, ImageData, Normalisation, TensorSpl
 from tailorbird.data.loader import EncodedImages, LoaderSplit
 from tailorbird.runfolder import short_hash
 
+MOST_PADDING = 10_000
 Labels = npt.NDArray[np.int64]
 T = TypeVar("T")
 
@@ -72,8 +73,8 @@ class Reading:
             found.append(
                 f"crop_scale: expected a share of the area in (0, 1], got {self.crop_scale}"
             )
-        if self.crop_padding < 0:
-            found.append(f"crop_padding: expected 0 or more, got {self.crop_padding}")
+        if not 0 <= self.crop_padding <= MOST_PADDING:
+            found.append(f"crop_padding: expected 0 to {MOST_PADDING}, got {self.crop_padding}")
         if self.memory_mb < 0:
             found.append(f"memory_mb: expected 0 or more, got {self.memory_mb}")
         return found

@@ -159,8 +159,11 @@ class TensorSplit:
             problems.append(
                 f"labels: expected {len(self.images)} of them, got shape {tuple(self.labels.shape)}"
             )
-        if self.crop_padding < 0:
-            problems.append(f"crop_padding: expected 0 or more, got {self.crop_padding}")
+        side = max(self.images.shape[2:], default=0)
+        if not 0 <= self.crop_padding <= side:
+            problems.append(
+                f"crop_padding: expected 0 to the image's side, {side}, got {self.crop_padding}"
+            )
         if problems:
             raise DataError("; ".join(problems))
         if self.labels is not None and self.labels.dtype != torch.int64:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tailorbird.errors import ConfigError, Fault
 
+MOST_BLOCKS = 100_000
+"""Of a kind; the paper has 200."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HouseOptions:
@@ -66,6 +69,8 @@ class HouseOptions:
             expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("donor_blocks", "pruned"):
             expect(getattr(self, name) >= 0, name, "0 or more")
+        for name in ("teacher_blocks", "donor_blocks", "pruned"):
+            expect(getattr(self, name) <= MOST_BLOCKS, name, f"at most {MOST_BLOCKS}")
         for name in ("recall", "donor_recall"):
             expect(0 < getattr(self, name) <= 1, name, "more than 0, at most 1")
         for name in ("epochs", "learning_rate"):

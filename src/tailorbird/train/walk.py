@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tailorbird.data.images import ALONE, Batch, Share, Split
-from tailorbird.errors import DataError
+from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Task
 from tailorbird.train.clock import Clock
 from tailorbird.train.seeds import generator
@@ -50,6 +50,10 @@ class Work(Protocol):
         """Write a checkpoint, where one is kept."""
 
 
+MOST_STEPS = 2**40
+"""More is a slip of the pen: at a thousand steps a second it would take decades."""
+
+
 @dataclass(frozen=True)
 class Walk:
     """Batches of a split, epoch after epoch, in an order that follows from the epoch's number.
@@ -77,8 +81,15 @@ class Walk:
         return max(1, len(self.split) // self.size)
 
     def steps(self, epochs: float) -> int:
-        """Steps in so many epochs, rounded, 1 at least."""
-        return max(1, round(epochs * self.per_epoch))
+        """Steps in so many epochs, rounded, 1 at least.
+
+        Raises:
+            ConfigError: for more than can be counted.
+        """
+        steps = epochs * self.per_epoch
+        if steps > MOST_STEPS:
+            raise ConfigError(f"epochs: {epochs:g} are more than {MOST_STEPS:,} steps; give fewer")
+        return max(1, round(steps))
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch, augmented."""
