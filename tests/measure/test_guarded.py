@@ -32,6 +32,11 @@ class Own:
         return self.answer
 
 
+class Mute:
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+
 def test_a_right_answer_is_handed_on():
     assert measured(Own([latency(1.0), latency(2.0)]), FILES) == [latency(1.0), latency(2.0)]
     assert measured(Own([]), []) == []
@@ -42,9 +47,9 @@ def test_a_right_answer_is_handed_on():
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (OSError("no route to host"), "raised OSError: no route to host"),
-        (NameError("x"), "raised NameError: x"),
-        (SystemExit(3), "raised SystemExit: 3"),
+        (OSError("no route to host"), r"raised OSError\('no route to host'\)"),
+        (NameError("x"), r"raised NameError\('x'\)"),
+        (SystemExit(3), r"raised SystemExit\(3\)"),
         (None, "returned NoneType, expected a list"),
         ("ab", "returned str, expected a list"),
         (iter([]), "returned list_iterator, expected a list"),
@@ -52,13 +57,19 @@ def test_a_right_answer_is_handed_on():
         ([latency()] * 3, "returned 3 figures"),
         ([1.0, 2.0], r"gave 1\.0 for a\.onnx, expected a tailorbird\.targets\.Latency"),
         ([latency(), {"median_ms": 1.0}], r"gave \{'median_ms': 1\.0\} for b\.onnx"),
-        ([latency(), latency(math.nan)], r"gave median_ms nan for b\.onnx, expected a number"),
-        ([latency(math.inf), latency()], "gave median_ms inf"),
-        ([latency(-1.0), latency()], r"gave median_ms -1\.0"),
-        ([latency("1.0"), latency()], r"gave median_ms '1\.0'"),
+        (
+            [latency(), latency(math.nan)],
+            r"gave Latency\(median_ms=nan.* for b\.onnx, expected",
+        ),
+        ([latency(math.inf), latency()], r"gave Latency\(median_ms=inf"),
+        ([latency(-1.0), latency()], r"gave Latency\(median_ms=-1\.0"),
+        ([latency("1.0"), latency()], r"gave Latency\(median_ms='1\.0'"),
         ([latency(None), latency()], r"for a\.onnx: float\(\) argument"),
-        ([latency(spread=math.nan), latency()], "gave spread_ms nan"),
-        ([latency(0.0), latency(0.0)], "gave 0 ms for every file"),
+        ([latency(spread=math.nan), latency()], "spread_ms=nan"),
+        ([latency(0.0), latency()], r"gave Latency\(median_ms=0\.0"),
+        ([latency(runs=-3), latency()], "runs=-3"),
+        (GeneratorExit(), "raised GeneratorExit"),
+        ([Mute(), latency()], "gave a Mute for"),
     ],
 )
 def test_a_fault_is_one_error_that_names_it(answer, words):
@@ -87,6 +98,14 @@ def test_a_device_that_hangs_is_left_behind():
             measured(Hanging(wakes), FILES)
     finally:
         wakes.set()
+
+
+@pytest.mark.parametrize("limit", ["5", float("nan"), -1, 0])
+def test_a_time_limit_that_is_none_is_told(limit):
+    device = Own([])
+    device.time_limit_s = limit
+    with pytest.raises(MeasurementError, match=r"time_limit_s is .*, expected seconds or None"):
+        measured(device, [])
 
 
 class Changing(Own):

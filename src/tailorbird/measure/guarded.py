@@ -18,7 +18,8 @@ def measured(device: Device, models: Sequence[Path]) -> list[Latency]:
     """Latencies of files on a device, checked.
 
     A device with ``time_limit_s`` (seconds, or ``None`` for none) is given so long, another
-    `TIME_LIMIT_S`. A call that hangs is left behind in a thread, which ends with the process.
+    `TIME_LIMIT_S`. A call that hangs is left behind in a thread, which ends with the process; one
+    that hangs while it holds the interpreter's lock can't be stopped.
 
     Args:
         device: any; what it raises or returns is not trusted.
@@ -41,7 +42,7 @@ def measured(device: Device, models: Sequence[Path]) -> list[Latency]:
         tailorbird.errors.MeasurementError: device board: measure of 1 files gave -1.0 for a.onnx, \
 expected a tailorbird.targets.Latency
     """
-    title = f"device {device.key}: measure of {len(models)} files"
+    title = f"device {_key(device)}: measure of {len(models)} files"
     given = _called(device, models, title)
     if not isinstance(given, (list, tuple)):
         raise MeasurementError(
@@ -49,16 +50,17 @@ expected a tailorbird.targets.Latency
         )
     if len(given) != len(models):
         raise MeasurementError(f"{title} returned {len(given)} figures, expected one per file")
-    found = [_latency(one, model, title) for one, model in zip(given, models, strict=True)]
-    if found and not any(one.median_ms for one in found):
-        raise MeasurementError(f"{title} gave 0 ms for every file, which nothing takes")
-    return found
+    return [_latency(one, model, title) for one, model in zip(given, models, strict=True)]
 
 
 def _called(device: Device, models: Sequence[Path], title: str) -> object:
-    limit: float | None = getattr(device, "time_limit_s", TIME_LIMIT_S)
+    limit = getattr(device, "time_limit_s", TIME_LIMIT_S)
     if limit is None:
         return _asked(device, models, title)
+    if not isinstance(limit, (int, float)) or not 0 < limit < threading.TIMEOUT_MAX:
+        raise MeasurementError(
+            f"{title}: time_limit_s is {_shown(limit)}, expected seconds or None"
+        )
     found: list[object] = []
     failed: list[BaseException] = []
 
@@ -86,14 +88,29 @@ def _asked(device: Device, models: Sequence[Path], title: str) -> object:
         return device.measure(models)
     except (MeasurementError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # a device's own code may raise anything
-        raise MeasurementError(f"{title} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit, GeneratorExit) as error:  # its own code may raise anything
+        raise MeasurementError(f"{title} raised {_shown(error)}") from error
+
+
+def _key(device: Device) -> str:
+    try:
+        return str(device.key)
+    except Exception:  # it was read before; what counts is told of the call
+        return type(device).__name__
+
+
+def _shown(value: object) -> str:
+    """A value for a message, whatever its own text does."""
+    try:
+        return f"{value!r:.90}"
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def _latency(given: object, model: Path, title: str) -> Latency:
     if not isinstance(given, Latency):
         raise MeasurementError(
-            f"{title} gave {given!r:.60} for {model.name}, expected a tailorbird.targets.Latency"
+            f"{title} gave {_shown(given)} for {model.name}, expected a tailorbird.targets.Latency"
         )
     try:
         found = Latency(
@@ -103,12 +120,13 @@ def _latency(given: object, model: Path, title: str) -> Latency:
             warmup=int(given.warmup),
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise MeasurementError(f"{title} gave {given!r:.90} for {model.name}: {error}") from error
-    for name in ("median_ms", "spread_ms"):
-        value = getattr(found, name)
-        if isinstance(getattr(given, name), str) or not isfinite(value) or value < 0:
-            raise MeasurementError(
-                f"{title} gave {name} {getattr(given, name)!r} for {model.name}, expected a number "
-                "of milliseconds"
-            )
+        raise MeasurementError(f"{title} gave {_shown(given)} for {model.name}: {error}") from error
+    texts = any(isinstance(value, str) for value in vars(given).values())
+    right = isfinite(found.median_ms) and found.median_ms > 0
+    right &= isfinite(found.spread_ms) and found.spread_ms >= 0
+    if texts or not right or found.runs < 1 or found.warmup < 0:
+        raise MeasurementError(
+            f"{title} gave {_shown(given)} for {model.name}, expected milliseconds above 0, a "
+            "spread of 0 or more, and a run at least"
+        )
     return found
