@@ -1,4 +1,5 @@
 import os
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -259,3 +260,51 @@ def test_files_are_read_once_for_their_digests(tmp_path):
 
     again = Contents(Unread(files.paths), tmp_path / "cache")
     assert [again.digest(index) for index in range(len(files))] == digests
+
+
+def peak_of(work):
+    """What ``work`` gives, and the most bytes of Python's and NumPy's that lived at once."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_reading_into_memory_holds_one_copy(tmp_path):
+    root = classed(tmp_path / "set", 20, size=(100, 100))
+    data, peak = peak_of(lambda: folder(root, workers=1))
+    assert isinstance(data.train, TensorSplit)
+    assert peak < 1.5 * 40 * 3 * 100 * 100
+    storages = {part.images.untyped_storage().data_ptr() for part in (data.train, data.validation)}
+    assert len(storages) == 1
+
+
+@pytest.mark.parametrize("first", [{"size": (8, 8)}, {"mode": "L", "size": (8, 8)}])
+def test_large_images_after_a_small_one_are_refused_before_they_are_read(tmp_path, first):
+    root = classed(tmp_path / "set", 20, size=(200, 200))
+    (root / "bird" / "000.png").write_bytes(encoded(0, **first))
+
+    def refused():
+        with pytest.raises(DataError, match=r"2 different sizes .*200x200 \(39\), 8x8 \(1\)"):
+            folder(root, workers=1)
+
+    assert peak_of(refused)[1] < 10 * 3 * 200 * 200
+
+
+@pytest.mark.parametrize(("count", "held"), [(16, True), (18, False)])
+def test_memory_is_reckoned_in_colour_where_the_first_image_is_grey(tmp_path, count, held):
+    root = classed(tmp_path / "set", count, size=(100, 100))  # of 30 kB each
+    (root / "bird" / "000.png").write_bytes(encoded(0, size=(100, 100), mode="L"))
+    assert isinstance(folder(root, memory_mb=1).train, TensorSplit) == held
+
+
+def test_what_is_left_out_moves_no_other_image(tmp_path):
+    options = {"normalisation": Normalisation((0.5,) * 3, (0.5,) * 3), "validation": 0.25}
+    whole = pixels_of(folder(classed(tmp_path / "whole"), **options))
+    root = classed(tmp_path / "set")
+    for name in ("bird/0005.png", "nest/1015.png"):
+        (root / name).write_bytes(encoded(9, size=(8, 8))[:-30])
+    data = folder(root, skip_corrupt=True, **options)
+    assert data.skipped == 2
+    assert pixels_of(data) == whole

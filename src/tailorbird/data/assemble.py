@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailorbird.data.decode import (
-    Decoded,
-    Decoder,
-    Fault,
-    corrupt,
+from tailorbird.data.bulk import (
+    Headers,
+    Read,
+    Shape,
     decode_all,
-    fail,
-    peek,
+    digest_all,
     peek_all,
-    shape_problems,
+    reorder_,
 )
+from tailorbird.data.decode import Decoder, corrupt, fail, shape_problems
 from tailorbird.data.division import divide
 from tailorbird.data.encoded import Encoded
 from tailorbird.data.images import IMAGENET, ImageData, Normalisation, TensorSplit
@@ -122,20 +121,33 @@ def assemble(
     if any((part.labels is not None) != labelled for part in parts):
         has = ", ".join(f"{p.name} {'has' if p.labels is not None else 'lacks'}" for p in parts)
         problems.append(f"labels in some splits only: {has} them; leave the labels out of all")
-    in_memory = reading.crop_scale is None and _bytes(parts, reading) <= reading.memory_mb * 1e6
-    look = decode_all if in_memory else peek_all
-    seen = [look(part.encoded, reading.decoder, workers=reading.workers) for part in parts]
-    notes: list[str] = []
-    if reading.channels is None and (grey := _grey_among_colour(seen)):
+    heads = [peek_all(part.encoded, reading.decoder, workers=reading.workers) for part in parts]
+    shapes = [shape for head in heads for shape in head.shapes.values()]
+    grey = sum(shape[0] == 1 for shape in shapes)
+    mixed = 0 < grey < len(shapes)
+    if mixed:
         reading = replace(reading, channels=3)
-        seen = [_in_colour(one) for one in seen]
-        notes.append(f"{grey} grey images among colour ones were given three channels")
+    shape = (3 if mixed else shapes[0][0], *shapes[0][1:]) if shapes else (1, 1, 1)
+    uneven = _uneven(parts, heads)
+    in_memory = reading.crop_scale is None and not uneven
+    in_memory &= _bytes(parts, shape, len(shapes)) <= reading.memory_mb * 1e6
+    seen = [
+        decode_all(part.encoded, reading.decoder, head, shape, workers=reading.workers)
+        if in_memory
+        else digest_all(part.encoded, head, workers=reading.workers)
+        for part, head in zip(parts, heads, strict=True)
+    ]
     faults = [fault for one in seen for fault in one.faults]
-    problems += _image_problems(parts, seen, faults, reading.skip_corrupt)
+    problems += [corrupt(faults)] if faults and not reading.skip_corrupt else []
+    problems += uneven
+    problems += [
+        f"{part.name}: not one whole image"
+        for part, one in zip(parts, seen, strict=True)
+        if len(part.encoded) and not len(one.kept)
+    ]
     if problems:
         fail(problems)
 
-    shape = seen[0].images.shape[1:]
     normalisation = reading.normalisation or default_normalisation(shape[0])
     if len(normalisation.mean) != shape[0]:
         fail(
@@ -145,22 +157,24 @@ def assemble(
             ]
         )
     splits = {
-        part.name: _split(part, one, normalisation, reading, in_memory)
+        part.name: _split(part, one, normalisation, reading)
         for part, one in zip(parts, seen, strict=True)
     }
     if "validation" not in splits:
         train = splits["train"]
         labels = None if train.labels is None else train.labels.numpy()
         stay, held = divide(labels, len(train), reading.validation, seed=reading.seed)
-        splits["train"] = train.take(torch.from_numpy(stay))
-        splits["validation"] = train.take(torch.from_numpy(held))
+        splits["train"], splits["validation"] = _divided(train, stay, held)
+    notes = []
+    if mixed and (count := _grey(heads, seen)):
+        notes.append(f"{count} grey images among colour ones were given three channels")
     return ImageData(
         train=splits["train"],
         validation=splits["validation"],
         test=splits.get("test"),
         classes=classes if labelled else None,
         normalisation=normalisation,
-        input_shape=(shape[0], shape[1], shape[2]),
+        input_shape=shape,
         labelled=labelled,
         name=name,
         skipped=len(faults),
@@ -169,15 +183,13 @@ def assemble(
     )
 
 
-def _grey_among_colour(seen: Sequence[Decoded]) -> int:
-    """How many images are grey, where others are in colour; else 0."""
-    grey, whole = sum(one.grey for one in seen), sum(len(one.kept) for one in seen)
-    return grey if grey < whole else 0
-
-
-def _in_colour(seen: Decoded) -> Decoded:
-    """With three channels, equal ones for what has one."""
-    return replace(seen, images=seen.images.expand(-1, 3, -1, -1).contiguous())
+def _grey(heads: Sequence[Headers], seen: Sequence[Read]) -> int:
+    """How many of the whole images have one channel in their files."""
+    return sum(
+        head.shapes[index][0] == 1
+        for head, one in zip(heads, seen, strict=True)
+        for index in one.kept.tolist()
+    )
 
 
 def _label_problems(part: Part, classes: tuple[str, ...] | None) -> list[str]:
@@ -208,38 +220,48 @@ def _label_problems(part: Part, classes: tuple[str, ...] | None) -> list[str]:
     return problems
 
 
-def _image_problems(
-    parts: Sequence[Part], seen: Sequence[Decoded], faults: Sequence[Fault], skip: bool
-) -> list[str]:
-    problems = [corrupt(faults)] if faults and not skip else []
-    for part, one in zip(parts, seen, strict=True):
-        problems += [f"{part.name}: {line}" for line in one.problems]
-        if len(part.encoded) and not len(one.kept):
-            problems.append(f"{part.name}: not one whole image")
-    if not any(one.problems for one in seen):
-        shapes = [tuple(one.images.shape[1:]) for one in seen if len(one.kept)]
-        problems += [f"between splits: {line}" for line in shape_problems(shapes)]
+def _uneven(parts: Sequence[Part], heads: Sequence[Headers]) -> list[str]:
+    """Why images don't stack; their colours do, since grey ones can be given three channels."""
+    sizes = [[(1, *shape[1:]) for shape in head.shapes.values()] for head in heads]
+    problems = [
+        f"{part.name}: {line}"
+        for part, one in zip(parts, sizes, strict=True)
+        for line in shape_problems(one)
+    ]
+    if not problems:
+        lines = shape_problems([one[0] for one in sizes if one])
+        problems = [f"between splits: {line}" for line in lines]
     return problems
 
 
-def _bytes(parts: Sequence[Part], reading: Reading) -> float:
-    """Memory that all images would take, judged by the first few that can be read."""
-    total = sum(len(part.encoded) for part in parts)
-    for part in parts:
-        for index in range(min(100, len(part.encoded))):
-            try:
-                return float(total * np.prod(peek(part.encoded, index, reading.decoder)))
-            except (ValueError, OSError):
-                continue
-    return 0.0
+def _bytes(parts: Sequence[Part], shape: Shape, count: int) -> int:
+    """Memory that ``count`` images take, decoded, beside what holds them encoded."""
+    return count * int(np.prod(shape)) + sum(part.encoded.held for part in parts)
+
+
+def _divided(
+    train: TensorSplit | LoaderSplit, stay: Labels, held: Labels
+) -> tuple[TensorSplit | LoaderSplit, TensorSplit | LoaderSplit]:
+    """The images at ``stay`` and those at ``held``; of pixels in memory no copy is made."""
+    chosen = torch.from_numpy(stay), torch.from_numpy(held)
+    if isinstance(train, LoaderSplit):
+        return train.take(chosen[0]), train.take(chosen[1])
+    order = torch.cat(chosen)
+    reorder_(train.images, order)
+    labels = None if train.labels is None else train.labels[order]
+    first, second = (
+        replace(train, images=train.images[part], labels=None if labels is None else labels[part])
+        for part in (slice(len(stay)), slice(len(stay), None))
+    )
+    return first, second
 
 
 def _split(
-    part: Part, seen: Decoded, normalisation: Normalisation, reading: Reading, in_memory: bool
+    part: Part, seen: Read, normalisation: Normalisation, reading: Reading
 ) -> TensorSplit | LoaderSplit:
     kept = torch.from_numpy(seen.kept)
     labels = None if part.labels is None else torch.from_numpy(part.labels)[kept]
-    if in_memory:
+    if seen.images is not None:
         return TensorSplit(
             seen.images,
             labels,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,8 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tailorbird.data.contents import Contents, digest
-from tailorbird.data.encoded import Encoded
 from tailorbird.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,7 +24,6 @@ Pixels = npt.NDArray[np.uint8]
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WEBP = b"RIFF"
 _SHOWN = 5
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -246,134 +241,6 @@ def covering_box(
     left, top = (width - inner_width) / 2, (height - inner_height) / 2
     right, bottom = min(width, left + inner_width), min(height, top + inner_height)
     return float(left), float(top), float(right), float(bottom)
-
-
-def peek(encoded: Encoded, index: int, decoder: Decoder) -> tuple[int, int, int]:
-    """The (C, H, W) that image ``index`` will have, from its header alone.
-
-    Raises:
-        ValueError: for what is not an image.
-        OSError: for a file that can't be read.
-    """
-    from PIL import Image
-
-    try:
-        with encoded.open(index) as file, Image.open(file) as image:
-            grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-            width, height = image.size
-    except (SyntaxError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).split(" <", maxsplit=1)[0]) from error
-    channels = decoder.channels or (1 if grey else 3)
-    return (channels, *(decoder.size or (height, width)))
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """What came of decoding.
-
-    Args:
-        images: (m, C, H, W) uint8; m is 0 where ``problems`` forbid stacking.
-        kept: (m,) indices of the whole images.
-        grey: how many of them have one channel in their files.
-        contents: a digest of each one's file.
-        faults: the images that are not whole.
-        problems: why images don't stack.
-    """
-
-    images: Tensor
-    kept: npt.NDArray[np.int64]
-    grey: int
-    contents: tuple[str, ...]
-    faults: tuple[Fault, ...]
-    problems: tuple[str, ...]
-
-
-def decode_all(encoded: Encoded, decoder: Decoder, *, workers: int = 0) -> Decoded:
-    """Decode every image into memory, in threads (decoders work outside the interpreter's lock).
-
-    Grey images among colour ones get three equal channels, where the decoder is told nothing else.
-
-    Args:
-        workers: threads; 0 means one per core, at most eight.
-    """
-    count = len(encoded)
-    pixels: list[Pixels | None] = [None] * count
-    contents: dict[int, str] = {}
-    reasons: dict[int, str] = {}
-
-    def work(index: int) -> None:
-        try:
-            with encoded.open(index) as file:
-                content = file.read()
-            pixels[index] = decoder(content)
-            contents[index] = digest(content)
-        except (ValueError, OSError) as error:
-            reasons[index] = str(error)
-
-    _in_threads(work, count, workers)
-    shapes = {i: image.shape for i, image in enumerate(pixels) if image is not None}
-    images, found = _seen(encoded, shapes, contents, reasons, stacked=True)
-    for row, index in enumerate(found.kept[: len(images)]):
-        images[row] = pixels[index]  # one channel is repeated where there are three
-        pixels[index] = None  # Frees as it goes: the peak stays near one copy.
-    return found
-
-
-def peek_all(encoded: Encoded, decoder: Decoder, *, workers: int = 0) -> Decoded:
-    """As `decode_all`, from the headers alone; ``images`` stays empty, in the images' shape."""
-    count = len(encoded)
-    shapes: dict[int, tuple[int, ...]] = {}
-    contents: dict[int, str] = {}
-    reasons: dict[int, str] = {}
-    known = Contents(encoded)
-
-    def work(index: int) -> None:
-        try:
-            shapes[index] = peek(encoded, index, decoder)
-            contents[index] = known.digest(index)
-        except (ValueError, OSError) as error:
-            reasons[index] = str(error)
-
-    _in_threads(work, count, workers)
-    known.save()
-    return _seen(encoded, shapes, contents, reasons, stacked=False)[1]
-
-
-def _seen(
-    encoded: Encoded,
-    shapes: Mapping[int, tuple[int, ...]],
-    contents: Mapping[int, str],
-    reasons: Mapping[int, str],
-    *,
-    stacked: bool,
-) -> tuple[Pixels, Decoded]:
-    """What was found, and its images' memory, to be filled where they are to be ``stacked``."""
-    channels = max((shape[0] for shape in shapes.values()), default=1)
-    problems = shape_problems([(channels, *shape[1:]) for shape in shapes.values()])
-    side = next(iter(shapes.values()), (1, 1, 1))[1:]
-    kept = np.array(sorted(shapes), np.int64)
-    images = np.empty((len(kept) if stacked and not problems else 0, channels, *side), np.uint8)
-    faults = tuple(Fault(encoded.name(i), reasons[i]) for i in sorted(reasons))
-    grey = sum(shape[0] == 1 for shape in shapes.values())
-    found = Decoded(
-        images=torch.from_numpy(images),
-        kept=kept,
-        grey=grey,
-        contents=tuple(contents[index] for index in sorted(shapes) if index in contents),
-        faults=faults,
-        problems=tuple(problems),
-    )
-    return images, found
-
-
-def _in_threads(work: Callable[[int], None], count: int, workers: int) -> None:
-    def chunk(start: int) -> None:
-        for index in range(start, min(start + _CHUNK, count)):
-            work(index)
-
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(chunk, range(0, count, _CHUNK)):
-            pass
 
 
 def shape_problems(shapes: Sequence[tuple[int, ...]]) -> list[str]:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 class Encoded(Protocol):
     """Images as files hold them."""
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that hold them."""
+
     def __len__(self) -> int:
         """The number of images."""
 
@@ -35,6 +39,7 @@ class Files:
     """Images in files of their own."""
 
     paths: tuple[Path, ...]
+    held = 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,6 +68,11 @@ class Cells:
     paths: pyarrow.ChunkedArray | None
     files: tuple[Path, ...]
     starts: tuple[int, ...]
+
+    @property
+    def held(self) -> int:
+        """Bytes of the tables' cells."""
+        return int(self.content.nbytes)
 
     def __len__(self) -> int:
         return len(self.content)
