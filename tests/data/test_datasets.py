@@ -250,6 +250,13 @@ class Bad(torch.utils.data.Dataset):
     def __init__(self, act):
         self.act = act
 
+
+class Records(torch.utils.data.Dataset):
+    """Items as dictionaries, and other labels beside them."""
+
+    targets = torch.arange(20) // 10
+    classes = ("even", "odd")
+
     def __len__(self):
         return 20
 
@@ -294,3 +301,49 @@ class Negative(Bad):
 def test_a_length_that_is_none_is_told():
     with pytest.raises(DataError, match=r"train: its len\(\) raises ValueError"):
         from_datasets(Negative(int))
+
+        picture = torch.full((3, 4, 4), index, dtype=torch.uint8)
+        return {"photo": picture, "parity": index % 2, "id": f"n{index}"}
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("whole", [Records(), Subset(Records(), range(20))])
+@pytest.mark.parametrize("label_key", ["parity", None])
+def test_dictionaries_by_the_keys_named(in_memory, whole, label_key):
+    data = from_datasets(
+        whole,
+        whole,
+        plain=whole,
+        image_key="photo",
+        label_key=label_key,
+        in_memory=in_memory,
+        normalisation=Normalisation.identity(3),
+    )
+    assert data.classes == (("even", "odd") if label_key else None)
+    for part in (data.train, data.validation, data.test):
+        for images, labels in part.batches(7):
+            numbers = (images[:, 0, 0, 0] * 255).round().int().tolist()
+            assert numbers
+            expected = [number % 2 for number in numbers]
+            assert (None if labels is None else labels.tolist()) == (
+                expected if label_key else None
+            )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "a dictionary with photo, parity, id; say which is what by image_key and label_key"),
+        ({"label_key": "parity"}, "label_key: expected image_key beside it; set both"),
+        ({"image_key": "image"}, "lacks image; it has photo, parity, id; set image_key"),
+        ({"image_key": "photo", "label_key": "id"}, "expected a whole number as label, got str"),
+    ],
+)
+def test_keys_that_are_not_there(given, words):
+    with pytest.raises(DataError, match=words):
+        from_datasets(Records(), **given)
+
+
+def test_keys_for_items_that_are_no_dictionaries():
+    with pytest.raises(DataError, match="expected a dictionary with image, got tuple; leave image"):
+        from_datasets(TensorDataset(torch.zeros(9, 1, 4, 4)), image_key="image")

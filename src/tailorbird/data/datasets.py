@@ -15,7 +15,7 @@ from tailorbird.data.assemble import default_normalisation
 from tailorbird.data.decode import Fault, as_pixels, corrupt, fail, shape_problems
 from tailorbird.data.division import divide
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit
-from tailorbird.data.loader import Indexed, LoaderSplit, seeded
+from tailorbird.data.loader import Indexed, LoaderSplit, Named, seeded
 from tailorbird.errors import DataError
 
 _CIFAR = {
@@ -100,6 +100,8 @@ def from_datasets(
     plain: Indexed | None = None,
     classes: Sequence[str] | None = None,
     labels: bool = True,
+    image_key: str | None = None,
+    label_key: str | None = None,
     normalisation: Normalisation | None = None,
     crop_padding: int = 0,
     flip: bool = False,
@@ -109,7 +111,7 @@ def from_datasets(
     skip_corrupt: bool = False,
     name: str = "custom",
 ) -> ImageData:
-    """Any map-style torch Dataset that gives an image, or an image and a label.
+    """Any map-style torch Dataset of images, of images and labels, or of dictionaries with these.
 
     Images are Pillow images, uint8 arrays (H, W[, C]), or (C, H, W) tensors of uint8 or of float32
     in [0, 1]. Labels come from ``targets`` or ``labels`` where the dataset has them, else from one
@@ -123,6 +125,8 @@ def from_datasets(
             means ``train`` itself.
         classes: names; None takes the dataset's ``classes`` where it has them.
         labels: False uses the images without labels.
+        image_key: where items are dictionaries, the image's key.
+        label_key: the label's key in them; None uses the images without labels.
         normalisation: None means ImageNet's for colour, 0.5 and 0.5 otherwise; give
             `Normalisation.identity` for images that come normalised.
         crop_padding: augmentation on top of the dataset's own, see `TensorSplit`.
@@ -149,10 +153,16 @@ def from_datasets(
     if test is not None:
         given["test"] = test
     problems = [line for role, one in given.items() for line in _usable(role, one)]
+    if label_key is not None and image_key is None:
+        problems.append("label_key: expected image_key beside it; set both")
     if plain is not None and not problems and len(plain) != len(train):
         problems.append(f"plain: expected train's {len(train)} images, got {len(plain)}")
     if problems:
         fail(problems)
+    if image_key is not None:
+        given = {role: Named(one, image_key, label_key) for role, one in given.items()}
+        plain = None if plain is None else Named(plain, image_key)
+    train = given["train"]
     numbers = {role: _labels(one) if labels else None for role, one in given.items()}
     labelled = numbers["train"] is not None
     shape, first = _first(plain or train)
@@ -257,7 +267,7 @@ def _labels(dataset: object) -> Tensor | None:
 
 
 def _names(dataset: object) -> Sequence[str] | None:
-    while isinstance(dataset, Subset):
+    while isinstance(dataset, Named | Subset):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
     return [str(name) for name in names] if isinstance(names, Sequence) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -192,6 +192,9 @@ def as_pixels(image: object) -> Tensor:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         array = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(array))
+    if isinstance(image, Mapping):
+        keys = ", ".join(map(str, image))
+        raise ValueError(f"a dictionary with {keys}; say which is what by image_key and label_key")
     raise ValueError(f"expected a Pillow image, tensor or uint8 array, got {type(image).__name__}")
 
 

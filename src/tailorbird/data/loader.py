@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -37,13 +37,55 @@ _Read = tuple[Tensor, list[Tensor], list[str]]
 
 @runtime_checkable
 class Indexed(Protocol):
-    """A map-style dataset: an image, or a sequence that starts with one."""
+    """A map-style dataset: an image, or a sequence that starts with one; see also `Named`."""
 
     def __len__(self) -> int:
         """The number of images."""
 
     def __getitem__(self, index: int, /) -> object:
         """Image ``index``: Pillow image, (C, H, W) tensor or uint8 array; then maybe a label."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A dataset whose items are dictionaries, as one of images or of images and labels.
+
+    Args:
+        dataset: gives mappings.
+        image: the key of the image.
+        label: the key of the label; None gives images alone.
+
+    Example:
+        >>> Named([{"image": "a picture", "digit": 7}], "image", "digit")[0]
+        ('a picture', 7)
+    """
+
+    dataset: Indexed
+    image: str
+    label: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int, /) -> object:
+        """Image ``index``, with its label where there is a key of it.
+
+        Raises:
+            DataError: for an item that is no mapping, or lacks a key.
+        """
+        item = self.dataset[index]
+        keys = [self.image] if self.label is None else [self.image, self.label]
+        if not isinstance(item, Mapping):
+            raise DataError(
+                f"image {index}: expected a dictionary with {' and '.join(keys)}, got "
+                f"{type(item).__name__}; leave image_key and label_key out"
+            )
+        if lacking := [key for key in keys if key not in item]:
+            raise DataError(
+                f"image {index}: its dictionary lacks {', '.join(lacking)}; it has "
+                f"{', '.join(map(str, item))}; set image_key and label_key"
+            )
+        return item[self.image] if self.label is None else (item[self.image], item[self.label])
 
 
 @contextmanager
