@@ -250,13 +250,6 @@ class Bad(torch.utils.data.Dataset):
     def __init__(self, act):
         self.act = act
 
-
-class Records(torch.utils.data.Dataset):
-    """Items as dictionaries, and other labels beside them."""
-
-    targets = torch.arange(20) // 10
-    classes = ("even", "odd")
-
     def __len__(self):
         return 20
 
@@ -302,6 +295,17 @@ def test_a_length_that_is_none_is_told():
     with pytest.raises(DataError, match=r"train: its len\(\) raises ValueError"):
         from_datasets(Negative(int))
 
+
+class Records(torch.utils.data.Dataset):
+    """Items as dictionaries, and other labels beside them."""
+
+    targets = torch.arange(20) // 10
+    classes = ("even", "odd")
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
         picture = torch.full((3, 4, 4), index, dtype=torch.uint8)
         return {"photo": picture, "parity": index % 2, "id": f"n{index}"}
 
