@@ -60,6 +60,9 @@ def peek(encoded: Encoded, index: int, decoder: Decoder) -> Shape:
     from PIL import Image
 
     try:
+        with encoded.open(index) as file:
+            if not file.read(1):
+                raise ValueError("empty")
         with encoded.open(index) as file, Image.open(file) as image:
             grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
             width, height = image.size
