@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tailorbird.data.images import TensorSplit
+from tailorbird.data.loader import LoaderSplit
 from tailorbird.data.parquet import parquet
 from tailorbird.errors import DataError
 from tailorbird.task import check_head
@@ -139,3 +141,11 @@ def test_cifar10_loads_in_seconds():
         torch.tensor([0.229, 0.224, 0.225])
     )
     torch.testing.assert_close(mean.mean(0), expected, atol=0.01, rtol=0)
+
+
+def test_a_table_with_paths_is_read_for_each_batch_where_memory_is_short(tmp_path):
+    images = [encoded(number % 3, size=(200, 200)) for number in range(12)]
+    path = write_table(tmp_path / "train.parquet", images, [n % 2 for n in range(12)], NAMES[:2])
+    held, streamed = (parquet(path, memory_mb=size) for size in (100, 2))
+    assert isinstance(held.train, TensorSplit) and isinstance(streamed.train, LoaderSplit)
+    assert streamed.fingerprint == held.fingerprint

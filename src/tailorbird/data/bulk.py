@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tailorbird.data.contents import Contents, digest
-from tailorbird.data.decode import Decoder, Fault, Pixels
+from tailorbird.data.decode import Decoder, Fault, Pixels, is_grey, opened
 from tailorbird.data.encoded import Encoded
 
 _CHUNK = 256
@@ -57,17 +57,12 @@ def peek(encoded: Encoded, index: int, decoder: Decoder) -> Shape:
         ValueError: for what is not an image.
         OSError: for a file that can't be read.
     """
-    from PIL import Image
-
-    try:
-        with encoded.open(index) as file:
-            if not file.read(1):
-                raise ValueError("empty")
-        with encoded.open(index) as file, Image.open(file) as image:
-            grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-            width, height = image.size
-    except (SyntaxError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).split(" <", maxsplit=1)[0]) from error
+    with encoded.open(index) as file:
+        if not file.read(1):
+            raise ValueError("empty")
+        file.seek(0)
+        with opened(file) as image:
+            grey, (width, height) = is_grey(image), image.size
     channels = decoder.channels or (1 if grey else 3)
     return (channels, *(decoder.size or (height, width)))
 

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from tailorbird.data.encoded import Encoded
+from tailorbird.data.encoded import Encoded, Files
 from tailorbird.errors import StoreError
 from tailorbird.files import write_json
 from tailorbird.records import read_record
@@ -41,7 +41,7 @@ class Contents:
 
     def __init__(self, encoded: Encoded, cache: Path | None = None) -> None:
         self.encoded = encoded
-        self.paths: tuple[Path, ...] = getattr(encoded, "paths", ())
+        self.paths = encoded.paths if isinstance(encoded, Files) else ()
         self._known: _Known = {}
         self._new: _Known = {}
         if self.paths:

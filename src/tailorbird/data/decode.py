@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,6 @@ class Decoder:
         """
         if not content:
             raise ValueError("empty")
-        _check_size(content)
         pixels = _quick(content) if _is_plain(content) else None
         if pixels is None:
             pixels = _careful(content)
@@ -74,27 +73,24 @@ MOST_PIXELS = 200_000_000
 """Larger images are refused before they are unpacked: a small file may claim any size."""
 
 
-def _check_size(content: bytes) -> None:
-    """Refuse what would unpack to more than `MOST_PIXELS`, by the size in its header.
+@contextmanager
+def opened(file: BinaryIO) -> Iterator[Image.Image]:
+    """A Pillow image of which only the header has been read.
 
     Raises:
-        ValueError: for a larger image.
+        ValueError: for what is no image, claims too many pixels, or proves not to be whole.
     """
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-    except Image.DecompressionBombError:
-        width = height = MOST_PIXELS
-    except (OSError, SyntaxError, ValueError):
-        return  # what decodes it says what is wrong
-    if width * height > MOST_PIXELS:
+        with Image.open(file) as image:
+            yield image
+    except Image.DecompressionBombError as error:
         raise ValueError(
             f"its header claims more than {MOST_PIXELS // 10**6} million pixels; scale it down"
-        )
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(str(error).split(" <", maxsplit=1)[0] or type(error).__name__) from error
 
 
 def _is_plain(content: bytes) -> bool:
@@ -108,6 +104,8 @@ def _quick(content: bytes) -> Pixels | None:
     """Torchvision's decoder: lossless small images at a third of Pillow's time; None = not sure."""
     from torchvision.io import decode_image
 
+    with opened(io.BytesIO(content)):
+        pass  # it unpacks whatever size the header claims
     try:
         image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     except RuntimeError:
@@ -120,14 +118,18 @@ def _quick(content: bytes) -> Pixels | None:
 
 
 def _careful(content: bytes) -> Pixels:
-    from PIL import Image
+    with opened(io.BytesIO(content)) as image:
+        image.load()
+        return _from_pillow(image)
 
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return _from_pillow(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).split(" <", maxsplit=1)[0] or type(error).__name__) from error
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image has one channel, transparency aside."""
+    return image.mode in ("1", "L", "LA") or _is_deep(image)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def _from_pillow(image: Image.Image) -> Pixels:
@@ -136,9 +138,9 @@ def _from_pillow(image: Image.Image) -> Pixels:
     Raises:
         ValueError: where it isn't.
     """
-    if image.mode.startswith("I") or image.mode == "F":
+    if _is_deep(image):
         return _from_deep(image)
-    grey = image.mode in ("1", "L", "LA")
+    grey = is_grey(image)
     array = np.asarray(image.convert("L" if grey else "RGB"))
     return np.ascontiguousarray(array[None] if grey else array.transpose(2, 0, 1))
 
