@@ -1,29 +1,35 @@
-"""Copies of networks of any kind: also of those that hold tensors which are no leaves."""
+"""Copies of networks of any kind: also of those that hold tensors which can't be copied."""
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def copy_network(module: Network) -> Network:
     """A deep copy. Tensors that a module computed and kept, which ``copy.deepcopy`` refuses, are
-    copied by value: weight norm of the old kind keeps its weight so.
+    copied by value: weight norm of the old kind keeps its weight so. Those of lazy layers, which
+    have no values yet, become fresh ones.
 
     Example:
         >>> layer = torch.nn.utils.spectral_norm(nn.Linear(2, 2))
         >>> torch.equal(copy_network(layer).weight, layer.weight)
         True
     """
-    computed = {
+    held = [value for part in module.modules() for value in vars(part).values()]
+    made: dict[int, Any] = {
         id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
+        for value in held
+        if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(module, dict(computed))
+    made |= {
+        id(tensor): cast(Any, type(tensor))(device=tensor.device, dtype=tensor.dtype)
+        for tensor in (*module.parameters(), *module.buffers())
+        if is_lazy(tensor)
+    }
+    return copy.deepcopy(module, made)

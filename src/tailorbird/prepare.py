@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from tailorbird.copying import copy_network
 from tailorbird.errors import ConfigError
 
 
@@ -74,7 +73,7 @@ def prepared(
     kinds = {tensor.dtype for tensor in _tensors(model) if tensor.is_floating_point()}
     if kinds - {torch.float32}:
         words = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        model = copy.deepcopy(model).float()
+        model = copy_network(model).float()
         notes.append(f"{name}: {words} weights were brought to float32")
     return model, notes
 
@@ -112,13 +111,7 @@ def _refuse_quantised(model: nn.Module, name: str) -> None:
 
 
 def _filled(model: nn.Module, input_shape: Sequence[int], name: str) -> nn.Module:
-    # Buffers without values can't be copied; a fresh one is the same.
-    fresh: dict[int, object] = {
-        id(tensor): cast(Any, type(tensor))(device=tensor.device, dtype=tensor.dtype)
-        for tensor in _tensors(model)
-        if is_lazy(tensor)
-    }
-    twin = copy.deepcopy(model, fresh).eval()
+    twin = copy_network(model).eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

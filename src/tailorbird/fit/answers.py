@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 from torch import fx
 
 from tailorbird.errors import StoreError
 from tailorbird.export.bundle import load_student
-from tailorbird.files import digest_of, read_json, write_json
+from tailorbird.files import digest_of, write_json
 from tailorbird.fit.choose import Aim, Choice, Past
 from tailorbird.fit.ship import DELIVERED
-from tailorbird.records import as_record
+from tailorbird.records import Kind, read_record
 from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import short_hash
 from tailorbird.search.strategy import Strategy
@@ -103,7 +102,7 @@ class Answers:
     def result(self, name: str, request: str) -> TargetResult | None:
         """What was found for a target, with its files as they were delivered; else ``None``."""
         home = self.folder / "students" / name
-        stored = as_record(_Stored, _read(home / "result.json"))
+        stored = _read(home / "result.json", _Stored)
         if stored is None or stored.request != request:
             return None
         files = stored.files or dict.fromkeys(DELIVERED)  # an earlier version noted no digests
@@ -134,7 +133,7 @@ class Answers:
 
     def round(self, begun: str) -> Round | None:
         """The round that was under way in this fit, if one was."""
-        found = as_record(Round, _read(self._round))
+        found = _read(self._round, Round)
         return found if found is not None and found.begun == begun else None
 
     def note(self, found: Round) -> None:
@@ -146,13 +145,12 @@ class Answers:
         self._round.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; ``None`` where there is none, or it is damaged."""
+def _read(path: Path, kind: type[Kind]) -> Kind | None:
+    """A record; ``None`` where there is none, or it is damaged."""
     try:
-        content = read_json(path) if path.exists() else None
+        return read_record(path, kind)
     except StoreError:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _digests(home: Path) -> dict[str, str | None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -153,10 +152,7 @@ def _twin_args(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> tuple[Any, Any]:
 
 
 def _same(node: fx.Node, other: fx.Node, twins: dict[fx.Node, fx.Node]) -> bool:
-    called = node.target == other.target
-    if isinstance(node.target, str):
-        called = node.target == other.target
-    if node.op != other.op or not called:
+    if (node.op, node.target) != (other.op, other.target):
         return False
     return repr((node.args, node.kwargs)) == repr(_twin_args(other, twins))
 
@@ -235,10 +231,6 @@ def _rate(rows: Tensor) -> float | None:
     return round(1 - 1 / top.item(), 4)
 
 
-def _either(known: Callable[[fx.Node], fx.Node | None], node: fx.Node) -> fx.Node:
-    return known(node) or node
-
-
 def install_drops(graph: fx.Graph, root: nn.Module, drops: list[Noise]) -> None:
     """Put each ``DropPath`` between its branch and those that read it."""
     calls: dict[fx.Node, fx.Node] = {}
@@ -252,4 +244,4 @@ def install_drops(graph: fx.Graph, root: nn.Module, drops: list[Noise]) -> None:
         calls[noise.result] = call
     for noise in drops:
         for node, (args, kwargs) in noise.readers:
-            node.args, node.kwargs = fx.node.map_arg((args, kwargs), partial(_either, calls.get))
+            node.args, node.kwargs = fx.node.map_arg((args, kwargs), lambda n: calls.get(n, n))
