@@ -17,7 +17,14 @@ from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.files import read_json, scratch, write_bytes, write_json
 from tailorbird.fit.answers import Answers
 from tailorbird.fit.fit import Settings
-from tailorbird.pipeline.house import Write, asked_of_house, assemble, check_structures, trace_all
+from tailorbird.pipeline.house import (
+    ModelHouse,
+    Write,
+    asked_of_house,
+    assemble,
+    check_structures,
+    trace_all,
+)
 from tailorbird.pipeline.job import REDONE, Job, Until, identity
 from tailorbird.pipeline.preflight import preflight
 from tailorbird.pipeline.reporting import PAGES, changed_versions, environment, write_report
@@ -48,7 +55,7 @@ def execute(
         TailorbirdError: for bad input, an untraceable teacher, or a folder that can't be used;
             what has been trained and measured until then stays and is used by the next run.
     """
-    shown, made = progress or Silent(), exporter or OnnxExporter()
+    shown = progress or Silent()
     folder = RunFolder(job.run)
     made_from = identity(
         teacher=job.teacher,
@@ -82,24 +89,11 @@ def execute(
         write_json(job.run / "environment.json", environment())
         for note in job.notes:
             shown.say(f"note: {note}")
-        if not (job.run / "house" / "sample.json").exists():
-            with folder.stage("preflight"):
-                preflight(job, made, job.run / "teacher", shown.say)
-        with folder.stage("train"):
-            models = {
-                name: _trained(job, name, model, shown)
-                for name, model in {"teacher": job.teacher, **job.donors}.items()
-            }
-        house = assemble(
-            models.pop("teacher"),
-            models,
-            job.data,
-            job.options,
-            folder=folder,
-            made_from=made_from,
-            seed=job.seed,
-            task=job.task,
-            exporter=made,
+        house = _house(
+            job,
+            made_from,
+            folder,
+            exporter=exporter or OnnxExporter(),
             write=write or write_report,
             progress=shown,
         )
@@ -119,6 +113,41 @@ def execute(
         write_json(job.run / "finished.json", asked)
         folder.event("finished", until=until, met=report.met)
     return report
+
+
+def _house(
+    job: Job,
+    made_from: Mapping[str, object],
+    folder: RunFolder,
+    *,
+    exporter: Exporter,
+    write: Write,
+    progress: Progress,
+) -> ModelHouse:
+    """Try everything once, unless that was done, train what is to be trained, and build."""
+    graphs = None
+    if not (job.run / "house" / "sample.json").exists():
+        with folder.stage("preflight"):
+            graphs = preflight(job, exporter, job.run / "teacher", progress.say)
+    with folder.stage("train"):
+        models = {
+            name: _trained(job, name, model, progress)
+            for name, model in {"teacher": job.teacher, **job.donors}.items()
+        }
+    return assemble(
+        models.pop("teacher"),
+        models,
+        job.data,
+        job.options,
+        folder=folder,
+        made_from=made_from,
+        seed=job.seed,
+        task=job.task,
+        exporter=exporter,
+        write=write,
+        graphs=None if job.training else graphs,  # of the weights before training
+        progress=progress,
+    )
 
 
 def dry_run(

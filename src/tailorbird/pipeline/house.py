@@ -327,11 +327,16 @@ def assemble(
     task: Task = CLASSIFICATION,
     exporter: Exporter,
     write: Write = write_report,
+    graphs: tuple[LayerGraph, dict[str, LayerGraph]] | None = None,
     progress: Progress,
 ) -> ModelHouse:
-    """Trace, check and build inside an open run folder; see `ModelHouse.build`."""
+    """Trace, check and build inside an open run folder; see `ModelHouse.build`.
+
+    Args:
+        graphs: the networks', where they have been traced.
+    """
     with folder.stage("trace"), progress.task("trace", 3) as shown:
-        graph, traced = trace_all(teacher, donors, data, options, task)
+        graph, traced = graphs or trace_all(teacher, donors, data, options, task)
         tell_storing({"the teacher": graph, **traced}, progress)
         shown.advance()
         export_reference(_network(graph), data, folder.path / "teacher", exporter, name="teacher")

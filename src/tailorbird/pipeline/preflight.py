@@ -54,7 +54,9 @@ _BETTER = 0.02
 """How much better another normalisation has to be to be the right one."""
 
 
-def preflight(job: Job, exporter: Exporter, folder: Path, say: Callable[[str], None]) -> None:
+def preflight(
+    job: Job, exporter: Exporter, folder: Path, say: Callable[[str], None]
+) -> tuple[LayerGraph, dict[str, LayerGraph]]:
     """Try everything once; nothing is trained.
 
     Costs a few seconds: reading and exporting the networks, one session on each device, and the
@@ -65,6 +67,9 @@ def preflight(job: Job, exporter: Exporter, folder: Path, say: Callable[[str], N
         exporter: makes files of networks.
         folder: where the teacher's file goes.
         say: told what was found.
+
+    Returns:
+        The teacher's graph and the donors'.
 
     Raises:
         ConfigError: listing all faults: networks that can't be used, a teacher that is no good on
@@ -87,6 +92,7 @@ def preflight(job: Job, exporter: Exporter, folder: Path, say: Callable[[str], N
     problems += _devices(job, network, exporter, say)
     if problems:
         raise ConfigError(problems)
+    return teacher, donors
 
 
 def _images(data: ImageData) -> list[str]:
