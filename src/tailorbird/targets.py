@@ -309,6 +309,11 @@ class Target:
         object.__setattr__(self, "limits", read)
 
     @property
+    def shares(self) -> dict[str, str]:
+        """Those limits that are shares, as they were asked, such as ``"0.5x"``."""
+        return {limit.metric: f"{limit.value:g}x" for limit in self.limits if limit.share}
+
+    @property
     def device(self) -> Device:
         """What measures.
 

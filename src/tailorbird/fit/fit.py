@@ -387,7 +387,7 @@ class _Fitting:
             name=target.name,
             device=target.place.key,
             limits=proof.limits,
-            asked=_asked(target),
+            asked=target.shares,
             measured={**found, **beside},
             met=proof.met,
             accuracy=after,
@@ -433,7 +433,7 @@ class _Fitting:
             name=target.name,
             device=target.place.key,
             limits=self._limits(target),
-            asked=_asked(target),
+            asked=target.shares,
             met=False,
             lowest=error.lowest if isinstance(error, InfeasibleError) else {},
             reason=str(error),
@@ -472,7 +472,7 @@ class _Fitting:
                 name=attempt.target.name,
                 device=attempt.target.place.key,
                 limits=self.chooser.limits(attempt.target),
-                asked=_asked(attempt.target),
+                asked=attempt.target.shares,
                 measured=choice.figures if choice else {},
                 met=False,
                 reason=f"the run was asked to stop after '{until}'",
@@ -499,8 +499,3 @@ class _Fitting:
     @cached_property
     def _reference_accuracy(self) -> float:
         return self._judge.accuracy(self._reference)
-
-
-def _asked(target: Target) -> dict[str, str]:
-    """Shares as they were asked."""
-    return {limit.metric: f"{limit.value:g}x" for limit in target.limits if limit.share}
