@@ -77,7 +77,6 @@ class Channels:
         parts: the places of parts that tensors are split into; nor can these.
         cuts: what has to follow a cut.
         readers: the layers that mix channels, at which a removed channel counts as zero.
-        output_zero: which output channels are surely zero.
         masked: places that some ``ChannelMask`` sets to zero.
     """
 
@@ -92,7 +91,6 @@ class Channels:
     parts: tuple[tuple[str, tuple[Place, ...]], ...]
     cuts: tuple[Cut, ...]
     readers: tuple[Reader, ...]
-    output_zero: tuple[bool, ...]
     masked: frozenset[Place]
 
     @property
@@ -166,7 +164,6 @@ def analyse(body: fx.GraphModule, in_shape: Sequence[int]) -> Channels:
         parts=tuple((name, located(ids)) for name, ids in flow.sections),
         cuts=tuple(cut(raw) for raw in flow.cuts.values()),
         readers=tuple(reader(raw.path, raw.tag) for raw in flow.readers),
-        output_zero=result.zero,
         masked=frozenset(located(sorted(flow.masked))),
     )
 

@@ -104,13 +104,3 @@ def _is_clean(path: str) -> bool:
         re.fullmatch(r"\w+", name, re.ASCII) and not iskeyword(name) and not name.startswith("__")
         for name in path.split(".")
     )
-
-
-def is_name(name: str) -> bool:
-    """Whether a name can stand in a program: letters, digits and underscores, no keyword.
-
-    Example:
-        >>> is_name("conv_1"), is_name("0"), is_name("conv 1"), is_name("global")
-        (True, True, False, False)
-    """
-    return "." not in name and _is_clean(name)
