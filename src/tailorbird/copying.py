@@ -17,6 +17,7 @@ def copy_network(module: Network) -> Network:
     have no values yet, become fresh ones.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.utils.spectral_norm(nn.Linear(2, 2))
         >>> torch.equal(copy_network(layer).weight, layer.weight)
         True
