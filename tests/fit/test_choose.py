@@ -139,3 +139,19 @@ def test_every_candidate_is_judged_once_and_only_where_it_is_within_some_limit()
     assert len(candidates.judged) == len(set(candidates.judged))
     pool = made.pools["box"].candidates
     assert all(pool[key] <= 20.0 for key in candidates.judged)
+
+
+def test_an_undecided_choice_is_taken_again_only_where_nothing_tighter_is_left():
+    made, one = chooser(Sums()), target("one", latency_ms=6.0)
+    made.settle([one])
+    first = made.choose(one)
+    made.miss(one, first, 1.05, undecided=True)
+    made.settle([one])
+    second = made.choose(one)
+    assert second.figures["latency_ms"] < first.figures["latency_ms"]
+    made.miss(one, second, 100.0)
+    assert made.choose(one).key == first.key
+    impossible = target("two", latency_ms=6.0)
+    made.miss(impossible, first, 100.0)
+    with pytest.raises(InfeasibleError):
+        made.choose(impossible)

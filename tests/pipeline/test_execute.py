@@ -65,10 +65,17 @@ def test_an_unreachable_limit_costs_the_others_nothing(finished):
     assert "no candidate of this house meets latency_ms <= 1e-06; lowest measured" in target.reason
 
 
-def test_a_teacher_within_the_limit_keeps_all_its_blocks(finished):
-    target = by_name(finished[1])["free"]
-    assert target.replaced == ()
-    assert target.measured["macs"] == finished[1].teacher["fake"].macs
+def test_a_teacher_within_the_limit_is_chosen_and_a_better_student_of_another_taken(finished):
+    run, report = finished
+    choice = json.loads((run / "students/free/choice.json").read_text())["choice"]
+    assert not any(choice["key"])  # no block is replaced
+    assert choice["figures"]["macs"] == report.teacher["fake"].macs
+    free, others = by_name(report)["free"], [t for t in report.targets if t.onnx]
+    assert free.validation == max(target.validation for target in others)
+    if free.found_for is not None:
+        source = by_name(report)[free.found_for]
+        assert free.replaced == source.replaced
+        assert free.measured["latency_ms"] == source.measured["latency_ms"]
 
 
 def test_what_another_strategy_found_is_no_answer(with_house):

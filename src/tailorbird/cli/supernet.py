@@ -175,6 +175,9 @@ def fit(
         int, typer.Option(help="Measured and evaluated per target and search.")
     ] = 4,
     rounds: Annotated[int, typer.Option(help="Searches, and attempts at a limit, at most.")] = 3,
+    sessions: Annotated[
+        int, typer.Option(help="Measurements of a student at most, until its limit is clear.")
+    ] = 8,
     fine_tune: Annotated[
         float, typer.Option(metavar="EPOCHS", help="Train the students a little more.")
     ] = 0.0,
@@ -202,6 +205,7 @@ def fit(
         images=images,
         candidates=candidates,
         rounds=rounds,
+        sessions=sessions,
         fine_tune=fine_tune,
         layers_at_most=layers_at_most,
         seed=seed,

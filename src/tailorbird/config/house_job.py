@@ -19,6 +19,7 @@ from tailorbird.config.tasks import task as named_task
 from tailorbird.errors import ConfigError, DataError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import make_importable
+from tailorbird.fit.sessions import MOST
 from tailorbird.house.options import HouseOptions
 from tailorbird.search.strategy import Strategy
 from tailorbird.task import CLASSIFICATION, Task
@@ -42,6 +43,8 @@ class HousePlan:
         retrain: how students are retrained.
         rounds: searches and retrainings per target, at most.
         candidates: selections measured whole in each search.
+        sessions: measurements of a finished student at most, until its latency is clear of its
+            limit; else the target is undecided.
         task: what the networks' outputs mean: classification, or package.module:name.
         strategy: how selections are searched: exact, annealing, random-selection, one of those of
             ``tailorbird search`` or package.module:name; what suits the house where null.
@@ -61,6 +64,7 @@ class HousePlan:
     retrain: Recipe = field(default_factory=Recipe)
     rounds: int = 3
     candidates: int = 4
+    sessions: int = MOST
     task: Named[Task] = field(default=Named("classification", CLASSIFICATION))
     strategy: Named[Strategy] | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
@@ -110,7 +114,7 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> HousePlan:
         "data": partial(images, base=folder),
     }
     values: dict[str, Any] = read_fields(faults, (), document.data, FIELDS, readers)
-    faults.least(values, rounds=1, candidates=1, seed=0)
+    faults.least(values, rounds=1, candidates=1, sessions=1, seed=0)
     for key, find in (("task", named_task), ("strategy", named_strategy)):
         try:
             if (name := values[key]) is not None:
@@ -174,6 +178,7 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "training": training,
         "rounds": plan.rounds,
         "candidates": plan.candidates,
+        "sessions": plan.sessions,
         "export": plan.export,
         "check_teacher": plan.check_teacher,
         "seed": plan.seed,

@@ -95,6 +95,25 @@ def export_onnx(
     return _write(single, path, sync=True, limit=single_file_bytes)
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """What travels inside an exported file, as `export_onnx` was given it.
+
+    Raises:
+        StoreError: when the file can't be read.
+    """
+    model = _loaded(path, weights=False)
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _loaded(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=weights)
+    except Exception as error:  # the file system's errors, or protobuf's own
+        raise StoreError(
+            f"{path} can't be read: {error}; remove it to have it made anew"
+        ) from error
+
+
 def relabel(
     source: Path,
     path: Path,
@@ -121,12 +140,7 @@ def relabel(
         ...     [(p.key, p.value) for p in onnx.load(second).metadata_props]
         [('target', 'phone')]
     """
-    try:
-        model = onnx.load(source)
-    except Exception as error:  # the file system's errors, or protobuf's own
-        raise StoreError(
-            f"{source} can't be read: {error}; remove it to have it made anew"
-        ) from error
+    model = _loaded(source)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
     return _write(model, path, sync=True, limit=single_file_bytes)

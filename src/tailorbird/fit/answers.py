@@ -13,6 +13,7 @@ from tailorbird.errors import StoreError
 from tailorbird.export.bundle import load_student
 from tailorbird.files import digest_of, write_json
 from tailorbird.fit.choose import Aim, Choice, Past
+from tailorbird.fit.sessions import MOST
 from tailorbird.fit.ship import DELIVERED
 from tailorbird.records import Kind, read_record
 from tailorbird.report.record import TargetResult
@@ -57,12 +58,15 @@ class Round:
     pools: Mapping[str, Past]
 
 
-def request_of(target: Target, strategy: Strategy | None, **made_from: object) -> str:
+def request_of(
+    target: Target, strategy: Strategy | None, *, sessions: int = MOST, **made_from: object
+) -> str:
     """A short hash of all that a target's result answers to.
 
     Args:
         target: limits and place.
         strategy: how candidates are searched, if it was asked for.
+        sessions: measurements of a student at most.
         made_from: what else decides the result, as plain data.
     """
     asked = {
@@ -70,7 +74,11 @@ def request_of(target: Target, strategy: Strategy | None, **made_from: object) -
         "device": target.place.key,
         **made_from,
     }
-    return short_hash(asked if strategy is None else {**asked, "strategy": strategy.name})
+    if strategy is not None:
+        asked["strategy"] = strategy.name
+    if sessions != MOST:
+        asked["sessions"] = sessions
+    return short_hash(asked)
 
 
 class Answers:
@@ -100,10 +108,13 @@ class Answers:
             return None
 
     def result(self, name: str, request: str) -> TargetResult | None:
-        """What was found for a target, with its files as they were delivered; else ``None``."""
+        """What was found for a target, with its files as they were delivered; else ``None``.
+
+        That a limit is undecided is no answer: the next run tries again.
+        """
         home = self.folder / "students" / name
         stored = _read(home / "result.json", _Stored)
-        if stored is None or stored.request != request:
+        if stored is None or stored.request != request or stored.result.undecided:
             return None
         files = stored.files or dict.fromkeys(DELIVERED)  # an earlier version noted no digests
         if stored.result.onnx is not None and not stored.files:
@@ -113,6 +124,14 @@ class Answers:
             for file, digest in files.items()
         )
         return stored.result if kept else None
+
+    def others(self, names: Collection[str]) -> list[str]:
+        """Targets that have a student here and are none of ``names``."""
+        return sorted(
+            result.parent.name
+            for result in (self.folder / "students").glob("*/result.json")
+            if result.parent.name not in names
+        )
 
     def record(self, request: str, result: TargetResult) -> None:
         """Write a target's result, with digests of the files that were delivered."""

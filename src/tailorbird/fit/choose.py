@@ -100,10 +100,17 @@ class Past:
 
 @dataclass
 class Aim:
-    """How a target is chosen for: tighter after a miss, and without what missed."""
+    """How a target is chosen for: tighter after a miss, and without what missed.
+
+    Args:
+        scale: share of the limit that is asked for.
+        missed: candidates that came out over it, or too near to tell.
+        undecided: the last of those that were too near: taken where nothing tighter is found.
+    """
 
     scale: float = 1.0
     missed: list[Key] = field(default_factory=list)
+    undecided: Key | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -214,25 +221,37 @@ class Chooser:
         for allowed in self._allowed(target):
             met = [key for key in self._kept(name, allowed) if key not in missed]
             if met:
-                self.judge(met)
-                pool = self.pools[name].candidates
-                best = max(met, key=lambda key: (self._judged[key].quality, -pool[key]))
-                return Choice(
-                    key=best,
-                    name=self.candidates.label(best),
-                    limits=limits,
-                    figures=self._figures(name, best),
-                    accuracy=self._judged[best].accuracy,
-                )
+                return self._best(target, met)
+        undecided = self.aim(target).undecided
+        if undecided is not None:
+            return self._best(target, [undecided])
         raise self._infeasible(target, limits)
 
-    def miss(self, target: Target, choice: Choice, slower: float) -> None:
+    def _best(self, target: Target, keys: Sequence[Key]) -> Choice:
+        self.judge(keys)
+        name = target.place.name
+        pool = self.pools[name].candidates
+        best = max(keys, key=lambda key: (self._judged[key].quality, -pool[key]))
+        return Choice(
+            key=best,
+            name=self.candidates.label(best),
+            limits=self.limits(target),
+            figures=self._figures(name, best),
+            accuracy=self._judged[best].accuracy,
+        )
+
+    def miss(
+        self, target: Target, choice: Choice, slower: float, *, undecided: bool = False
+    ) -> None:
         """Note that a choice came out over its limit: it is not chosen again, and less is asked.
 
         Args:
             slower: latency of the file as a multiple of what the candidate had taken.
+            undecided: it may be within the limit, and is chosen again where nothing else is left.
         """
         aim = self.aim(target)
+        if undecided:
+            aim.undecided = choice.key
         if choice.key not in aim.missed:
             aim.missed.append(choice.key)
         aim.scale = min(aim.scale, SAFETY / max(slower, 1.0))

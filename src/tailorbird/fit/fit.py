@@ -26,7 +26,6 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import (
     ConfigError,
     InfeasibleError,
-    StoreError,
     TailorbirdError,
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
@@ -35,11 +34,14 @@ from tailorbird.fit.answers import Answers, Round, Student
 from tailorbird.fit.bench import bench_at
 from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Choice, Chooser, Past
-from tailorbird.fit.judge import Judge
-from tailorbird.fit.ship import Proof, Shipping, clear, export_reference
-from tailorbird.progress import Progress, Silent, each
+from tailorbird.fit.judge import Judges
+from tailorbird.fit.prove import Finished, Proof, prove
+from tailorbird.fit.serve import moves
+from tailorbird.fit.sessions import MOST
+from tailorbird.fit.ship import Shipping, clear, export_reference
+from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import TargetResult
-from tailorbird.report.words import figure
+from tailorbird.report.words import figure, undecided
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
@@ -57,6 +59,7 @@ class Settings:
     Args:
         rounds: most searches in a row, and most attempts at a target's limits.
         candidates: proposed per target and search.
+        sessions: measurements of a finished student at most, until its limit is clear.
         export: of the files.
         seed: of the search.
 
@@ -66,11 +69,12 @@ class Settings:
 
     rounds: int = 3
     candidates: int = 4
+    sessions: int = MOST
     export: ExportOptions = field(default_factory=ExportOptions)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"rounds": 1, "candidates": 1, "seed": 0}
+        least = {"rounds": 1, "candidates": 1, "sessions": 1, "seed": 0}
         problems = [
             f"{name}: expected {bound} or more, got {getattr(self, name)}"
             for name, bound in least.items()
@@ -200,11 +204,11 @@ class _Fitting:
         self.candidates, self.attempts = candidates, attempts
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
-        self._make_reference, self._beside, self._task = reference, beside, task
+        self._make_reference, self._beside = reference, beside
         self._strategy = strategy
         self.answers = Answers(folder.path, trust)
         self.shipping = Shipping(data, folder.path, settings.export, exporter)
-        self._accuracies: dict[tuple[int, ...], tuple[float | None, float]] = {}
+        self._judges = Judges(data, lambda: self._reference, task)
 
     @cached_property
     def chooser(self) -> Chooser:
@@ -224,6 +228,8 @@ class _Fitting:
             stored = self.answers.student(attempt.target.name, attempt.request)
             if stored is not None:
                 attempt.result, attempt.module = stored.result, stored.module
+        for name in self.answers.others([attempt.target.name for attempt in self.attempts]):
+            self.progress.say(f"students/{name}: its target is not asked for now; it is kept")
         if any(attempt.result is None for attempt in self.attempts):
             self._fit(until)
         return [self._student(attempt, until) for attempt in self.attempts]
@@ -247,9 +253,9 @@ class _Fitting:
             if until == "retrain":
                 return
             with self.folder.stage("export"):
-                for attempt in each(self.progress, "export students", chosen):
-                    self._prove(attempt, last=number == self.settings.rounds - 1)
+                self._prove(chosen, last=number == self.settings.rounds - 1)
             names = [a.target.name for a in chosen if a.result is None]
+        self._serve()
         self.answers.forget()
 
     # rounds that survive a kill -----------------------------------------------------------------
@@ -337,51 +343,82 @@ class _Fitting:
                 attempt.module = module if number == 0 else copy.deepcopy(module)
                 attempt.seconds += made[key].seconds / len(own)
 
-    def _prove(self, attempt: _Attempt, *, last: bool) -> None:
+    def _prove(self, attempts: Sequence[_Attempt], *, last: bool) -> None:
+        """Export and measure; what is not within its limits is searched for again."""
+        start = time.perf_counter()
+        proofs = prove(
+            [self._finished(attempt) for attempt in attempts],
+            self.shipping,
+            reference=self.candidates.reference,
+            beside=lambda: self._reference_file,
+            sessions=self.settings.sessions,
+            progress=self.progress,
+        )
+        for attempt in attempts:
+            attempt.seconds += (time.perf_counter() - start) / len(attempts)
+        for attempt in attempts:
+            proof = proofs[attempt.target.name]
+            if isinstance(proof, TailorbirdError):
+                self._give_up(attempt, proof)
+            elif last or proof.certainty is None or self._enough(attempt, proof):
+                self._record(attempt, self._result(attempt, proof))
+            else:
+                self._miss(attempt, proof)
+
+    def _finished(self, attempt: _Attempt) -> Finished:
+        choice, made, target = attempt.choice, attempt.made, attempt.target
+        assert choice is not None
+        assert made is not None
+        base = self.chooser.pools[target.place.name].base
+        return Finished(target=target, key=choice.key, student=made, base=base)
+
+    def _enough(self, attempt: _Attempt, proof: Proof) -> bool:
+        """Whether limits are kept, or are undecided once more as nothing tighter was found."""
         assert attempt.choice is not None
-        assert attempt.made is not None
-        start, target, choice = time.perf_counter(), attempt.target, attempt.choice
-        try:
-            proof = self.shipping.prove(
-                attempt.made,
-                target,
-                key=choice.key,
-                base=self.chooser.pools[target.place.name].base,
-                beside=self._reference_file,
-            )
-        except StoreError:
-            raise
-        except TailorbirdError as error:
-            self._give_up(attempt, error)
-            return
-        attempt.seconds += time.perf_counter() - start
-        if not proof.met and proof.reference_ms is not None and not last:
-            self._miss(attempt, proof)
-            return
-        self._record(attempt, self._result(attempt, proof))
+        again = attempt.choice.key == self.chooser.aim(attempt.target).undecided
+        return proof.word == "met" or (proof.word == "undecided" and again)
 
     def _miss(self, attempt: _Attempt, proof: Proof) -> None:
         """Search again: asked for is what keeps the limit if it comes out as much slower."""
         target, choice = attempt.target, attempt.choice
         assert choice is not None
-        assert proof.reference_ms is not None
-        base = self.chooser.pools[target.place.name].base[LATENCY]
-        whole = choice.figures[LATENCY] / base
-        now = proof.measured[LATENCY] / proof.reference_ms
-        self.chooser.miss(target, choice, now / whole)
+        undecided = proof.word == "undecided"
+        slower = proof.highest_ms / choice.figures[LATENCY]
+        self.chooser.miss(target, choice, slower, undecided=undecided)
+        how = "too near its limit to tell" if undecided else "over its limit"
         self.progress.say(
-            f"{target.name}: measured {figure(LATENCY, proof.measured[LATENCY])}, over its "
-            "limit; searching again"
+            f"{target.name}: measured {figure(LATENCY, proof.measured[LATENCY])}, {how}; "
+            "searching again"
         )
         attempt.choice = attempt.made = attempt.module = None
+
+    def _serve(self) -> None:
+        """Give targets the students of others that suit them better."""
+        held = {a.target.name: a for a in self.attempts if a.result is not None}
+        modules = {name: attempt.module for name, attempt in held.items()}
+        found = moves(
+            [(a.target, a.result) for a in held.values() if a.result is not None],
+            {name: pool.base for name, pool in self.chooser.pools.items() if pool.timing},
+            looks=self.settings.sessions,
+        )
+        for move in found:
+            attempt = held[move.result.name]
+            self.shipping.copy(move.source, move.result.name)
+            attempt.module = copy.deepcopy(modules[move.source])
+            self._record(attempt, move.result)
+            self.progress.say(
+                f"{move.result.name}: the student of {move.source} keeps its limits too and is "
+                "better; it is taken"
+            )
 
     # answers ------------------------------------------------------------------------------------
 
     def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
         assert attempt.choice is not None
+        assert attempt.made is not None
         target, found = attempt.target, proof.measured
+        accuracies = self._judges.of(attempt.choice.key, attempt.made)
         over = {m: found[m] for m, most in proof.limits.items() if found.get(m, 0.0) > most}
-        before, after = self._judged(attempt)
         beside = {} if proof.reference_ms is None else {"teacher_latency_ms": proof.reference_ms}
         return TargetResult(
             name=target.name,
@@ -389,12 +426,15 @@ class _Fitting:
             limits=proof.limits,
             asked=target.shares,
             measured={**found, **beside},
-            met=proof.met,
-            accuracy=after,
-            accuracy_before=before,
-            teacher_accuracy=self._reference_accuracy,
+            met=proof.word == "met",
+            undecided=proof.word == "undecided",
+            certainty=proof.certainty,
+            accuracy=accuracies.after,
+            accuracy_before=accuracies.before,
+            teacher_accuracy=self._judges.reference,
+            validation=accuracies.validation,
             onnx=f"students/{target.name}/{self.exporter.format.file}",
-            lowest={} if proof.met else over,
+            lowest={} if proof.word == "met" else over,
             reason=self._reason(attempt, proof, over),
             minutes=attempt.seconds / 60,
             replaced=self.candidates.parts(attempt.choice.key),
@@ -404,27 +444,15 @@ class _Fitting:
 
     def _reason(self, attempt: _Attempt, proof: Proof, over: Mapping[str, float]) -> str | None:
         assert attempt.choice is not None
-        if proof.met:
+        if proof.word == "met":
             return None
+        if proof.word == "undecided" and proof.certainty is not None:
+            return undecided(proof.measured[LATENCY], proof.limits[LATENCY], proof.certainty)
         if over:
             figures = ", ".join(f"{m} {v:.4g} > {proof.limits[m]:.4g}" for m, v in over.items())
             return f"measured over its limit after {self.settings.rounds} rounds: {figures}"
         expected = figure(LATENCY, attempt.choice.figures[LATENCY])
         return f"predicted, not measured: {expected} by {attempt.target.place.table}"
-
-    def _judged(self, attempt: _Attempt) -> tuple[float | None, float]:
-        """Accuracy on the last split before training further, if there was one, and as it is."""
-        choice, made = attempt.choice, attempt.made
-        assert choice is not None
-        assert made is not None
-        if choice.key not in self._accuracies:
-            judge, shape = self._judge, made.input_shape
-            before = None
-            if made.before is not None:
-                before = judge.accuracy(Network(made.before, shape))
-            after = judge.accuracy(Network(made.module, shape))
-            self._accuracies[choice.key] = before, after
-        return self._accuracies[choice.key]
 
     def _give_up(self, attempt: _Attempt, error: TailorbirdError) -> None:
         target = attempt.target
@@ -491,11 +519,3 @@ class _Fitting:
     def _reference_file(self) -> Path:
         name = self.candidates.words.reference
         return export_reference(self._reference, self.data, self._beside, self.exporter, name=name)
-
-    @cached_property
-    def _judge(self) -> Judge:
-        return Judge(self.data, self._reference, self._task)
-
-    @cached_property
-    def _reference_accuracy(self) -> float:
-        return self._judge.accuracy(self._reference)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize, resized
-from tailorbird.fit.candidates import Network
+from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.evaluate import predictions, score
 from tailorbird.train.precision import compute_device
@@ -49,6 +51,64 @@ class Judge:
             return None
         network = _at_size(self.reference)
         return predictions(network, self.split, device=compute_device(), task=self.task)
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """A student's accuracies.
+
+    Args:
+        before: as it was before it was trained further, if it was.
+        after: as it is shipped.
+        validation: the same on the images that are chosen by.
+    """
+
+    before: float | None
+    after: float
+    validation: float
+
+
+class Judges:
+    """Accuracies of students and of the reference, each computed once and when it is needed.
+
+    Args:
+        data: the images.
+        reference: makes the reference.
+        task: what outputs mean.
+    """
+
+    def __init__(self, data: ImageData, reference: Callable[[], Network], task: Task) -> None:
+        self._data, self._make, self._task = data, reference, task
+        self._found: dict[Key, Accuracies] = {}
+
+    @cached_property
+    def reference(self) -> float:
+        """The reference's accuracy, as `Accuracies.after`."""
+        return self._last.accuracy(self._network)
+
+    def of(self, key: Key, student: Made) -> Accuracies:
+        """Accuracies of a student; equal ones have equal keys."""
+        if key not in self._found:
+            network, before = Network(student.module, student.input_shape), None
+            if student.before is not None:
+                before = self._last.accuracy(Network(student.before, student.input_shape))
+            after = self._last.accuracy(network)
+            same = self._data.test is None
+            validation = after if same else self._choosing.accuracy(network)
+            self._found[key] = Accuracies(before, after, validation)
+        return self._found[key]
+
+    @cached_property
+    def _network(self) -> Network:
+        return self._make()
+
+    @cached_property
+    def _last(self) -> Judge:
+        return Judge(self._data, self._network, self._task)
+
+    @cached_property
+    def _choosing(self) -> Judge:
+        return Judge(replace(self._data, test=None), self._network, self._task)
 
 
 def judged_on(data: ImageData) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,17 +13,14 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import ExportError, GraphError, StoreError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.exporters import Exporter
-from tailorbird.export.onnx import relabel
+from tailorbird.export.onnx import metadata_of, relabel
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity
-from tailorbird.files import cannot_write, digest_of, write_json
+from tailorbird.files import cannot_write, digest_of, write_bytes, write_json
 from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import parity_images
-from tailorbird.measure.counts import count
-from tailorbird.measure.guarded import measured
 from tailorbird.records import read_record
-from tailorbird.search.selection import within
-from tailorbird.targets import LATENCY, Device, Format, Latency, Limit, Target, run_of
+from tailorbird.targets import Device, Format, run_of
 
 _Parities = dict[str | None, Parity]
 """Key of the device that ran a file, ``None`` for this machine -> how it compared."""
@@ -46,27 +43,6 @@ def clear(home: Path, format: Format) -> None:  # noqa: A002  # the field's word
             (home / name).unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(home / name, error) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What was found of an exported student.
-
-    Args:
-        limits: metric -> bound; shares of latency are of the reference in the same session.
-        measured: metric -> figure; without a latency where the place has only a table.
-        reference_ms: the reference's latency in the same, interleaved session, if there was one.
-        met: every limit is kept, as measured or counted.
-        code: import paths of the user's own code that rebuilding the student needs.
-        unstored: why there is no student to rebuild, only the artifact; ``None`` where there is.
-    """
-
-    limits: Mapping[str, float]
-    measured: Mapping[str, float]
-    reference_ms: float | None
-    met: bool
-    code: tuple[str, ...] = ()
-    unstored: str | None = None
 
 
 class Shipping:
@@ -128,50 +104,20 @@ class Shipping:
         self._proven[path] = key, parities
         return path
 
-    def prove(
-        self,
-        student: Made,
-        target: Target,
-        *,
-        key: Key,
-        base: Mapping[str, float],
-        beside: Path,
-    ) -> Proof:
-        """Deliver a student, measure it beside the reference where that can be, write its bundle.
+    def bundle(
+        self, student: Made, name: str, metrics: Mapping[str, float]
+    ) -> tuple[tuple[str, ...], str | None]:
+        """Store a student in its target's folder if it can be.
 
         Args:
             student: trained.
-            target: whose it is.
-            key: as for `deliver`.
-            base: the reference's figures at the target's place.
-            beside: the reference's exported file.
+            name: of the target.
+            metrics: metric -> figure, which is stored with it.
 
-        Raises:
-            ExportError: when the file can't be written or disagrees with the network.
-            MeasurementError: when the device can't run it.
+        Returns:
+            Import paths of the code that rebuilding it needs, and why it can't be stored.
         """
-        path = self.deliver(student, target.name, key=key, device=target.place.device)
-        counts = count(student.module, student.input_shape).as_metrics()
-        figures, reference = dict(counts), None
-        device = target.place.device
-        if device is not None:
-            reference, own = measured(device, [beside, path])
-            figures = {LATENCY: own.median_ms, **counts}
-        limits = {limit.metric: _bound(limit, base, reference) for limit in target.limits}
-        code, unstored = self._bundle(student, self.home(target.name), figures)
-        return Proof(
-            limits=limits,
-            measured=figures,
-            reference_ms=None if reference is None else reference.median_ms,
-            met=limits.keys() <= figures.keys() and within(figures, limits),
-            code=code,
-            unstored=unstored,
-        )
-
-    def _bundle(
-        self, student: Made, home: Path, measured: Mapping[str, float]
-    ) -> tuple[tuple[str, ...], str | None]:
-        """Store the student if it can be: what code it needs, or why it can't be."""
+        home = self.home(name)
         try:
             code = save_student(
                 student.module,
@@ -179,13 +125,29 @@ class Shipping:
                 classes=self.data.classes,
                 normalisation=self.data.normalisation,
                 input_shape=student.input_shape,
-                metrics=measured,
+                metrics=metrics,
             )
         except GraphError as error:
-            for name in BUNDLE:  # of an earlier answer
-                (home / name).unlink(missing_ok=True)
+            for file in BUNDLE:  # of an earlier answer
+                (home / file).unlink(missing_ok=True)
             return (), str(error)
         return code, None
+
+    def copy(self, source: str, name: str) -> None:
+        """Give a target the files of another one's student.
+
+        Raises:
+            StoreError: when files can't be read or written.
+        """
+        file = self.exporter.format.file
+        there, home = self.home(source), self.home(name)
+        clear(home, self.exporter.format)
+        self._proven.pop(home / file, None)
+        about = {**metadata_of(there / file), "tailorbird.target": name}
+        relabel(there / file, home / file, about)
+        for beside in DELIVERED:
+            if (there / beside).exists():
+                write_bytes(home / beside, (there / beside).read_bytes())
 
     def _twin(self, key: Key) -> tuple[Path, _Parities] | None:
         """The file of the same network, if another target has been given it and it is there."""
@@ -193,13 +155,6 @@ class Shipping:
             if known == key and path.exists():
                 return path, parities
         return None
-
-
-def _bound(limit: Limit, base: Mapping[str, float], reference: Latency | None) -> float:
-    """A share of the reference's latency is taken of the reference timed in the same session."""
-    if limit.share and limit.metric == LATENCY and reference is not None:
-        return limit.value * reference.median_ms
-    return limit.absolute(base)
 
 
 def metadata(data: ImageData, target: str, input_shape: Sequence[int]) -> dict[str, str]:

@@ -105,6 +105,7 @@ def execute(
                 recipe=job.recipe,
                 rounds=job.rounds,
                 candidates=job.candidates,
+                sessions=job.sessions,
                 export=job.export,
                 strategy=job.strategy,
                 until=until,
@@ -168,7 +169,11 @@ def dry_run(
 def _asked(job: Job, until: Until) -> dict[str, object]:
     """What a finished run has answered, as plain data."""
     settings = Settings(
-        rounds=job.rounds, candidates=job.candidates, export=job.export, seed=job.seed
+        rounds=job.rounds,
+        candidates=job.candidates,
+        sessions=job.sessions,
+        export=job.export,
+        seed=job.seed,
     )
     requests = {
         target.name: asked_of_house(target, job.strategy, recipe=job.recipe, settings=settings)

@@ -27,6 +27,7 @@ from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.fit import Settings, fit
 from tailorbird.fit.judge import Judge, judged_on
+from tailorbird.fit.sessions import MOST
 from tailorbird.fit.ship import export_reference
 from tailorbird.graph.serial import VERSION, code_of, structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
@@ -142,6 +143,7 @@ class ModelHouse:
         recipe: Recipe | None = None,
         rounds: int = 3,
         candidates: int = 4,
+        sessions: int = MOST,
         export: ExportOptions | None = None,
         strategy: Strategy | None = None,
         until: Until = "export",
@@ -159,6 +161,7 @@ class ModelHouse:
             recipe: how students are retrained.
             rounds: most searches in a row, and most attempts at a target's limits.
             candidates: selections measured whole per target and search.
+            sessions: measurements of a finished student at most, until its limit is clear.
             export: of the files.
             strategy: how selections are searched; proven by integer programming by default.
             until: where to stop.
@@ -172,6 +175,7 @@ class ModelHouse:
                 recipe=recipe or Recipe(),
                 rounds=rounds,
                 candidates=candidates,
+                sessions=sessions,
                 export=export or ExportOptions(),
                 strategy=strategy,
                 until=until,
@@ -184,12 +188,19 @@ class ModelHouse:
         recipe: Recipe,
         rounds: int,
         candidates: int,
+        sessions: int,
         export: ExportOptions,
         strategy: Strategy | None = None,
         until: Until,
     ) -> list[Student]:
         """`fit` inside an open run folder."""
-        settings = Settings(rounds=rounds, candidates=candidates, export=export, seed=self.seed)
+        settings = Settings(
+            rounds=rounds,
+            candidates=candidates,
+            sessions=sessions,
+            export=export,
+            seed=self.seed,
+        )
         students = fit(
             HouseCandidates(
                 self.house,
@@ -263,16 +274,19 @@ class ModelHouse:
         return _network(self.house.teacher)
 
     def _points(self, device: Device) -> dict[str, Point]:
-        """The teacher and those donors that answer to the same classes, as they are."""
+        """The teacher and those donors that answer to the same classes, as they are: latencies as
+        if the teacher took what shares of limits are of.
+        """
         networks = {"teacher": self._teacher, **self._answering_donors}
+        known = self.house.store.latencies(device.key).known.get("teacher")
         latencies: list[float | None]
         try:
             timed = time_networks(list(networks.values()), device, self.exporter)
-            latencies = [one.median_ms for one in timed]
+            whole = timed[0].median_ms if known is None else known.median_ms
+            latencies = [one.median_ms * (whole / timed[0].median_ms) for one in timed]
         except (ExportError, MeasurementError) as error:
             self.progress.say(f"donors are not drawn in the report: {error}")
             networks = {"teacher": self._teacher}
-            known = self.house.store.latencies(device.key).known.get("teacher")
             latencies = [None if known is None else known.median_ms]
         points = {}
         for (name, network), latency in zip(networks.items(), latencies, strict=True):

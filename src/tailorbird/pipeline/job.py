@@ -15,6 +15,7 @@ from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.fit import check_targets
+from tailorbird.fit.sessions import MOST
 from tailorbird.house.options import HouseOptions
 from tailorbird.prepare import prepared
 from tailorbird.search.strategy import Strategy
@@ -41,6 +42,7 @@ class Job:
         training: ``"teacher"`` or a donor's name -> how to train it before anything else.
         rounds: most searches per target, and most retrainings of a student that is over its limit.
         candidates: selections measured whole in each search.
+        sessions: measurements of a finished student at most, until its limit is clear.
         export: of the ONNX files.
         seed: of every random choice.
         task: what the networks' outputs mean.
@@ -63,6 +65,7 @@ class Job:
     training: Mapping[str, Recipe] = field(default_factory=dict)
     rounds: int = 3
     candidates: int = 4
+    sessions: int = MOST
     export: ExportOptions = field(default_factory=ExportOptions)
     seed: int = 0
     task: Task = CLASSIFICATION
@@ -73,10 +76,11 @@ class Job:
 
     def __post_init__(self) -> None:
         problems = check_targets(self.targets)
-        if self.rounds < 1:
-            problems.append(f"rounds: expected at least 1, got {self.rounds}")
-        if self.candidates < 1:
-            problems.append(f"candidates: expected at least 1, got {self.candidates}")
+        problems += [
+            f"{name}: expected at least 1, got {getattr(self, name)}"
+            for name in ("rounds", "candidates", "sessions")
+            if getattr(self, name) < 1
+        ]
         if not 0 <= self.seed < 2**63:
             problems.append(f"seed: expected 0 or more and less than 2^63, got {self.seed}")
         if "teacher" in self.donors:

@@ -15,6 +15,7 @@ from tailorbird.errors import ConfigError, StoreError
 from tailorbird.export.exporters import Exporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.answers import Student
+from tailorbird.fit.sessions import MOST
 from tailorbird.pipeline.supernet_evaluation import evaluate_run
 from tailorbird.pipeline.supernet_fit import Evaluate, FitOptions, fit_run
 from tailorbird.pipeline.supernet_import import import_supernet
@@ -252,6 +253,7 @@ class Supernet:
         images: int | None = None,
         candidates: int = 4,
         rounds: int = 3,
+        sessions: int = MOST,
         fine_tune: float = 0.0,
         checks: int = 12,
         layers_at_most: int = 3000,
@@ -272,6 +274,7 @@ class Supernet:
             images: of the validation split that each is evaluated on; ``None`` for all.
             candidates: subnets measured and evaluated per target and search.
             rounds: most searches in a row, and most attempts at a target's limits.
+            sessions: measurements of a finished student at most, until its limit is clear.
             fine_tune: epochs that the students are fine-tuned; 0 for none.
             checks: whole networks that check and correct each latency table.
             layers_at_most: distinct layers that may be timed on a device.
@@ -290,6 +293,7 @@ class Supernet:
             images=images,
             candidates=candidates,
             rounds=rounds,
+            sessions=sessions,
             fine_tune=fine_tune,
             checks=checks,
             layers_at_most=layers_at_most,

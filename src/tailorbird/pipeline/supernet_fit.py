@@ -29,6 +29,7 @@ from tailorbird.files import read_json, write_json
 from tailorbird.fit.answers import Answers, Student, request_of
 from tailorbird.fit.fit import Settings, fit
 from tailorbird.fit.judge import judged_on
+from tailorbird.fit.sessions import MOST
 from tailorbird.pipeline.house import Write
 from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
@@ -53,6 +54,7 @@ class FitOptions:
         images: of the validation split that each is evaluated on; ``None`` for all.
         candidates: subnets measured and evaluated per target and search.
         rounds: searches at most, and attempts to get a student under its limit.
+        sessions: measurements of a finished student at most, until its limit is clear.
         fine_tune: epochs that the students are fine-tuned after the full network; 0 for none.
         checks: whole networks that check and correct each latency table.
         layers_at_most: distinct layers that may be timed on a device.
@@ -67,6 +69,7 @@ class FitOptions:
     images: int | None = None
     candidates: int = 4
     rounds: int = 3
+    sessions: int = MOST
     fine_tune: float = 0.0
     checks: int = 12
     layers_at_most: int = 3000
@@ -74,7 +77,8 @@ class FitOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
 
     def __post_init__(self) -> None:
-        least = {"subnets": 8, "candidates": 1, "rounds": 1, "checks": 3, "layers_at_most": 1}
+        least = {"subnets": 8, "candidates": 1, "rounds": 1, "sessions": 1, "checks": 3}
+        least["layers_at_most"] = 1
         problems = [
             f"{name}: expected {bound} or more, got {getattr(self, name)}"
             for name, bound in least.items()
@@ -158,6 +162,7 @@ def fit_run(
             settings=Settings(
                 rounds=options.rounds,
                 candidates=options.candidates,
+                sessions=options.sessions,
                 export=options.export,
                 seed=seed,
             ),

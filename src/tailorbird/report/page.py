@@ -12,7 +12,7 @@ from tailorbird.files import write_bytes
 from tailorbird.report.plot import png
 from tailorbird.report.record import TEACHER, Point, RunReport, TargetResult
 from tailorbird.report.verdict import hint, limit, rebuilding, verdict
-from tailorbird.report.words import bare, minutes, percent, printable
+from tailorbird.report.words import bare, met, minutes, percent, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #5b6672; --line: #d9dee4;
@@ -71,7 +71,7 @@ def html(report: RunReport, path: Path) -> Path:
 
 def page(report: RunReport) -> str:
     """The page's text. Every name and figure in it is escaped."""
-    met = sum(target.met for target in report.targets)
+    kept = sum(target.met for target in report.targets)
     title = f"Tailorbird: {_safe(PurePath(report.run).name or report.run)}"
     own = report.reference == TEACHER
     donors = ", donors" if own else ""
@@ -83,7 +83,7 @@ def page(report: RunReport) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        f'<p class="soft">{met} of {len(report.targets)} targets met, '
+        f'<p class="soft">{kept} of {len(report.targets)} targets met, '
         f"{minutes(report.minutes)} minutes in all, seed {report.seed}</p>",
         _verdicts(report),
         "<figure>",
@@ -172,7 +172,7 @@ def _target_row(target: TargetResult) -> list[Cell]:
         (link, ""),
         (bounds, "number"),
         (found, "number"),
-        ("yes", "yes") if target.met else ("no", "no"),
+        (met(target), "yes" if target.met else "no"),
         _number(percent(target.accuracy_before)),
         _number(percent(target.accuracy)),
         _number(percent(target.teacher_accuracy)),

@@ -56,6 +56,40 @@ class StageCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a student took in one call of a device, interleaved with the reference.
+
+    Args:
+        own_ms: its median latency.
+        reference_ms: the reference's.
+        spread_ms: interquartile range of the student's runs.
+    """
+
+    own_ms: float
+    reference_ms: float
+    spread_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certainty:
+    """How well a student's latency is known.
+
+    Args:
+        sessions: as they were measured.
+        low_ms: what the latency is above, and
+        high_ms: what it is below, in 95 of 100 cases; ``None`` after one session, which was enough
+            where its figure was far off the limit.
+        margin: share of the limit that the latency leaves free, negative where it is over;
+            ``None`` where the latency isn't limited.
+    """
+
+    sessions: tuple[Session, ...]
+    low_ms: float | None = None
+    high_ms: float | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TargetResult:
     """What one target got.
 
@@ -66,9 +100,14 @@ class TargetResult:
         asked: metric -> limit as it was asked, such as ``"0.5x"``, where it was a share.
         measured: metric -> figure of the exported student; empty where there is none.
         met: every limit is kept, as measured.
+        undecided: the latency is so near its limit that all sessions don't tell on which side.
+        certainty: of the latency; ``None`` where it was not measured.
         accuracy: the student's, after retraining, in 0..1.
         accuracy_before: the student's, before retraining.
         teacher_accuracy: on the same images.
+        validation: the student's accuracy on validation images, by which those of targets that
+            they all keep are chosen from.
+        found_for: the tighter target whose student serves this one too; ``None`` for its own.
         onnx: path of the exported file, relative to the run folder.
         lowest: metric -> lowest reachable figure, where the limits can't be met.
         reason: why the target is not met.
@@ -86,9 +125,13 @@ class TargetResult:
     asked: Mapping[str, str] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     met: bool
+    undecided: bool = False
+    certainty: Certainty | None = None
     accuracy: float | None = None
     accuracy_before: float | None = None
     teacher_accuracy: float | None = None
+    validation: float | None = None
+    found_for: str | None = None
     onnx: str | None = None
     lowest: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None

@@ -89,7 +89,11 @@ def _row(report: RunReport, target: TargetResult, *, wide: bool) -> list[Text]:
     ]
     if wide:
         cells.append("\n".join(_share(report, target, metric) for metric, _ in limits))
-    met = Text("yes", style="green") if target.met else Text("no", style="bold red")
+    met = (
+        Text("yes", style="green")
+        if target.met
+        else Text("?" if target.undecided else "no", style="bold red")
+    )
     tail = [
         percent(target.accuracy_before),
         percent(target.accuracy),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from tailorbird.report.record import Point, RunReport, TargetResult, is_figure
-from tailorbird.report.words import bare, figure, percent, printable, shortfall
+from tailorbird.report.words import bare, figure, percent, printable, shortfall, significant
 
 LATENCY = "latency_ms"
 
@@ -26,12 +26,17 @@ def verdict(report: RunReport, target: TargetResult) -> str:
         ship students/edge/model.onnx: 1.600 of 2.000 ms (0.5x), 2.5x faster than the teacher, \
 -1.00 +- 2.16 points on 1000 test images
     """
+    if target.undecided:
+        return f"{shortfall(target)}; {target.onnx}"
     if not target.met:
         return f"not met: {shortfall(target)}"
     limits = ", ".join(
-        f"{bare(metric, target.measured.get(metric))} of {limit(target, metric)}"
+        f"{bare(metric, target.measured.get(metric))}{_error(target, metric)} of "
+        f"{limit(target, metric)}"
         for metric in target.limits
     )
+    if target.found_for is not None:
+        limits += f", found for {printable(target.found_for)}"
     parts = [limits, _faster(report, target), _accuracy(report, target)]
     return f"ship {target.onnx}: {', '.join(part for part in parts if part)}"
 
@@ -91,6 +96,15 @@ def rebuilding(target: TargetResult) -> str:
 def _keeps(point: Point, metric: str, bound: float) -> bool:
     value = getattr(point, metric, None)
     return is_figure(value) and value <= bound
+
+
+def _error(target: TargetResult, metric: str) -> str:
+    """Half of the interval that holds a latency, where sessions were repeated to know it."""
+    known = target.certainty
+    if metric != LATENCY or known is None or known.low_ms is None or known.high_ms is None:
+        return ""
+    half = (known.high_ms - known.low_ms) / 2
+    return f" +- {significant(half, 2)}" if half else ""
 
 
 def _faster(report: RunReport, target: TargetResult) -> str:

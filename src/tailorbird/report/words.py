@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tailorbird.report.record import Point, TargetResult, is_figure
+from tailorbird.report.record import Certainty, Point, TargetResult, is_figure
 
 NOTHING = "-"
 """Stands where there is no figure."""
@@ -112,7 +112,40 @@ def shortfall(target: TargetResult) -> str:
     """Why a target is not met and what is the lowest reachable, in one line."""
     reached = ", ".join(figure(metric, value) for metric, value in target.lowest.items())
     reason = target.reason or _over(target.limits, target.measured)
+    if target.undecided:
+        return reason
     return f"{reason}; lowest reachable: {reached}" if reached else reason
+
+
+def met(target: TargetResult) -> str:
+    """Whether limits are kept, in a word.
+
+    Example:
+        >>> met(TargetResult(name="a", device="b", limits={}, met=False, undecided=True))
+        'undecided'
+    """
+    return "yes" if target.met else "undecided" if target.undecided else "no"
+
+
+def undecided(latency_ms: float, bound_ms: float, certainty: Certainty) -> str:
+    """Why a latency's limit is neither met nor missed, and what to do.
+
+    Example:
+        >>> from tailorbird.report.record import Session
+        >>> twice = (Session(own_ms=2.0, reference_ms=4.0, spread_ms=0.1),) * 2
+        >>> undecided(2.0, 2.1, Certainty(sessions=twice, low_ms=1.8, high_ms=2.2))
+        'undecided: 2.000 ms is between 1.800 and 2.200 ms as far as 2 sessions tell, the limit is \
+2.100 ms; run it again when the device is quiet, or ask for more sessions'
+    """
+    between = ""
+    if certainty.low_ms is not None and certainty.high_ms is not None:
+        low, high = bare("latency_ms", certainty.low_ms), figure("latency_ms", certainty.high_ms)
+        between = f" is between {low} and {high}"
+    return (
+        f"undecided: {figure('latency_ms', latency_ms)}{between} as far as "
+        f"{len(certainty.sessions)} sessions tell, the limit is {figure('latency_ms', bound_ms)}; "
+        "run it again when the device is quiet, or ask for more sessions"
+    )
 
 
 def _over(limits: Mapping[str, float], measured: Mapping[str, float]) -> str:

@@ -1,0 +1,111 @@
+"""What was found for one target serves every other that it suits better than what that one got."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tailorbird.fit.prove import keeps, latency_of
+from tailorbird.report.record import TargetResult
+from tailorbird.targets import LATENCY, Target
+
+
+@dataclass(frozen=True)
+class Move:
+    """A target takes the student of another one.
+
+    Args:
+        source: the target whose files are to be copied.
+        result: what the target has then; its name is the target's.
+    """
+
+    source: str
+    result: TargetResult
+
+
+def moves(
+    answered: Sequence[tuple[Target, TargetResult]],
+    bases: Mapping[str, Mapping[str, float]],
+    *,
+    looks: int,
+) -> list[Move]:
+    """Targets that another one's student suits better than their own.
+
+    Students are compared on validation images, of equal ones the faster is better. Whatever a
+    tighter target got keeps every looser one's limits, so that no looser target ends worse off.
+
+    Args:
+        answered: targets and what they got.
+        bases: place's name -> the reference's figures there, for places that measure.
+        looks: sessions at most, by which students were measured.
+
+    Returns:
+        The worst off first: done in this order, files are copied before they are replaced.
+    """
+    found = []
+    for target, own in sorted(answered, key=lambda one: worth(one[1])):
+        base = bases.get(target.place.name)
+        others = [
+            result
+            for other, result in answered
+            if other.name != target.name and other.place.name == target.place.name
+        ]
+        best = None if base is None else _better(target, own, others, base=base, looks=looks)
+        if best is not None and base is not None:
+            found.append(Move(best.name, _as(best, target, own, base=base, looks=looks)))
+    return found
+
+
+def worth(result: TargetResult) -> tuple[bool, float, float]:
+    """What students are compared by; those that are not within their own limits come last."""
+    accuracy = -1.0 if result.validation is None else result.validation
+    return result.met, accuracy, -result.measured.get(LATENCY, float("inf"))
+
+
+def _better(
+    target: Target,
+    own: TargetResult,
+    others: Sequence[TargetResult],
+    *,
+    base: Mapping[str, float],
+    looks: int,
+) -> TargetResult | None:
+    fit = [
+        other
+        for other in others
+        if other.onnx is not None
+        and other.validation is not None
+        and other.certainty is not None
+        and worth(other) > worth(own)
+        and keeps(target, base, other.measured, other.certainty.sessions, looks) == "met"
+    ]
+    return max(fit, key=worth, default=None)
+
+
+def _as(
+    other: TargetResult,
+    target: Target,
+    own: TargetResult,
+    *,
+    base: Mapping[str, float],
+    looks: int,
+) -> TargetResult:
+    """A result as another target's, its latency in the sense of that target's limit."""
+    assert other.onnx is not None
+    assert other.certainty is not None
+    latency, reference_ms, certainty = latency_of(target, base, other.certainty.sessions, looks)
+    return replace(
+        other,
+        name=target.name,
+        limits=target.absolute(base),
+        asked=target.shares,
+        measured={**other.measured, LATENCY: latency, "teacher_latency_ms": reference_ms},
+        met=True,
+        undecided=False,
+        certainty=certainty,
+        onnx=other.onnx.replace(f"students/{other.name}/", f"students/{target.name}/"),
+        lowest={},
+        reason=None,
+        minutes=own.minutes,
+        found_for=other.found_for or other.name,
+    )
