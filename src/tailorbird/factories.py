@@ -115,7 +115,13 @@ def of_kind(made: object, source: str, kind: type) -> Any:  # noqa: ANN401  # as
         ConfigError: naming those that it lacks.
     """
     wanted = [name for name in vars(kind) if name[0] != "_"]
-    lacks = [name for name in wanted if not _has(made, name, getattr(kind, name))]
+    try:
+        lacks = [name for name in wanted if not _has(made, name, getattr(kind, name))]
+    except (Exception, SystemExit) as error:  # a property is the user's code too
+        raise ConfigError(
+            f"{source}: expected a {kind.__name__.lower()} with {', '.join(wanted)}, and reading "
+            f"these of {type(made).__name__} raised {type(error).__name__}: {error}"
+        ) from error
     if lacks or isinstance(made, type):
         raise ConfigError(
             f"{source}: expected a {kind.__name__.lower()} with {', '.join(wanted)}, got "
