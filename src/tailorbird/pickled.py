@@ -1,7 +1,8 @@
-"""What a torch file would make of memory and time, read off its instructions without running them.
+"""What a torch file would take of memory and time, read off it without running anything.
 
-PyTorch's careful reader runs nothing foreign, but it does as it is told: a file of 400 bytes can ask
-for ten gigabytes of zeros, or for a key whose parts are shared so often that its hash never ends.
+PyTorch's careful reader runs nothing foreign, but it does as it is told: a file of 400 bytes can
+ask for ten gigabytes of zeros, or for a key whose parts are shared so often that its hash never
+ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MOST_GROWTH = 16
 """How many times as large as the file what it holds may be; torch itself doesn't compress."""
 
 _LEGACY = 5
-"""Pickles in a row at the start of a file as torch wrote them before 1.6: the last lists storages."""
+"""Pickles in a row at the start of a file as torch wrote them before 1.6."""
 
 _OPEN = ("list", "dict", "set")
 """Values that are never hashed, whose parts are looked at once."""
