@@ -44,7 +44,35 @@ def test_wrappers_are_taken_off(wrap):
     assert torch.equal(found.eval()(IMAGES), net.eval()(IMAGES))
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+class Parts(nn.Module):
+    """Whose body, or a layer of it, is wrapped."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, images):
+        return self.body(images)
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_wrappers_of_parts_are_taken_off_in_a_copy(wrap):
+    net = base().eval()
+    inner = nn.Sequential(wrap(net[0]), *net[1:])
+    given = Parts(nn.DataParallel(wrap(inner))).eval()
+    found, [note] = ready(given)
+    assert type(found.body) is nn.Sequential and type(found.body[0]) is nn.Conv2d
+    assert note.startswith("teacher: parts taken out of ") and "DataParallel" in note
+    assert type(given.body) is nn.DataParallel
+    assert torch.equal(found(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_other_precisions_become_float32_in_a_copy(kind):
     net = base().to(kind)
     found, [note] = ready(net)

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tailorbird.errors import StoreError
+from tailorbird.pickled import absurdity
 
 _AVERAGED = ("ema", "averaged", "swa")
 """Words in the names of averaged weights, which are taken before others, as timm does."""
@@ -33,11 +34,13 @@ class Weights:
         tensors: by name.
         taken: where in the file they stood, dotted; empty for the file itself.
         others: where it holds further sets.
+        widened: types of eight bits that were brought to float32, such as ``float8_e4m3fn``.
     """
 
     tensors: Mapping[str, Tensor]
     taken: str = ""
     others: tuple[str, ...] = field(default=())
+    widened: tuple[str, ...] = ()
 
 
 def read_tensors(file: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -82,7 +85,13 @@ def read_weights(file: Path, key: str | None = None) -> Weights:
             f"checkpoint {file}: {len(odd)} tensors can't be used: {listed}; save plain ones: "
             "{k: v.dequantize().to_dense().contiguous() for k, v in ...}"
         )
-    return Weights(tensors, taken, tuple(name for name in sets if name != taken))
+    narrow = {name: value for name, value in tensors.items() if _is_eight_bits(value)}
+    return Weights(
+        {**tensors, **{name: value.float() for name, value in narrow.items()}},
+        taken,
+        tuple(name for name in sets if name != taken),
+        tuple(sorted({_dtype(value) for value in narrow.values()})),
+    )
 
 
 def load_weights(model: nn.Module, path: str | Path, key: str | None = None) -> list[str]:
@@ -154,13 +163,22 @@ def _notes(file: Path, read: Weights, beside: list[str], taken: list[Tensor]) ->
         )
     if beside:
         notes.append(f"{file.name}: left out beside the network: {', '.join(beside[:_SHOWN])}")
-    narrow = {str(t.dtype).removeprefix("torch.") for t in taken if t.dtype in _NARROW}
+    narrow = {_dtype(t) for t in taken if t.dtype in _NARROW} | set(read.widened)
     if narrow:
         notes.append(f"{file.name}: {', '.join(sorted(narrow))} weights were brought to float32")
     return notes
 
 
 _NARROW = (torch.float16, torch.bfloat16)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _is_eight_bits(tensor: Tensor) -> bool:
+    """Whether a tensor is of a type that PyTorch can convert, and hardly compute with."""
+    return tensor.is_floating_point() and tensor.element_size() == 1
 
 
 def _loaded(file: Path) -> object:
@@ -185,10 +203,16 @@ def _loaded(file: Path) -> object:
             "weights where it runs: torch.save(model.state_dict(), 'weights.pth')"
         )
     try:
+        if why := absurdity(file):
+            raise StoreError(
+                f"checkpoint {file}: refused, it holds {why}; save model.state_dict() alone"
+            )
         # A namespace, as training scripts store their arguments in, is plain data.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore", UserWarning)  # about foreign pickles: refused below
             return torch.load(file, map_location="cpu", weights_only=True)
+    except StoreError:
+        raise
     except pickle.UnpicklingError as error:
         raise StoreError(
             f"checkpoint {file} would need unpickling, which can run code; refused. Convert it "
@@ -211,17 +235,23 @@ def _is_torchscript(file: Path) -> bool:
         return False
 
 
-def _sets(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _sets(
+    value: object, path: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Dictionaries that hold tensors, each with where it stands; optimisers are left out."""
+    seen = set() if seen is None else seen
     if not isinstance(value, Mapping) or depth > _DEEPEST:
         return
     tensors = {str(name): one for name, one in value.items() if isinstance(one, Tensor)}
     inner = [(str(name), one) for name, one in value.items() if isinstance(one, Mapping)]
     if tensors:
         yield path, tensors
+    if id(value) in seen:  # it was walked under another name
+        return
+    seen.add(id(value))
     for name, one in inner:
         if name != "optimizer" and not name.startswith("optimizer"):
-            yield from _sets(one, f"{path}.{name}" if path else name, depth + 1)
+            yield from _sets(one, f"{path}.{name}" if path else name, depth + 1, seen)
 
 
 def _choice(sets: Mapping[str, object], key: str | None, file: Path) -> str:
@@ -244,12 +274,13 @@ _PLAIN = ("state_dict", "model_state_dict", "model", "net", "weights", "params",
 
 
 def _own(
-    tensors: Mapping[str, Tensor], expected: Iterable[str]
+    tensors: Mapping[str, Tensor], expected: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The network's own weights without the prefix that they share, and what lies beside them.
 
     Of all prefixes that names end on expected ones behind, the one under which most are found.
     """
+    tensors = _unwrapped(tensors, set(expected))
     wanted = [name for name in expected if not _is_bookkeeping(name)]
     prefixes = {""}
     for name in wanted[:3]:
@@ -258,6 +289,23 @@ def _own(
     inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     beside = [k for k in tensors if not k.startswith(prefix) and not _is_bookkeeping(k)]
     return inside, beside
+
+
+_WRAPPERS = ("module", "_orig_mod")
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """Tensors under the network's own names where only wrappers of parts stand between."""
+
+    def bare(name: str) -> str:
+        return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+    own = {bare(name): name for name in expected}
+    if len(own) < len(expected):
+        return dict(tensors)
+    found = {name: own.get(bare(name), name) for name in tensors}
+    plain = len(set(found.values())) == len(found)
+    return {found[name] if plain else name: value for name, value in tensors.items()}
 
 
 def _is_bookkeeping(name: str) -> bool:
@@ -272,6 +320,8 @@ def _oddity(tensor: Tensor) -> str:
         return "sparse"
     if tensor.is_meta:
         return "without values"
+    if "_x2" in str(tensor.dtype):
+        return "two numbers in a byte"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return "expanded beyond what is stored"
     return ""

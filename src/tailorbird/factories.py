@@ -7,11 +7,17 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from tailorbird.errors import ConfigError, TailorbirdError
+
+_UNPICKLED = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "file", "custom_load")
+"""Arguments of timm's, at any depth, that may name files, which some of its versions unpickle."""
+
+_DEEPEST = 50
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -80,6 +86,7 @@ def call_factory(
         TailorbirdError: the callable's own, or a ConfigError that says how it failed.
     """
     make, named = resolve_factory(source), dict(arguments or {})
+    refuse_unpickled(source, make, named)
     try:
         return make(*given, **named)
     except TailorbirdError:
@@ -89,6 +96,57 @@ def call_factory(
             f"{source}: calling it with {named or 'no arguments'} failed: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def refuse_unpickled(
+    source: str, make: Callable[..., object], arguments: Mapping[str, object]
+) -> None:
+    """Refuse what makes timm read files of its own accord, under whatever name it is called.
+
+    Args:
+        source: the name, for messages.
+        make: what it leads to; code from elsewhere than timm may take any arguments.
+        arguments: for it.
+
+    Raises:
+        ConfigError: naming the arguments.
+
+    Example:
+        >>> import timm
+        >>> refuse_unpickled("mine:net", timm.create_model, {"checkpoint_path": "a.pth"})
+        Traceback (most recent call last):
+        ...
+        tailorbird.errors.ConfigError: model mine:net: checkpoint_path: timm may unpickle the file \
+that is named, which can run code; give it as checkpoint instead
+    """
+    code = make.func if isinstance(make, partial) else make
+    places = (source.partition(":")[0], str(getattr(code, "__module__", "")))
+    if all(place.partition(".")[0] != "timm" for place in places):
+        return
+    named = list(dict.fromkeys(_unpickled(arguments)))
+    if named:
+        raise ConfigError(
+            f"model {source}: {', '.join(named)}: timm may unpickle the file that is named, "
+            "which can run code; give it as checkpoint instead"
+        )
+
+
+def _unpickled(value: object, path: str = "", depth: int = 0) -> Iterator[str]:
+    """Dotted places of arguments that name files."""
+    if depth > _DEEPEST:
+        yield f"{path[:60]}... (nested too deeply to be read)"
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            place = f"{path}.{key}" if path else str(key)
+            if key in _UNPICKLED and one:
+                yield place
+            else:
+                yield from _unpickled(one, place, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for number, one in enumerate(value):
+            yield from _unpickled(one, f"{path}.{number}", depth + 1)
+    elif isinstance(value, str) and value.startswith(("local-dir:", "local_dir:")):
+        yield path
 
 
 def own(source: str, kind: type, arguments: Mapping[str, object] | None = None) -> Any:  # noqa: ANN401  # a protocol is no type that mypy lets stand for its own
@@ -115,7 +173,13 @@ def of_kind(made: object, source: str, kind: type) -> Any:  # noqa: ANN401  # as
         ConfigError: naming those that it lacks.
     """
     wanted = [name for name in vars(kind) if name[0] != "_"]
-    lacks = [name for name in wanted if not _has(made, name, getattr(kind, name))]
+    try:
+        lacks = [name for name in wanted if not _has(made, name, getattr(kind, name))]
+    except (Exception, SystemExit) as error:  # a property is the user's code too
+        raise ConfigError(
+            f"{source}: expected a {kind.__name__.lower()} with {', '.join(wanted)}, and reading "
+            f"these of {type(made).__name__} raised {type(error).__name__}: {error}"
+        ) from error
     if lacks or isinstance(made, type):
         raise ConfigError(
             f"{source}: expected a {kind.__name__.lower()} with {', '.join(wanted)}, got "

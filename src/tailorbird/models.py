@@ -6,6 +6,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,10 +14,7 @@ from torch import nn
 
 from tailorbird.checkpoints import load_weights
 from tailorbird.errors import ConfigError
-from tailorbird.factories import resolve_factory
-
-_UNPICKLED = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
-"""Arguments of timm's that may name files, which some of its versions unpickle."""
+from tailorbird.factories import refuse_unpickled, resolve_factory
 
 
 def load_model(
@@ -67,6 +65,7 @@ def load_model(
         make = resolve_factory(source)
     if num_classes is not None and "num_classes" not in given and _takes(make, "num_classes"):
         given["num_classes"] = num_classes
+    refuse_unpickled(source, make, given)
     try:
         model = make(**given)
     except ConfigError:
@@ -119,18 +118,7 @@ def _timm(name: str) -> Callable[..., object]:
         near = _near(name, timm.list_models()) or "; see timm.list_models()"
         raise ConfigError(f"model timm:{name}: timm knows no such model{near}")
 
-    create = cast("Callable[..., object]", timm.create_model)
-
-    def make(**arguments: object) -> object:
-        named = [key for key in _UNPICKLED if arguments.get(key)]
-        if named:
-            raise ConfigError(
-                f"model timm:{name}: {', '.join(named)}: timm may unpickle the file that is named, "
-                "which can run code; give it as checkpoint instead"
-            )
-        return create(name, **arguments)
-
-    return make
+    return partial(cast("Callable[..., object]", timm.create_model), name)
 
 
 def _torchvision(name: str) -> Callable[..., object]:

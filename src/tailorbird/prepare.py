@@ -17,7 +17,8 @@ def prepared(
 ) -> tuple[nn.Module, list[str]]:
     """A network out of its wrappers, with all of its weights, in float32.
 
-    ``torch.compile``, `torch.nn.DataParallel`, distributed ones and averages are taken off; lazy
+    ``torch.compile``, `torch.nn.DataParallel`, distributed ones and averages are taken off, also
+    of parts; lazy
     layers get their weights by one pass of zeros. The network given is left as it is.
 
     Args:
@@ -47,6 +48,9 @@ def prepared(
     while (inner := _wrapped(model)) is not None:
         notes.append(f"{name}: taken out of {type(model).__name__}")
         model = inner
+    if any(_wrapped(part) is not None for part in model.modules()):
+        model, inside = _unwrapped_inside(model)
+        notes.append(f"{name}: parts taken out of {', '.join(inside)}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
             f"{name}: a TorchScript network can't be cut into blocks; give the network that it was "
@@ -63,7 +67,7 @@ def prepared(
     broken = [
         key
         for key, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all())
     ]
     if broken:
         raise ConfigError(
@@ -78,7 +82,7 @@ def prepared(
     return model, notes
 
 
-def _wrapped(model: nn.Module) -> nn.Module | None:
+def _wrapped(model: nn.Module | None) -> nn.Module | None:
     """The network within a wrapper of PyTorch's own."""
     compiled = getattr(model, "_orig_mod", None)
     if isinstance(compiled, nn.Module):
@@ -90,6 +94,17 @@ def _wrapped(model: nn.Module) -> nn.Module | None:
     )
     inner = model.module if isinstance(model, kinds) else None
     return inner if isinstance(inner, nn.Module) else None
+
+
+def _unwrapped_inside(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A copy in which the parts stand without their wrappers, and the wrappers' kinds."""
+    twin, kinds = copy_network(model), set()
+    for part in list(twin.modules()):
+        for child in part._modules:
+            while (inner := _wrapped(part._modules[child])) is not None:
+                kinds.add(type(part._modules[child]).__name__)
+                part._modules[child] = inner
+    return twin, sorted(kinds)
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.errors import ConfigError
+from tailorbird.asking import asked, shown
+from tailorbird.errors import ConfigError, MeasurementError
 
 LATENCY = "latency_ms"
 METRICS = (LATENCY, "macs", "params", "size_mb", "peak_memory_mb")
@@ -94,22 +95,43 @@ class Runtime(Device, Protocol):
         """
 
 
-def format_of(device: Device) -> Format:
-    """The artifacts that a device runs; ONNX files where it doesn't say."""
-    given: Format = getattr(device, "format", ONNX)
-    return given
+KEY_LIMIT_S = 60.0
+"""Seconds that a device may take to name itself."""
+
+_LONGEST_KEY = 500
 
 
-def precisions_of(device: Device) -> tuple[Precision, ...]:
-    """The precisions that a device runs; float32 where it doesn't say."""
-    given: tuple[Precision, ...] = getattr(device, "precisions", ("float32",))
-    return given
+def key_of(device: Device) -> str:
+    """A device's key, read once.
 
+    Raises:
+        MeasurementError: where it is no text that names the device, or raises, or hangs.
 
-def run_of(device: Device | None) -> Run | None:
-    """What tells what files answer on a device; ``None`` where it can't."""
-    given: Run | None = getattr(device, "run", None)
-    return given
+    Example:
+        >>> class Board:
+        ...     key = 5
+        >>> key_of(Board())
+        Traceback (most recent call last):
+        ...
+        tailorbird.errors.MeasurementError: the key of its device (Board) is 5, expected text that \
+names the device
+    """
+    title = f"the key of its device ({type(device).__name__})"
+
+    def call() -> str:
+        given = device.key
+        if not isinstance(given, str) or not given:
+            raise MeasurementError(
+                f"{title} is {shown(given)}, expected text that names the device"
+            )
+        text = str.__str__(given)
+        if not text.isprintable() or len(text) > _LONGEST_KEY:
+            raise MeasurementError(
+                f"{title} is {shown(text)}, expected at most {_LONGEST_KEY} printable characters"
+            )
+        return text
+
+    return asked(call, title, limit_s=KEY_LIMIT_S)
 
 
 @dataclass(frozen=True)
@@ -218,32 +240,44 @@ class Place:
         table: a latency table, instead of one that is measured on the device.
 
     Without either, only what is counted of a network can be limited.
+
+    Attributes:
+        key: identity for reports and stores: the device's as it was read first, or the path
+            of the table.
+
+    Raises:
+        ConfigError: for a device that lacks ``measure``, or whose key is no text that stays.
     """
 
-    name: str
+    name: str = ""
     device: Device | None = None
     table: Path | None = None
+    key: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> str:
-        """Identity for reports and stores: the device's, or the table's path."""
-        return self.device.key if self.device is not None else f"table {self.table}"
+    def __post_init__(self) -> None:
+        key = f"table {self.table}"
+        if self.device is not None:
+            key, fault = _key_that_stays(self.device)
+            if fault:
+                raise ConfigError(f"place {self.name!r}: {fault}" if self.name else fault)
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "name", self.name or key)
 
 
-def _fault_of_key(device: Device) -> str:
-    """What is wrong with a device's key; empty where nothing is."""
+def _key_that_stays(device: Device) -> tuple[str, str]:
+    """A device's key, and what keeps the object from being a device; empty where nothing does."""
     kind = type(device).__name__
-    if not callable(getattr(device, "measure", None)):
-        return f"expected a device with `key` and `measure`, got {kind}"
+    title = f"the measure of its device ({kind})"
     try:
-        first, second = device.key, device.key
-    except Exception as error:  # a device's own code may raise anything
-        return f"the key of its device ({kind}) raises {type(error).__name__}: {error}"
-    if not isinstance(first, str) or not first:
-        return f"the key of its device ({kind}) is {first!r}, expected text that names the device"
+        able = asked(lambda: callable(getattr(device, "measure", None)), title, limit_s=KEY_LIMIT_S)
+        if not able:
+            return "", f"expected a device with `key` and `measure`, got {kind}"
+        first, second = key_of(device), key_of(device)
+    except MeasurementError as error:
+        return "", str(error)
     if first != second:
-        return f"the key of its device ({kind}) changes: {first!r}, then {second!r}"
-    return ""
+        return "", f"the key of its device ({kind}) changes: {first!r}, then {second!r}"
+    return first, ""
 
 
 @dataclass(frozen=True, init=False)
@@ -291,11 +325,11 @@ class Target:
         if not limits:
             problems.append(f"target {name!r}: no limits; give at least one, such as latency: 0.5x")
         given = place if place is not None else device
-        told = given.device if isinstance(given, Place) else given
-        if told is not None and (fault := _fault_of_key(told)):
-            problems.append(f"target {name!r}: {fault}")
-        elif given is not None and not isinstance(given, Place):
-            given = Place(name=given.key, device=given)
+        if given is not None and not isinstance(given, Place):
+            try:
+                given = Place(device=given)
+            except ConfigError as error:
+                problems.append(f"target {name!r}: {error}")
         if isinstance(limits, Mapping):
             read, faults = read_limits(limits)
             problems += [f"target {name!r}: limit {key}: {fault}" for key, fault in faults.items()]

@@ -262,6 +262,21 @@ def test_files_are_read_once_for_their_digests(tmp_path):
     assert [again.digest(index) for index in range(len(files))] == digests
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_exchanged_image_of_equal_size_and_time_is_read_again(tmp_path, replaced):
+    path = min(classed(tmp_path / "set").rglob("*.png"))
+    files, content, before = Files((path,)), path.read_bytes(), path.stat()
+    first = Contents(files, tmp_path / "cache")
+    known = first.digest(0)
+    first.save()
+    place = tmp_path / "other.png" if replaced else path
+    place.write_bytes(content[::-1])
+    os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    place.replace(path)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert Contents(files, tmp_path / "cache").digest(0) != known
+
+
 def peak_of(work):
     """What ``work`` gives, and the most bytes of Python's and NumPy's that lived at once."""
     tracemalloc.start()

@@ -149,3 +149,16 @@ def test_a_table_with_paths_is_read_for_each_batch_where_memory_is_short(tmp_pat
     held, streamed = (parquet(path, memory_mb=size) for size in (100, 2))
     assert isinstance(held.train, TensorSplit) and isinstance(streamed.train, LoaderSplit)
     assert streamed.fingerprint == held.fingerprint
+
+
+def test_equal_cells_count_as_often_as_they_stand(tmp_path):
+    image = encoded(1, size=(100, 100))
+    path = write_table(tmp_path / "a.parquet", [image] * 400, [0, 1] * 200)
+    whole = 400 * len(image)
+    assert path.stat().st_size < whole / 50
+    assert parquet(path, memory_mb=2 * whole // 10**6, workers=1).size["train"] == 360
+    with pytest.raises(DataError, match="equal cells make a lot of parquet data, more than memory"):
+        parquet(path, memory_mb=whole // 2 // 10**6)
+    other = write_table(tmp_path / "b.parquet", [image] * 400, [0, 1] * 200)
+    with pytest.raises(DataError, match="equal cells make a lot of parquet data, more than memory"):
+        parquet([path, other], memory_mb=whole * 3 // 2 // 10**6)

@@ -10,8 +10,9 @@ from torch import nn
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.onnx import export_many, export_onnx
 from tailorbird.measure import onnxruntime as measuring
+from tailorbird.measure.guarded import answering, format_of, precisions_of
 from tailorbird.measure.onnxruntime import OnnxRuntime
-from tailorbird.targets import ONNX, Device, format_of, precisions_of, run_of
+from tailorbird.targets import ONNX, Device
 from tailorbird.testing import check_device
 from tests.fakes import FakeDevice
 
@@ -142,7 +143,7 @@ def test_what_it_takes_and_what_files_answer_there(tmp_path):
         def measure(self, models):
             return []
 
-    assert (format_of(Plain()), precisions_of(Plain()), run_of(Plain())) == (
+    assert (format_of(Plain()), precisions_of(Plain()), answering(Plain())) == (
         ONNX,
         ("float32",),
         None,

@@ -259,7 +259,7 @@ class _Reader:
         values, device, table = self._device(path, {"kind": raw} if isinstance(raw, str) else raw)
         if len(self.faults.found) > before:
             return None, values
-        place = Place(name=device.key if device else name, device=device, table=table)
+        place = Place(name="" if device else name, device=device, table=table)
         return self._inline.setdefault(json.dumps(values), place), values
 
     def _device(
@@ -305,7 +305,7 @@ class _Reader:
                 return DEVICES[kind](**{key: values[key] for key in settings})
             make_importable(self.base)
             device: Device = own(kind, Device, values["arguments"])
-            return device
+            return Place(device=device).device  # its key is told of here
         except TailorbirdError as error:
             self.faults.adopt(path, error)
         return None

@@ -1,6 +1,7 @@
 """Digests of image files' contents, so that no exchanged image goes unnoticed.
 
-A file is read once. Its digest is kept with its size and time of change, and stands as long as
+A file is read once. Its digest is kept with its size, its number on the disk and the times at which
+it and what is known of it changed, of which nobody can set the last, and stands as long as all of
 these are the same.
 """
 
@@ -16,8 +17,8 @@ from tailorbird.errors import StoreError
 from tailorbird.files import write_json
 from tailorbird.records import read_record
 
-_Known = dict[str, tuple[int, int, str]]
-"""Path -> size in bytes, time of change in ns, digest."""
+_Known = dict[str, tuple[list[int], str]]
+"""Path -> what its file's `_state` was, digest."""
 
 
 def digest(content: bytes) -> str:
@@ -60,11 +61,11 @@ class Contents:
         if not self.paths:
             return self._read(index)
         path = self.paths[index].resolve()
-        now = path.stat()
-        size, changed, found = self._known.get(str(path), (-1, -1, ""))
-        if (size, changed) != (now.st_size, now.st_mtime_ns):
+        now = _state(path)
+        known, found = self._known.get(str(path), ([], ""))
+        if known != now:
             found = self._read(index)
-            self._new[str(path)] = (now.st_size, now.st_mtime_ns, found)
+            self._new[str(path)] = (now, found)
         return found
 
     def save(self) -> None:
@@ -76,3 +77,9 @@ class Contents:
     def _read(self, index: int) -> str:
         with self.encoded.open(index) as file:
             return digest(file.read())
+
+
+def _state(path: Path) -> list[int]:
+    """What changes where a file's content does."""
+    now = path.stat()
+    return [now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ Paths = str | Path | Sequence[str | Path]
 
 _IMAGE_NAMES = ("image", "img", "picture", "photo")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "y")
+_ROWS = 16
+"""Rows that are unpacked together: what may be held beyond a bound."""
+
 _ROLE = re.compile(r"^(train|validation|valid|val|dev|test)(?:[-_.].*)?$")
 
 
@@ -144,23 +148,25 @@ class _Table:
     def read(role: str, files: list[Path], memory_mb: int, problems: list[str]) -> _Table:
         """Read ``files``; faults go to ``problems`` and leave an empty table."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         starts: list[int] = []
         tables: list[pyarrow.Table] = []
-        total = 0
+        left, most = memory_mb * 1e6, 0.0
         for file in files:
             try:
-                meta = pq.read_metadata(file)
-                total += sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
                 starts.append(sum(len(table) for table in tables))
-                if total <= memory_mb * 1e6:
-                    tables.append(pq.read_table(file))
+                most += _stated(file)
+                if most <= memory_mb * 1e6:
+                    tables.append(_unpacked(file, left))
+                    left -= tables[-1].nbytes
+            except _TooLarge:
+                most = math.inf
             except (OSError, pa.ArrowException) as error:
                 problems.append(f"{file}: not a readable parquet file: {error}")
-        if total > memory_mb * 1e6:
+        if most > memory_mb * 1e6:
+            told = f"{most / 1e6:.0f} MB" if math.isfinite(most) else "equal cells make a lot"
             problems.append(
-                f"{role}: {total / 1e6:.0f} MB of parquet data, more than memory_mb: {memory_mb}; "
+                f"{role}: {told} of parquet data, more than memory_mb: {memory_mb}; "
                 "raise memory_mb, give fewer files, or unpack the images into a folder"
             )
         if any(not table.schema.equals(tables[0].schema) for table in tables):
@@ -206,6 +212,42 @@ class _Table:
         if strange and not problems:
             problems.append(f"{self.role}: labels that train lacks: {', '.join(strange[:5])}")
         return np.array([known.get(value, -1) for value in values], np.int64)
+
+
+class _TooLarge(Exception):  # noqa: N818  # it says that something is, not what went wrong
+    """A file unpacks to more than it may."""
+
+
+def _stated(file: Path) -> int:
+    """Bytes that a file says that it unpacks to; cells that are equal may count once."""
+    import pyarrow.parquet as pq
+
+    meta = pq.read_metadata(file)
+    return sum(meta.row_group(number).total_byte_size for number in range(meta.num_row_groups))
+
+
+def _unpacked(file: Path, most: float) -> pyarrow.Table:
+    """A file's table, unpacked a few rows at a time.
+
+    Raises:
+        _TooLarge: as soon as it takes more than ``most`` bytes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole: list[pyarrow.Table] = []
+    held = 0
+    with pq.ParquetFile(file) as source:
+        for group in range(source.num_row_groups):
+            rows = []
+            for batch in source.iter_batches(_ROWS, row_groups=[group]):
+                held += batch.nbytes
+                if held > most:
+                    raise _TooLarge
+                rows.append(batch)
+            part = pa.Table.from_batches(rows, schema=source.schema_arrow)
+            whole.append(part.combine_chunks())
+        return pa.concat_tables(whole) if whole else source.schema_arrow.empty_table()
 
 
 def _features(schema: pyarrow.Schema) -> dict[str, dict[str, object]]:

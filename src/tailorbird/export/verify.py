@@ -58,7 +58,8 @@ def verify(
             ``None``.
 
     Raises:
-        ExportError: when the file can't be run on these images, or its outputs have another shape.
+        ExportError: when the file can't be run on these images, or its outputs have another shape
+            or are no array of floating point numbers.
     """
     if len(images) == 0:
         raise ExportError(f"{path.name}: no images to compare on; give at least one")
@@ -67,10 +68,16 @@ def verify(
     with torch.no_grad():
         expected = torch.cat([own(batch) for batch in torch.split(images, 64)]).numpy()
     actual = (run or run_onnx)(path, images.numpy())
+    if not isinstance(actual, np.ndarray) or actual.dtype.kind != "f":
+        kind = getattr(actual, "dtype", type(actual).__name__)
+        raise ExportError(
+            f"{path.name}: running it gave {kind}, expected a numpy array of floating point numbers"
+        )
     if actual.shape != expected.shape:
         raise ExportError(
             f"{path.name}: the file's outputs have shape {actual.shape}, the network's "
-            f"{expected.shape}; this file was exported from another network"
+            f"{expected.shape}; this file was exported from another network, or "
+            "what runs it answers something else"
         )
     scale = float(np.abs(expected).max())
     bound = RELATIVE * scale + ABSOLUTE if tolerance is None else tolerance

@@ -6,16 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
+from torch import nn
+
+from tailorbird.errors import ExportError, MeasurementError
 from tailorbird.export.exporters import Exporter
 from tailorbird.files import scratch
 from tailorbird.fit.candidates import Candidates, Make, Network
-from tailorbird.measure.guarded import measured
+from tailorbird.measure.guarded import answering, format_of, measured, precisions_of
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress
-from tailorbird.targets import Device, Latency, Place
+from tailorbird.targets import Device, Latency, Place, Precision, key_of
 
 TOGETHER = 8
 """Whole networks timed in one session, in which the reference takes part; what a kill can lose."""
+
+PRECISION: Precision = "float32"
+"""What files compute in."""
 
 
 class Bench:
@@ -126,3 +133,47 @@ def time_networks(networks: Sequence[Network], device: Device, exporter: Exporte
         pairs = [(one.module, one.input_shape) for one in networks]
         names = [f"n{number:04d}" for number in range(len(networks))]
         return measured(device, exporter.quick(pairs, folder, names))
+
+
+def try_out(device: Device, exporter: Exporter) -> None:
+    """Ask a device everything that a fit will ask it, with one small network.
+
+    Cost: one export and one session of the device, and a run of one image where it runs files.
+
+    Args:
+        device: any; a fault of it costs its own targets only.
+        exporter: makes the file.
+
+    Raises:
+        MeasurementError: saying what it does that nothing can be fitted to.
+        ExportError: where it can't run the file.
+    """
+    named = f"device {key_of(device)}"
+    what, runs = format_of(device), precisions_of(device)
+    if what != exporter.format:
+        raise MeasurementError(
+            f"{named}: it runs {what.name} files, and {exporter.format.name} files are made"
+        )
+    if PRECISION not in runs:
+        raise MeasurementError(
+            f"{named}: it runs {', '.join(runs)}, and files in {PRECISION} are made"
+        )
+    run = answering(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten()).eval()
+        images = torch.randn(1, 3, 9, 9)
+    with scratch() as folder:
+        [path] = exporter.quick([(network, (3, 9, 9))], folder, ["small"])
+        measured(device, [path])
+        if run is None:
+            return
+        try:
+            parity = exporter.verify(network, path, images, run)
+        except ExportError as error:
+            raise ExportError(f"{named}: run on a small network: {error}") from error
+    if not parity.passed:
+        raise MeasurementError(
+            f"{named}: run answers otherwise than PyTorch on a small network: expected a "
+            f"difference of at most {parity.tolerance:.3g}, got {parity.max_difference:.3g}"
+        )

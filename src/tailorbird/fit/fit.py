@@ -25,13 +25,15 @@ from torch import fx
 from tailorbird.data.images import ImageData
 from tailorbird.errors import (
     ConfigError,
+    ExportError,
     InfeasibleError,
+    MeasurementError,
     TailorbirdError,
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.answers import Answers, Round, Student
-from tailorbird.fit.bench import bench_at
+from tailorbird.fit.bench import bench_at, try_out
 from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Choice, Chooser, Past
 from tailorbird.fit.judge import Judges
@@ -45,7 +47,7 @@ from tailorbird.report.words import figure, undecided
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import LATENCY, Place, Target, format_of, places_of
+from tailorbird.targets import LATENCY, Place, Target, places_of
 from tailorbird.task import CLASSIFICATION, Task
 
 Until = Literal["search", "retrain", "export"]
@@ -158,12 +160,6 @@ def fit(
     """
     exporter = exporter or OnnxExporter()
     problems = check_targets(targets)
-    problems += [
-        f"target '{target.name}': its device runs {format_of(device).name} files, and "
-        f"{exporter.format.name} files are made"
-        for target in targets
-        if (device := target.place.device) is not None and format_of(device) != exporter.format
-    ]
     if problems:
         raise ConfigError(problems)
     return _Fitting(
@@ -235,6 +231,9 @@ class _Fitting:
         return [self._student(attempt, until) for attempt in self.attempts]
 
     def _fit(self, until: Until) -> None:
+        self._try_devices()
+        if all(attempt.result is not None for attempt in self.attempts):
+            return  # nothing is left that anything could be prepared for
         self.candidates.prepare()
         begun, first, names = self._begin()
         for number in range(first, self.settings.rounds):
@@ -257,6 +256,20 @@ class _Fitting:
             names = [a.target.name for a in chosen if a.result is None]
         self._serve()
         self.answers.forget()
+
+    def _try_devices(self) -> None:
+        """Ask each device everything once, before time is spent; a fault costs its targets."""
+        open_ones = [attempt for attempt in self.attempts if attempt.result is None]
+        for place in places_of([attempt.target for attempt in open_ones]).values():
+            if place.device is None:
+                continue
+            try:
+                try_out(place.device, self.exporter)
+            except (MeasurementError, ExportError) as error:
+                self.chooser.failed[place.name] = error
+                for attempt in open_ones:
+                    if attempt.target.place.name == place.name:
+                        self._give_up(attempt, error)
 
     # rounds that survive a kill -----------------------------------------------------------------
 

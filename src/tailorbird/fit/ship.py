@@ -19,8 +19,9 @@ from tailorbird.export.verify import Parity
 from tailorbird.files import cannot_write, digest_of, write_bytes, write_json
 from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import parity_images
+from tailorbird.measure.guarded import answering
 from tailorbird.records import read_record
-from tailorbird.targets import Device, Format, run_of
+from tailorbird.targets import Device, Format, key_of
 
 _Parities = dict[str | None, Parity]
 """Key of the device that ran a file, ``None`` for this machine -> how it compared."""
@@ -89,11 +90,16 @@ class Shipping:
         else:
             source, parities = twin
             relabel(source, path, about)
-        run = run_of(device)
-        where = None if device is None or run is None else device.key
+        run = answering(device)
+        where = None if device is None or run is None else key_of(device)
         if where not in parities:
             images = parity_images(self.data, shape)
-            parities[where] = self.exporter.verify(module, path, images, run)
+            try:
+                parities[where] = self.exporter.verify(module, path, images, run)
+            except ExportError as error:
+                raise (
+                    error if where is None else ExportError(f"on device {where}: {error}")
+                ) from error
         parity = parities[where]
         write_json(home / "verify.json", asdict(parity))
         if not parity.passed:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import TypeVar, get_args
 
-from tailorbird.errors import MeasurementError
-from tailorbird.targets import Device, Latency
+import numpy as np
+import numpy.typing as npt
+
+from tailorbird.asking import asked, shown
+from tailorbird.errors import ExportError, MeasurementError
+from tailorbird.targets import ONNX, Device, Format, Latency, Precision, Run, key_of
 
 TIME_LIMIT_S = 1800.0
 """Seconds that a device may take over one call, unless it has a ``time_limit_s`` of its own."""
+
+LEAST_MS, MOST_MS = 1e-6, 1e8
+"""A latency lies between these, a nanosecond and a day."""
+
+_MOST_RUNS = 10**12
+
+Answer = TypeVar("Answer")
 
 
 def measured(device: Device, models: Sequence[Path]) -> list[Latency]:
     """Latencies of files on a device, checked.
 
     A device with ``time_limit_s`` (seconds, or ``None`` for none) is given so long, another
-    `TIME_LIMIT_S`. A call that hangs is left behind in a thread, which ends with the process; one
-    that hangs while it holds the interpreter's lock can't be stopped.
+    `TIME_LIMIT_S`; so in all functions here. A call that hangs is left behind in a thread, which
+    ends with the process; one that hangs while it holds the interpreter's lock can't be stopped.
 
     Args:
         device: any; what it raises or returns is not trusted.
@@ -42,8 +54,140 @@ def measured(device: Device, models: Sequence[Path]) -> list[Latency]:
         tailorbird.errors.MeasurementError: device board: measure of 1 files gave -1.0 for a.onnx, \
 expected a tailorbird.targets.Latency
     """
-    title = f"device {_key(device)}: measure of {len(models)} files"
-    given = _called(device, models, title)
+    title, files = f"{_title(device)}: measure of {len(models)} files", list(models)
+    return _asked(device, title, lambda: _latencies(device.measure([*files]), files, title))
+
+
+def answering(device: Device | None) -> Run | None:
+    """What tells what files answer on a device, checked; ``None`` where it can't.
+
+    The run that comes back gives float32 outputs (n, ...) of its own for n images, all finite. It
+    raises an ExportError where the device does, and a MeasurementError that says what else it did.
+
+    Raises:
+        MeasurementError: where the device's ``run`` is none.
+
+    Example:
+        >>> class Broken:
+        ...     key = "board"
+        ...     def run(self, artifact, images):
+        ...         return None
+        >>> answering(Broken())(Path("a.onnx"), np.zeros((2, 3, 8, 8), np.float32))
+        Traceback (most recent call last):
+        ...
+        tailorbird.errors.MeasurementError: device board: run of a.onnx on 2 images gave None, \
+expected a numpy array of 2 rows of floating point numbers
+    """
+    if device is None:
+        return None
+    named = _title(device)
+    given = _asked(device, f"{named}: its run", lambda: getattr(device, "run", None))
+    if given is None:
+        return None
+    if not callable(given):
+        raise MeasurementError(f"{named}: its run is {shown(given)}, expected a method")
+
+    def run(artifact: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        title = f"{named}: run of {artifact.name} on {len(images)} images"
+        return _asked(
+            device, title, lambda: _outputs(given(artifact, images.copy()), len(images), title)
+        )
+
+    return run
+
+
+def format_of(device: Device) -> Format:
+    """The artifacts that a device runs; ONNX files where it doesn't say.
+
+    Raises:
+        MeasurementError: where what it says is no format.
+    """
+    title = f"{_title(device)}: its format"
+
+    def call() -> Format:
+        given = getattr(device, "format", ONNX)
+        if not isinstance(given, Format) or not _texts((given.name, given.file)):
+            raise MeasurementError(
+                f"{title} is {shown(given)}, expected a tailorbird.targets.Format such as ONNX"
+            )
+        return Format(given.name, given.file)
+
+    return _asked(device, title, call)
+
+
+def precisions_of(device: Device) -> tuple[Precision, ...]:
+    """The precisions that a device runs; float32 where it doesn't say.
+
+    Raises:
+        MeasurementError: where what it says are no precisions.
+    """
+    title, known = f"{_title(device)}: its precisions", get_args(Precision)
+
+    def call() -> tuple[Precision, ...]:
+        given = getattr(device, "precisions", ("float32",))
+        right = isinstance(given, (tuple, list)) and len(given) > 0 and _texts(given)
+        if not right or len(set(given)) < len(given) or not set(given) <= set(known):
+            raise MeasurementError(
+                f"{title} are {shown(given)}, expected a tuple of one or more of "
+                f"{', '.join(known)}, each once"
+            )
+        return tuple(given)
+
+    return _asked(device, title, call)
+
+
+def threads_of(device: Device) -> int | None:
+    """How many threads a device says that it computes with; ``None`` where it doesn't say."""
+
+    def call() -> int | None:
+        given = getattr(device, "threads", None)
+        return int(given) if isinstance(given, int) else None
+
+    try:
+        return _asked(device, f"{_title(device)}: its threads", call)
+    except MeasurementError:  # nothing needs it
+        return None
+
+
+def _asked(device: Device, title: str, call: Callable[[], Answer]) -> Answer:
+    limit = asked(
+        lambda: _limit(getattr(device, "time_limit_s", TIME_LIMIT_S), title),
+        f"{title}: its time_limit_s",
+        limit_s=TIME_LIMIT_S,
+    )
+    return asked(
+        call,
+        title,
+        limit_s=limit,
+        way_out="see whether it hangs, or give it a time_limit_s of its own",
+        passes=(MeasurementError, ExportError),
+    )
+
+
+def _limit(given: object, title: str) -> float | None:
+    if given is None:
+        return None
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not number or not 0 < given < threading.TIMEOUT_MAX:  # type: ignore[operator]  # a number
+        raise MeasurementError(f"{title}: time_limit_s is {shown(given)}, expected seconds or None")
+    return float(given)  # type: ignore[arg-type]  # as above
+
+
+def _title(device: Device) -> str:
+    try:
+        return f"device {key_of(device)}"
+    except MeasurementError:  # it was read before; what counts is told of the call
+        return f"device {type(device).__name__}"
+
+
+def _texts(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) and value for value in values)
+
+
+# answers ----------------------------------------------------------------------------------------
+
+
+def _latencies(given: object, models: Sequence[Path], title: str) -> list[Latency]:
     if not isinstance(given, (list, tuple)):
         raise MeasurementError(
             f"{title} returned {type(given).__name__}, expected a list of a Latency per file"
@@ -53,64 +197,10 @@ expected a tailorbird.targets.Latency
     return [_latency(one, model, title) for one, model in zip(given, models, strict=True)]
 
 
-def _called(device: Device, models: Sequence[Path], title: str) -> object:
-    limit = getattr(device, "time_limit_s", TIME_LIMIT_S)
-    if limit is None:
-        return _asked(device, models, title)
-    if not isinstance(limit, (int, float)) or not 0 < limit < threading.TIMEOUT_MAX:
-        raise MeasurementError(
-            f"{title}: time_limit_s is {_shown(limit)}, expected seconds or None"
-        )
-    found: list[object] = []
-    failed: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            found.append(_asked(device, models, title))
-        except BaseException as error:  # it is raised again where it was asked for
-            failed.append(error)
-
-    thread = threading.Thread(target=call, daemon=True, name=title)
-    thread.start()
-    thread.join(limit)
-    if thread.is_alive():
-        raise MeasurementError(
-            f"{title} did not end within {limit:g} s; see whether it hangs, or give it a "
-            "time_limit_s of its own"
-        )
-    if failed:
-        raise failed[0]
-    return found[0]
-
-
-def _asked(device: Device, models: Sequence[Path], title: str) -> object:
-    try:
-        return device.measure(models)
-    except (MeasurementError, KeyboardInterrupt):
-        raise
-    except (Exception, SystemExit, GeneratorExit) as error:  # its own code may raise anything
-        raise MeasurementError(f"{title} raised {_shown(error)}") from error
-
-
-def _key(device: Device) -> str:
-    try:
-        return str(device.key)
-    except Exception:  # it was read before; what counts is told of the call
-        return type(device).__name__
-
-
-def _shown(value: object) -> str:
-    """A value for a message, whatever its own text does."""
-    try:
-        return f"{value!r:.90}"
-    except Exception:
-        return f"a {type(value).__name__}"
-
-
 def _latency(given: object, model: Path, title: str) -> Latency:
     if not isinstance(given, Latency):
         raise MeasurementError(
-            f"{title} gave {_shown(given)} for {model.name}, expected a tailorbird.targets.Latency"
+            f"{title} gave {shown(given)} for {model.name}, expected a tailorbird.targets.Latency"
         )
     try:
         found = Latency(
@@ -120,13 +210,32 @@ def _latency(given: object, model: Path, title: str) -> Latency:
             warmup=int(given.warmup),
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise MeasurementError(f"{title} gave {_shown(given)} for {model.name}: {error}") from error
-    texts = any(isinstance(value, str) for value in vars(given).values())
-    right = isfinite(found.median_ms) and found.median_ms > 0
-    right &= isfinite(found.spread_ms) and found.spread_ms >= 0
-    if texts or not right or found.runs < 1 or found.warmup < 0:
+        raise MeasurementError(f"{title} gave {shown(given)} for {model.name}: {error}") from error
+    odd = any(isinstance(value, (str, bool)) for value in vars(given).values())
+    right = isfinite(found.median_ms) and LEAST_MS <= found.median_ms <= MOST_MS
+    right &= isfinite(found.spread_ms) and 0 <= found.spread_ms <= MOST_MS
+    right &= 1 <= found.runs <= _MOST_RUNS and 0 <= found.warmup <= _MOST_RUNS
+    if odd or not right:
         raise MeasurementError(
-            f"{title} gave {_shown(given)} for {model.name}, expected milliseconds above 0, a "
-            "spread of 0 or more, and a run at least"
+            f"{title} gave {shown(given)} for {model.name}, expected "
+            f"{LEAST_MS:g} to {MOST_MS:g} ms, a spread of 0 or more, and a run at least"
+        )
+    return found
+
+
+def _outputs(given: object, count: int, title: str) -> npt.NDArray[np.float32]:
+    wanted = f"expected a numpy array of {count} rows of floating point numbers"
+    if not isinstance(given, np.ndarray):
+        raise MeasurementError(f"{title} gave {shown(given)}, {wanted}")
+    if given.dtype.kind != "f" or given.ndim < 2 or len(given) != count or given.size == 0:
+        raise MeasurementError(
+            f"{title} gave an array of {given.dtype} of shape {given.shape}, {wanted}"
+        )
+    with np.errstate(over="ignore"):
+        found = np.array(given, dtype=np.float32)
+    broken = int(found.size - np.isfinite(found).sum())
+    if broken:
+        raise MeasurementError(
+            f"{title} gave {broken} of {found.size} values that are not finite, {wanted}"
         )
     return found

@@ -246,8 +246,8 @@ class ModelHouse:
         others: list[Point] = []
         if results:
             with self.folder.stage("report"):
-                for key, device in {t.device.key: t.device for t in targets}.items():
-                    points = self._points(device)
+                for key, device in {t.place.key: t.device for t in targets}.items():
+                    points = self._points(key, device)
                     teacher[key] = points.pop("teacher")
                     others += points.values()
         report = RunReport(
@@ -273,12 +273,12 @@ class ModelHouse:
     def _teacher(self) -> Network:
         return _network(self.house.teacher)
 
-    def _points(self, device: Device) -> dict[str, Point]:
+    def _points(self, key: str, device: Device) -> dict[str, Point]:
         """The teacher and those donors that answer to the same classes, as they are: latencies as
         if the teacher took what shares of limits are of.
         """
         networks = {"teacher": self._teacher, **self._answering_donors}
-        known = self.house.store.latencies(device.key).known.get("teacher")
+        known = self.house.store.latencies(key).known.get("teacher")
         latencies: list[float | None]
         try:
             timed = time_networks(list(networks.values()), device, self.exporter)
@@ -291,7 +291,7 @@ class ModelHouse:
         points = {}
         for (name, network), latency in zip(networks.items(), latencies, strict=True):
             points[name] = point_of(
-                network, name, device.key, latency_ms=latency, accuracy=self._accuracy(name)
+                network, name, key, latency_ms=latency, accuracy=self._accuracy(name)
             )
         return points
 
@@ -325,7 +325,8 @@ def asked_of_house(
     Raises:
         ConfigError: for a target without a device, which a house can't serve.
     """
-    own = {"device": target.device.key, "recipe": asdict(recipe), **asdict(settings)}
+    _ = target.device
+    own = {"device": target.place.key, "recipe": asdict(recipe), **asdict(settings)}
     return request_of(target, strategy, **own)
 
 

@@ -25,7 +25,7 @@ from tailorbird.errors import (
 )
 from tailorbird.export.exporters import Exporter
 from tailorbird.files import scratch
-from tailorbird.fit.bench import time_networks
+from tailorbird.fit.bench import time_networks, try_out
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.judge import judged_on
 from tailorbird.fit.ship import export_reference
@@ -34,6 +34,7 @@ from tailorbird.graph.serial import code_of, is_storable, load_module, save_modu
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.measure.counts import count
+from tailorbird.measure.guarded import threads_of
 from tailorbird.pipeline.house import trace_all
 from tailorbird.pipeline.job import Job
 from tailorbird.report.words import figure
@@ -235,23 +236,24 @@ def _devices(
     job: Job, network: Network, exporter: Exporter, say: Callable[[str], None]
 ) -> list[str]:
     """Time the teacher on every device; a problem where none of them answers."""
-    devices = {target.device.key: target.device for target in job.targets}
+    devices = {target.place.key: target.device for target in job.targets}
     base = count(network.module, network.input_shape).as_metrics()
-    silent = 0
+    silent = []
     for key, device in devices.items():
-        threads, cores = getattr(device, "threads", None), os.cpu_count() or 1
-        if isinstance(threads, int) and threads > cores:
+        threads, cores = threads_of(device), os.cpu_count() or 1
+        if threads is not None and threads > cores:
             say(f"device {key}: {threads} threads on {cores} cores wait for each other; give fewer")
         try:
+            try_out(device, exporter)
             [latency] = time_networks([network], device, exporter)
         except (MeasurementError, ExportError) as error:
-            silent += 1
+            silent.append(str(error))
             say(f"device {key} does not answer, so that its targets can't be met: {error}")
             continue
         figures = {**base, LATENCY: latency.median_ms}
         say(f"device {key}: the teacher takes {figure(LATENCY, latency.median_ms)}")
         for target in job.targets:
-            if target.device.key == key:
+            if target.place.key == key:
                 bounds = ", ".join(
                     f"{figure(limit.metric, limit.absolute(figures))} of "
                     f"{figure(limit.metric, figures[limit.metric])}"
@@ -259,6 +261,6 @@ def _devices(
                     if limit.metric in figures
                 )
                 say(f"target {target.name}: allowed are {bounds}")
-    if silent == len(devices):
-        return ["none of the targets' devices answers; see above"]
+    if len(silent) == len(devices):
+        return [f"none of the targets' devices answers: {'; '.join(silent)}"]
     return []

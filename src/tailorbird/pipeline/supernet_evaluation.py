@@ -23,7 +23,7 @@ from tailorbird.supernet.counts import macs, params
 from tailorbird.supernet.extract import extract
 from tailorbird.supernet.pareto import bucket_front, mean_pareto_accuracy
 from tailorbird.supernet.predictor import sampled
-from tailorbird.targets import Device
+from tailorbird.targets import Device, key_of
 
 RANGES = 6
 """Of MACs, for the front and the mean Pareto accuracy."""
@@ -112,7 +112,7 @@ def timed(
         largest=with_latency(found.largest),
         front=tuple(one and with_latency(one) for one in found.front),
         subnets=tuple(map(with_latency, found.subnets)),
-        device=device.key,
+        device=key_of(device),
     )
 
 
