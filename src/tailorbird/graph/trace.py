@@ -21,9 +21,10 @@ from torch.utils.flop_counter import flop_registry
 from tailorbird.copying import copy_network
 from tailorbird.errors import GraphError
 from tailorbird.graph.bake import bake
+from tailorbird.graph.exported import read_exported
 from tailorbird.graph.kinds import CONSTANT, SIZE, kind_of
 from tailorbird.graph.modes import Modes, compare, install_drops
-from tailorbird.graph.naming import gather
+from tailorbird.graph.naming import compact
 from tailorbird.graph.passes import (
     drop_identities,
     functionalise,
@@ -34,7 +35,10 @@ from tailorbird.graph.proof import prove
 from tailorbird.graph.tracer import COMPOSITES, ValueTracer
 from tailorbird.measure.counts import RECURRENT, recurrent_flops
 
+FX, EXPORT = "torch.fx", "torch.export"
 _RETRACES = 40  # each makes one more module a leaf
+_COUNTS = (1, 3)
+_MORE_COUNTS = (1, 3, 8)  # guards on sizes are left to these
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class LayerGraph:
         input_shape: (C, H, W).
         output: name of the node whose value the network returns.
         notes: what of train mode was left out or replaced, one sentence each.
+        read_by: what read the network's code, ``"torch.fx"`` or, where that can't,
+            ``"torch.export"``.
     """
 
     module: fx.GraphModule
@@ -78,6 +84,7 @@ class LayerGraph:
     input_shape: tuple[int, ...]
     output: str
     notes: tuple[str, ...] = ()
+    read_by: str = FX
 
     @cached_property
     def index(self) -> Mapping[str, int]:
@@ -152,10 +159,39 @@ def trace(
     devices = [image.device] if image.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         _reference(root, image, shape)
+        return _read(root, shape, leaves)
+
+
+def _read(
+    root: nn.Module, shape: tuple[int, ...], leaves: Sequence[str | type[nn.Module]]
+) -> LayerGraph:
+    """The network read in the first way that gives what the network gives."""
+    try:
         module, home, notes = _program(root, shape, list(leaves))
-        for count in (1, 3):
-            prove(root, module, home, _images(root, shape, count))
-        return _describe(module, shape, notes)
+        _prove(root, module, home, shape, _COUNTS)
+        return _describe(module, shape, notes, FX)
+    except GraphError as first:
+        try:
+            examples = (_images(root, shape, 2), _images(root, shape, 3))
+            module, home, notes = read_exported(root, leaves, examples)
+            _prove(root, module, home, shape, _MORE_COUNTS)
+            return _describe(module, shape, notes, EXPORT)
+        except GraphError as second:
+            raise GraphError(
+                f"{first}. torch.export, which was tried next, can't read it either: {second}",
+                module=first.module,
+            ) from first
+
+
+def _prove(
+    root: nn.Module,
+    module: fx.GraphModule,
+    home: nn.Module,
+    shape: tuple[int, ...],
+    counts: Sequence[int],
+) -> None:
+    for count in counts:
+        prove(root, module, home, _images(root, shape, count))
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -242,9 +278,7 @@ def _finish(graph: fx.Graph, home: nn.Module, modes: Modes, name: str) -> fx.Gra
     localise_sizes(graph)
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)
-    module = gather(graph, home, name=name)
-    module.graph.eliminate_dead_code()
-    return gather(module.graph, module, name=name).eval()
+    return compact(graph, home, name)
 
 
 def _trace_once(
@@ -370,7 +404,9 @@ class _Observer(fx.Interpreter):
         return value
 
 
-def _describe(module: fx.GraphModule, shape: tuple[int, ...], notes: Sequence[str]) -> LayerGraph:
+def _describe(
+    module: fx.GraphModule, shape: tuple[int, ...], notes: Sequence[str], read_by: str
+) -> LayerGraph:
     two, three = _Observer(module), _Observer(module)
     two.run(_images(module, shape, 2))
     three.run(_images(module, shape, 3))
@@ -396,7 +432,7 @@ def _describe(module: fx.GraphModule, shape: tuple[int, ...], notes: Sequence[st
         layers.append(
             Layer(node.name, kind, sizes, macs, _own_params(node, module), inputs, boundary)
         )
-    return LayerGraph(module, tuple(layers), shape, output, tuple(notes))
+    return LayerGraph(module, tuple(layers), shape, output, tuple(notes), read_by)
 
 
 def _own_params(node: fx.Node, module: fx.GraphModule) -> int:
