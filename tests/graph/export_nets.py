@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.func import functional_call, vmap
 
 from tests.graph.zoo import Head, conv
@@ -38,6 +39,7 @@ class ChunkWritten(Around):
     def middle(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, 1)
         left.add_(1).mul_(right)
+        x.unbind(1)[5].relu_()
         return self.part(x)
 
 
@@ -48,9 +50,8 @@ class ViewsWritten(Around):
         x = x * 1
         x.transpose(1, 2)[:, 0].sub_(1)
         x.view(x.shape[0], -1)[:, :7].clamp_(min=0)
-        torch.split(x, [3, 5], dim=1)[1].neg_()
-        x.unbind(1)[0].relu_()
-        x.flatten(2).diagonal(dim1=1, dim2=2).zero_()
+        x.narrow(1, 3, 5).neg_()
+        x.flatten(2)[..., ::9] = 0.5
         return self.part(x)
 
 
@@ -59,7 +60,7 @@ class Tries(Around):
 
     def middle(self, x: Tensor) -> Tensor:
         try:
-            return self.part(x.reshape(-1, 5, 7))
+            return self.part(torch.cat([x, x[:, :, :4]], 1))
         except RuntimeError:
             return self.part(x)
 
@@ -115,7 +116,7 @@ class Iterates(Around):
 
 
 def blend(x: Tensor, weights: Tensor, *, share: float) -> Tensor:
-    return share * x + (1 - share) * torch.tensordot(x, weights, dims=([1], [0])).movedim(-1, 1)
+    return share * x + (1 - share) * torch.einsum("bchw,cd->bdhw", x, weights)
 
 
 class Partly(Around):
@@ -152,9 +153,10 @@ class Hooked(Around):
         self.inner = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
         self.inner.register_forward_hook(lambda _module, given, found: found + given[0])
         self.inner.register_forward_pre_hook(lambda _module, given: (given[0].tanh(),))
+        self.part.register_forward_hook(lambda _module, _given, found: found * 2)
 
     def middle(self, x: Tensor) -> Tensor:
-        return self.inner(x)
+        return self.part(self.inner(x))
 
 
 class Checked(Around):
@@ -211,8 +213,48 @@ class Bands(Around):
         return self.part(F.pad(y, (1, 1, 0, 0), mode="replicate")[..., 1:-1])
 
 
+class Numbers(Around):
+    """Numbers that follow from the number of images, and are alike for two and for three."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        count = x.numel() // x[0].numel()
+        return self.part(x) * math.ceil(count / 4) + count**0.5 / max(count, 1)
+
+
+class Doubled(Function):
+    """Its own backward gives twice the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.abs()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+class Sequences(Around):
+    """Layers that are given and give several tensors, beside writes that torch.fx loses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 1, 8))
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+        self.cell, self.drop = nn.GRUCell(8, 8), nn.Dropout(0.5)
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = x.mean(-1).transpose(1, 2)
+        rows = torch.cat([self.token.expand(len(rows), -1, -1), rows], 1)
+        rows[:, 1:].view(len(rows), -1, 4)[..., 0] = Doubled.apply(rows[:, 0, :1])
+        found, weights = self.attention(rows, rows, rows, average_attn_weights=False)
+        state = self.cell(found[:, 0], weights.sum((1, 2))[:, :8])
+        return x + self.drop(state)[..., None, None]
+
+
 KINDS = (
     *(ChunkWritten, ViewsWritten, Tries, Records, Listed, Iterates, Partly, Mapped, Called),
-    *(Hooked, Checked, Stored, Chosen, Bands),
+    *(Hooked, Checked, Stored, Chosen, Bands, Numbers, Sequences),
 )
 NETS = {kind.__name__: kind for kind in KINDS}
+READ_BY_FX = {"Tries", "Records", "Listed", "Partly", "Checked", "Chosen"}
+"""Those that torch.fx reads as well; torch.export has to, too."""

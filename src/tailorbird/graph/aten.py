@@ -93,6 +93,10 @@ def public(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
                 yield Operation("call_function", function, args, kept)
         if is_method(name) and args:
             yield _method(name, args, kept)
+    if target is operator.pow and args[1] == 0.5:
+        yield Operation("call_function", math.sqrt, args[:1])
+    if target is operator.pow and args[1] == 2:
+        yield Operation("call_function", operator.mul, (args[0], args[0]))
     if target in _NUMBERS:
         yield Operation("call_function", _NUMBERS[target], args, kept)
 

@@ -7,13 +7,13 @@ tensors works, and what is written into parts of them is understood. Layers stay
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import torch
@@ -22,7 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from tailorbird.copying import copy_network
 from tailorbird.errors import GraphError
 from tailorbird.graph.answers import Answers
 from tailorbird.graph.callables import class_name
@@ -34,10 +37,12 @@ from tailorbird.graph.programs import cleaned
 from tailorbird.graph.tracer import is_torch_layer
 from tailorbird.graph.translate import Translator
 
-_VALUES = frozenset(
+_FEW = 4096  # numbers, of which values are worked out while the code runs
+_ASKING = frozenset(
     getattr(Tensor, name)
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 )
+_IN_PLACE = re.compile(r".*[^_]_|__setitem__|__i(?!n)(?!t)[a-z]+__")
 _NOTE = (
     "its code was read by torch.export: layers follow train and eval mode, what functions do in "
     "train mode alone is left out"
@@ -81,14 +86,16 @@ class _Reader:
 
     def __init__(self, root: nn.Module, kept: Sequence[str], examples: Examples) -> None:
         self._root, self._kept, self._examples = root, kept, examples
-        self._home, self._copy = copy.deepcopy(root), copy.deepcopy(root)
+        self._home, self._copy = copy_network(root), copy_network(root)
         self._calls = LeafCalls(self._home, kept)
 
     def run(self, *, gradients: bool) -> Reading:
         """Run the network's code."""
         with self._calls.open(self._copy):
             whole = _Watched(self._copy, self._calls.begin, _Watch(self._copy, self._home))
-            return self._finish(self._export(whole, gradients=gradients, strict=False))
+            with self._calls.watched():
+                program = self._export(whole, gradients=gradients, strict=False)
+            return self._finish(program)
 
     def interpret(self) -> Reading:
         """Read the network's bytecode: it need not be run, but less of Python is understood."""
@@ -148,7 +155,7 @@ class _Watched(_Whole):
 
 class _Watch(TorchFunctionMode):
     """While a network's code runs without values: Python's own functions take what stands for
-    tensors and sizes, and the network's weights and buffers tell their values.
+    tensors and sizes, and what is made of weights and buffers alone tells its values.
 
     Args:
         network: whose code runs.
@@ -158,7 +165,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, network: nn.Module, home: nn.Module) -> None:
         super().__init__()
         self._network, self._home = network, home
-        self._paths: dict[int, str] = {}
+        self._known: dict[int, tuple[Tensor, Any]] = {}
         self._answers = Answers(
             FakeTensor,
             (torch.SymInt, torch.SymFloat),
@@ -167,8 +174,9 @@ class _Watch(TorchFunctionMode):
         )
 
     def __enter__(self) -> _Watch:
-        held = (*self._network.named_parameters(), *self._network.named_buffers())
-        self._paths = {id(tensor): path for path, tensor in held}
+        self._known.clear()
+        for standing, real in zip(_held(self._network), _held(self._home), strict=True):
+            self._note(standing, real)
         self._answers.__enter__()
         for module in self._network.modules():
             self._answers.give_module(getattr(type(module).forward, "__globals__", {}))
@@ -187,11 +195,34 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         self._answers.give(sys._getframe(1))
-        path = self._paths.get(id(args[0])) if func in _VALUES and args else None
-        if path is None:
-            return func(*args, **(kwargs or {}))
-        owner, _, name = path.rpartition(".")
-        return func(getattr(self._home.get_submodule(owner), name), *args[1:])
+        values = self._values_of((args, kwargs or {}))
+        if values is not None and func in _ASKING:
+            with _disable_current_modes():
+                return func(*values[0], **values[1])
+        result = func(*args, **(kwargs or {}))
+        if values is None and _may_write(func, kwargs or {}):
+            self._known.clear()
+        if values is not None:
+            with suppress(Exception), _disable_current_modes():
+                self._note(result, func(*values[0], **values[1]))
+        return result
+
+    def _values_of(self, arguments: Any) -> Any:  # noqa: ANN401
+        """Arguments with values in place of what stands for them, if all are known and few."""
+        flat, form = tree_flatten(arguments)
+        tensors = [value for value in flat if isinstance(value, Tensor)]
+        if not tensors or any(id(tensor) not in self._known for tensor in tensors):
+            return None
+        if sum(tensor.numel() for tensor in tensors) > _FEW:
+            return None
+        return tree_unflatten(
+            [self._known[id(v)][1] if isinstance(v, Tensor) else v for v in flat], form
+        )
+
+    def _note(self, results: object, values: object) -> None:
+        for result, value in zip(tree_leaves(results), tree_leaves(values), strict=True):
+            if isinstance(result, Tensor):
+                self._known[id(result)] = (result, value)
 
 
 def _kept(root: nn.Module, leaves: Sequence[str | type[nn.Module]]) -> list[str]:
@@ -204,6 +235,15 @@ def _kept(root: nn.Module, leaves: Sequence[str | type[nn.Module]]) -> list[str]
         if path and whole and not any(path.startswith(f"{above}.") for above in kept):
             kept.append(path)
     return kept
+
+
+def _may_write(function: object, kwargs: Mapping[str, Any]) -> bool:
+    name = str(getattr(function, "__name__", ""))
+    return _IN_PLACE.fullmatch(name) is not None or "out" in kwargs
+
+
+def _held(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def _notes(program: ExportedProgram) -> list[str]:

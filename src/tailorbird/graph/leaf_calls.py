@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,10 +109,13 @@ class LeafCalls:
         for path, layer in self._layers(copy):
             layer.forward = self._forward(path, layer)
         try:
-            with functions.watched(self._applied):
-                yield
+            yield
         finally:
             self._forget()
+
+    def watched(self) -> AbstractContextManager[None]:
+        """While open, autograd functions of the user's own are one operation each."""
+        return functions.watched(self._applied)
 
     @contextmanager
     def open_plain(self, copy: nn.Module, images: Tensor) -> Iterator[None]:
@@ -121,7 +124,7 @@ class LeafCalls:
         simple = _of_one_tensor(copy, dict(self._layers(copy)), images)
         for path, layer in simple.items():
             _, form = tree_flatten(((images,), {}))
-            number = self._keep(LeafCall(path, self._home.get_submodule(path), (Tensor,), form))
+            number = self._keep(LeafCall(path, self._real(path), (Tensor,), form))
             layer.forward = _plain_forward(number, getattr(layer, "inplace", False) is True)
         try:
             yield
@@ -138,6 +141,13 @@ class LeafCalls:
             if not isinstance(layer, _VIEWS):
                 yield path, layer
 
+    def _real(self, path: str) -> nn.Module:
+        """The layer itself: what its hooks do is in the program."""
+        layer = self._home.get_submodule(path)
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
+        return layer
+
     def _keep(self, call: LeafCall) -> int:
         number = next(_NUMBERS)
         _CALLS[number] = call
@@ -150,7 +160,7 @@ class LeafCalls:
         self._made.clear()
 
     def _forward(self, path: str, layer: nn.Module) -> Callable[..., Any]:
-        plain, real = layer.forward, self._home.get_submodule(path)
+        plain, real = layer.forward, self._real(path)
         in_place = getattr(layer, "inplace", False) is True
         self._own[layer] = []
 
@@ -163,7 +173,7 @@ class LeafCalls:
         return forward
 
     def _applied(self, function: type[Function], apply: functions.Apply, args: Any) -> Any:  # noqa: ANN401
-        """An autograd function of the user's own stays one call, backward and all."""
+        """A function is called where it is torch's, or where a call's shapes are worked out."""
         if self._inside or function.__module__.startswith("torch."):
             return apply(*args)
         kept = functions.whole(function)

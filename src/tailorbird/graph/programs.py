@@ -15,6 +15,7 @@ from tailorbird.graph.leaf_calls import OPERATOR
 
 _ATEN = torch.ops.aten
 _NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _FRESH = frozenset((
     "add", "sub", "mul", "div", "neg", "relu", "relu6", "silu", "gelu", "mish", "sigmoid", "tanh",
     "hardswish", "hardsigmoid", "leaky_relu", "elu", "conv1d", "conv2d", "conv3d", "linear",
@@ -32,6 +33,9 @@ def cleaned(program: ExportedProgram) -> ExportedProgram:
     """
     _check_batch(program)
     _write_out_regions(program.graph_module)
+    for node in reversed(program.graph.nodes):
+        if isinstance(node.target, torch._ops.OpOverload) and not node.users and not _writes(node):
+            program.graph.erase_node(node)  # checks, and what failed and was caught
     for node in list(program.graph.nodes):
         _make_plain(node)
     if any(_writes(node) or _transforms(node) for node in program.graph.nodes):
@@ -66,12 +70,16 @@ def _check_batch(program: ExportedProgram) -> None:
 
 
 def _write_out_regions(module: fx.GraphModule) -> None:
-    """Write regions with gradients switched off into the graph; what leaves them is detached."""
+    """Write regions with gradients switched off, of which what leaves them is detached, and those
+    with autocast switched off into the graph."""
     graph = module.graph
     for node in list(graph.nodes):
-        if node.target is not _NO_GRAD:
+        if node.target is _NO_GRAD:
+            enabled, region, *given = cast("tuple[Any, ...]", node.args)
+        elif node.target is _AUTOCAST and node.args[2] is False:
+            enabled, (region, *given) = True, cast("tuple[Any, ...]", node.args)[4:]
+        else:
             continue
-        enabled, region, *given = cast("tuple[Any, ...]", node.args)
         inner = cast(fx.GraphModule, module.get_submodule(region.target))
         _write_out_regions(inner)
         inputs = [n for n in inner.graph.nodes if n.op == "placeholder"]

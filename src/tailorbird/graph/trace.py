@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ from torch.utils.flop_counter import flop_registry
 from tailorbird.copying import copy_network
 from tailorbird.errors import GraphError
 from tailorbird.graph.bake import bake
-from tailorbird.graph.exported import read_exported
+from tailorbird.graph.describe import unlisted
+from tailorbird.graph.exported import Reading, read_exported
 from tailorbird.graph.kinds import CONSTANT, SIZE, kind_of
 from tailorbird.graph.modes import Modes, compare, install_drops
 from tailorbird.graph.naming import compact
@@ -37,8 +37,7 @@ from tailorbird.measure.counts import RECURRENT, recurrent_flops
 
 FX, EXPORT = "torch.fx", "torch.export"
 _RETRACES = 40  # each makes one more module a leaf
-_COUNTS = (1, 3)
-_MORE_COUNTS = (1, 3, 8)  # guards on sizes are left to these
+_COUNTS = (1, 5)  # of images: other ones than those that the code was run on
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,7 @@ def trace(
     input_shape: Sequence[int],
     *,
     leaves: Sequence[str | type[nn.Module]] = (),
+    ways: Sequence[str] = (FX, EXPORT),
 ) -> LayerGraph:
     """Trace an image network into a layer graph. The network itself is left as it is.
 
@@ -141,6 +141,8 @@ def trace(
         model: takes images (n, C, H, W), returns one tensor with n first.
         input_shape: (C, H, W).
         leaves: dotted paths or classes of modules that must not be looked into.
+        ways: to read the network's code, in the order in which they are tried: ``"torch.fx"``
+            follows both modes; ``"torch.export"`` reads more Python, and eval mode alone.
 
     Raises:
         GraphError: the network does not run on this shape, returns something else than one tensor,
@@ -155,46 +157,59 @@ def trace(
     shape = tuple(int(size) for size in input_shape)
     root = _copy(model)
     _check_leaves(root, leaves)
+    if not ways or not set(ways) <= _WAYS.keys():
+        raise GraphError(f"ways: expected some of {list(_WAYS)}, got {list(ways)}")
     image = _images(root, shape, 1)
     devices = [image.device] if image.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         _reference(root, image, shape)
-        return _read(root, shape, leaves)
+        return _read(root, shape, leaves, ways)
 
 
 def _read(
-    root: nn.Module, shape: tuple[int, ...], leaves: Sequence[str | type[nn.Module]]
-) -> LayerGraph:
-    """The network read in the first way that gives what the network gives."""
-    try:
-        module, home, notes = _program(root, shape, list(leaves))
-        _prove(root, module, home, shape, _COUNTS)
-        return _describe(module, shape, notes, FX)
-    except GraphError as first:
-        try:
-            examples = (_images(root, shape, 2), _images(root, shape, 3))
-            module, home, notes = read_exported(root, leaves, examples)
-            _prove(root, module, home, shape, _MORE_COUNTS)
-            return _describe(module, shape, notes, EXPORT)
-        except GraphError as second:
-            raise GraphError(
-                f"{first}. torch.export, which was tried next, can't read it either: {second}",
-                module=first.module,
-            ) from first
-
-
-def _prove(
     root: nn.Module,
-    module: fx.GraphModule,
-    home: nn.Module,
     shape: tuple[int, ...],
-    counts: Sequence[int],
-) -> None:
-    for count in counts:
+    leaves: Sequence[str | type[nn.Module]],
+    ways: Sequence[str],
+) -> LayerGraph:
+    """The network read in the first way that gives what the network gives, and can be stored."""
+    kept: LayerGraph | None = None
+    faults: list[GraphError] = []
+    for way in ways:
+        try:
+            found = _proved(root, shape, way, _WAYS[way](root, shape, leaves))
+        except GraphError as error:
+            faults.append(error)
+            continue
+        if not unlisted(found.module):
+            return found
+        kept = kept or found
+    if kept is not None:
+        return kept
+    others = zip(ways[1:], faults[1:], strict=True)
+    more = [f". {way}, which was tried next, can't read it either: {e}" for way, e in others]
+    raise GraphError("".join([str(faults[0]), *more]), module=faults[0].module) from faults[0]
+
+
+def _exported(
+    root: nn.Module, shape: tuple[int, ...], leaves: Sequence[str | type[nn.Module]]
+) -> Reading:
+    return read_exported(root, leaves, (_images(root, shape, 2), _images(root, shape, 3)))
+
+
+def _proved(root: nn.Module, shape: tuple[int, ...], read_by: str, reading: Reading) -> LayerGraph:
+    module, home, notes = reading
+    for count in _COUNTS:
         prove(root, module, home, _images(root, shape, count))
+    return _describe(module, shape, notes, read_by)
 
 
 def _copy(model: nn.Module) -> nn.Module:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise GraphError(
+            f"{type(model).__name__} holds TorchScript, of which no layers can be made; expected "
+            "modules as they are before torch.jit.script or torch.jit.trace: give those"
+        )
     try:
         root = copy_network(model).eval()
     except Exception as error:
@@ -239,10 +254,10 @@ def _reference(root: nn.Module, image: Tensor, shape: tuple[int, ...]) -> Tensor
 
 
 def _program(
-    root: nn.Module, shape: tuple[int, ...], leaves: list[str | type[nn.Module]]
-) -> tuple[fx.GraphModule, nn.Module, list[str]]:
+    root: nn.Module, shape: tuple[int, ...], given: Sequence[str | type[nn.Module]]
+) -> Reading:
     """Trace in both modes, making a module that differs between them a leaf, until they agree."""
-    path = ""
+    path, leaves = "", list(given)
     for _ in range(_RETRACES):
         evaluated, home = _trace_once(root, shape, leaves, training=False)
         trained, _ = _trace_once(root, shape, leaves, training=True)
@@ -289,7 +304,7 @@ def _trace_once(
     training: bool,
 ) -> tuple[fx.Graph, nn.Module]:
     """The graph, and the copy of ``root`` that its constants were put on."""
-    home = copy.deepcopy(root).train(training)
+    home = copy_network(root).train(training)
     images = (_images(root, shape, 2), _images(root, shape, 3))
     tracer = ValueTracer(images, leaves)
     try:
@@ -336,6 +351,9 @@ def _line(error: Exception) -> str:
     users = [frame for frame in frames if not frame.filename.startswith(own)]
     frame = users[-1] if users else frames[-1]
     return f"{frame.filename}, line {frame.lineno} ({frame.line})"
+
+
+_WAYS = {FX: _program, EXPORT: _exported}
 
 
 class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

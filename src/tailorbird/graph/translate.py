@@ -60,9 +60,8 @@ class Translator:
                 self._made[node] = self._input(held[node.name], program)
                 if held[node.name].kind != InputKind.USER_INPUT:
                     self._fixed.add(node)
-            elif name_of(node.target) == "sym_size" and node.meta["val"].node.expr == batch:
+            elif _symbolic(node) == batch:
                 self._made[node] = _BATCH
-                self._fixed.add(node)
             elif node.op == "call_function" and not name_of(node.target).startswith(_CHECKS):
                 self._made[node] = self._operation(node)
             elif node.op == "output":
@@ -101,10 +100,11 @@ class Translator:
         given = args[1] if name_of(node.target) == "copy" else None
         if isinstance(given, fx.Node) and _alike(seen, self._values[given]):
             return given
-        if name_of(node.target) == "sym_size" or self._fixed.issuperset(node.all_input_nodes):
+        fixed = self._fixed.issuperset(node.all_input_nodes)
+        if fixed:
             self._fixed.add(node)
-            if isinstance(seen[0], (bool, int, float)) and seen[0] == seen[1]:
-                return seen[0]
+        if isinstance(seen[0], (bool, int, float)) and (fixed or _symbolic(node) is None):
+            return seen[0]
         return self._chosen(node, args, kwargs, seen)
 
     def _chosen(self, node: fx.Node, args: Any, kwargs: Any, seen: Pair) -> fx.Node:  # noqa: ANN401
@@ -115,6 +115,8 @@ class Translator:
                     return self._add(found, seen)
             except Exception:
                 continue
+        if node.target is operator.pow:  # of numbers: the power of tensors is another operator
+            raise GraphError("it raises a number that depends on the number of images to a power")
         return self._add(Operation("call_function", node.target, args, kwargs), seen)
 
     def _layer(self, call: LeafCall, node: fx.Node) -> list[Any]:
@@ -133,11 +135,9 @@ class Translator:
     def _argument(self, node: fx.Node) -> Any:  # noqa: ANN401
         """What a node became; the batch size is read off the latest tensor that has it."""
         made = self._made[node]
-        seen = self._values[made] if isinstance(made, fx.Node) else (None, None)
-        counts = isinstance(seen[0], int) and node in self._fixed and seen == self._counts
-        if made is _BATCH or counts:
-            return self._add(Operation("call_method", "size", (self._latest, 0)))
-        return made
+        if made is not _BATCH:
+            return made
+        return self._add(Operation("call_method", "size", (self._latest, 0)))
 
     # ------------------------------------------------------------ values
 
@@ -186,6 +186,15 @@ def _is_number(node: fx.Node) -> bool:
     """Whether an operation is one of numbers made from sizes."""
     value = node.meta.get("val")
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float))
+
+
+def _symbolic(node: fx.Node) -> Any:  # noqa: ANN401 - of sympy, which has no types
+    """How a number follows from the number of images or from tensors' values, or ``None``."""
+    value = node.meta.get("val")
+    if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return None
+    expression = value.node.expr
+    return expression if expression.free_symbols else None
 
 
 def _tensors(values: Any) -> Iterator[Any]:  # noqa: ANN401
