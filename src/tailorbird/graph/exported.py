@@ -43,10 +43,7 @@ _ASKING = frozenset(
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 )
 _IN_PLACE = re.compile(r".*[^_]_|__setitem__|__i(?!n)(?!t)[a-z]+__")
-_NOTE = (
-    "its code was read by torch.export: layers follow train and eval mode, what functions do in "
-    "train mode alone is left out"
-)
+_NOTE = "layers follow train and eval mode, and what functions do in train mode alone is left out"
 
 Examples = tuple[Tensor, Tensor]
 Reading = tuple[fx.GraphModule, nn.Module, list[str]]

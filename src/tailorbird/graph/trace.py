@@ -85,6 +85,11 @@ class LayerGraph:
     notes: tuple[str, ...] = ()
     read_by: str = FX
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """How the network was read, and what that left out."""
+        return (f"read by {self.read_by}", *self.notes)
+
     @cached_property
     def index(self) -> Mapping[str, int]:
         """Position of each layer by name."""
@@ -135,7 +140,9 @@ def trace(
     Any batch size works afterwards, and so do ``train()`` and ``eval()``: what behaves differently
     while training is kept as one module; what train mode only adds (stochastic depth, auxiliary
     heads) is left out or replaced as the graph's ``notes`` say. In-place operations become plain
-    ones. The result is checked against the network on an image batch before it is returned.
+    ones. Code that ``torch.fx`` can't read, reads wrongly or reads into something that can't be
+    stored is read by ``torch.export``, in eval mode alone. The result's values and gradients are
+    compared with the network's on image batches of two sizes before it is returned.
 
     Args:
         model: takes images (n, C, H, W), returns one tensor with n first.
