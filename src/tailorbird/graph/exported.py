@@ -88,7 +88,7 @@ class _Reader:
 
     def run(self, *, gradients: bool) -> Reading:
         """Run the network's code."""
-        with self._calls.open(self._copy):
+        with self._calls.open(self._copy, self._examples[0].clone()):
             whole = _Watched(self._copy, self._calls.begin, _Watch(self._copy, self._home))
             with self._calls.watched():
                 program = self._export(whole, gradients=gradients, strict=False)
@@ -107,10 +107,10 @@ class _Reader:
         return cleaned(program)
 
     def _finish(self, program: ExportedProgram) -> Reading:
-        graph = Translator(self._home, self._calls, self._examples).graph(program)
         for layer in map(self._home.get_submodule, self._kept):
-            if hasattr(layer, "inplace"):
+            if getattr(layer, "inplace", False) is True:
                 setattr(layer, "inplace", False)  # noqa: B010
+        graph = Translator(self._home, self._calls, self._examples).graph(program)
         drop_identities(graph, self._home)
         localise_sizes(graph)
         module = compact(graph, self._home, type(self._root).__name__)

@@ -97,6 +97,7 @@ class LeafCalls:
         self._leaves = leaves
         self._made: list[int] = []
         self._inside = False
+        self._whole: set[type[Function]] = set()
         self._own: dict[nn.Module, list[int]] = {}
 
     def call(self, number: int) -> LeafCall:
@@ -104,8 +105,15 @@ class LeafCalls:
         return _CALLS[number]
 
     @contextmanager
-    def open(self, copy: nn.Module) -> Iterator[None]:
-        """Replace the layers' forwards in a copy of the network; forget all calls at the end."""
+    def open(self, copy: nn.Module, images: Tensor) -> Iterator[None]:
+        """Replace the layers' forwards in a copy of the network; forget all calls at the end.
+
+        Args:
+            copy: it is run on ``images`` once.
+            images: with values.
+        """
+        with functions.watched(self._judged):
+            copy(images)
         for path, layer in self._layers(copy):
             layer.forward = self._forward(path, layer)
         try:
@@ -172,10 +180,20 @@ class LeafCalls:
 
         return forward
 
+    def _judged(self, function: type[Function], apply: functions.Apply, args: Any) -> Any:  # noqa: ANN401
+        """Note the functions whose own gradient is needed, while there are values."""
+        own = not function.__module__.startswith("torch.")
+        if own and functions.has_own_gradient(function, apply, args):
+            self._whole.add(function)
+        return apply(*args)
+
     def _applied(self, function: type[Function], apply: functions.Apply, args: Any) -> Any:  # noqa: ANN401
-        """A function is called where it is torch's, or where a call's shapes are worked out."""
+        """A function is called where a call's shapes are worked out, or kept whole, backward and
+        all, or looked into where its gradient is that of its forward; torch's own are called."""
         if self._inside or function.__module__.startswith("torch."):
             return apply(*args)
+        if function not in self._whole:
+            return functions.look_into(function, args)
         kept = functions.whole(function)
         return self._record(kept, kept, apply, args, {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -44,6 +45,8 @@ class Translator:
         self._values: dict[fx.Node, Pair] = {}
         self._made: dict[fx.Node, Any] = {}
         self._fixed: set[fx.Node] = set()
+        self._fresh: list[fx.Node] = []
+        self._holders: Counter[fx.Node] = Counter()
         self._latest: fx.Node | None = None
 
     def graph(self, program: ExportedProgram) -> fx.Graph:
@@ -55,6 +58,7 @@ class Translator:
         held = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         answers = program.graph_signature.user_outputs
         batch = batch_of(program).node.expr
+        last = {read: node for node in program.graph.nodes for read in node.all_input_nodes}
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.users:
                 self._made[node] = self._input(held[node.name], program)
@@ -67,7 +71,18 @@ class Translator:
             elif node.op == "output":
                 (answer,) = (n for n in node.args[0] if n.name == answers[0])
                 self._graph.output(self._made[answer])
+            self._forget(node, [read for read in node.all_input_nodes if last[read] is node])
         return self._graph
+
+    def _forget(self, node: fx.Node, read: list[fx.Node]) -> None:
+        """Drop the values that nothing reads any more: those of large networks are large, too."""
+        self._holders.update(_nodes(self._made.get(node)))
+        done = [kept for dead in read for kept in _nodes(self._made.get(dead))]
+        self._holders.subtract(done)
+        for kept in (*done, *self._fresh):
+            if self._holders[kept] <= 0:
+                self._values.pop(kept, None)
+        self._fresh.clear()
 
     # ------------------------------------------------------------ nodes
 
@@ -137,7 +152,7 @@ class Translator:
         made = self._made[node]
         if made is not _BATCH:
             return made
-        return self._add(Operation("call_method", "size", (self._latest, 0)))
+        return self._add(Operation("call_method", "size", (self._latest, 0)), self._counts)
 
     # ------------------------------------------------------------ values
 
@@ -150,6 +165,7 @@ class Translator:
 
     def _note(self, node: fx.Node, values: Pair) -> fx.Node:
         self._values[node] = values
+        self._fresh.append(node)
         if isinstance(values[0], Tensor):
             node.meta[VALUES] = tuple(tuple(value.shape) for value in values)
             if values[0].ndim and self._counts == tuple(len(value) for value in values):
@@ -173,6 +189,10 @@ class Translator:
         if operation.op == "call_method":
             return getattr(args[0], operation.target)(*args[1:], **kwargs)
         return operation.target(*args, **kwargs)
+
+
+def _nodes(made: Any) -> list[fx.Node]:  # noqa: ANN401
+    return [node for node in _tensors(made) if isinstance(node, fx.Node)]
 
 
 def _holds(home: nn.Module, path: str) -> bool:
