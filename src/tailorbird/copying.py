@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -22,7 +23,7 @@ def copy_network(module: Network) -> Network:
         >>> torch.equal(copy_network(layer).weight, layer.weight)
         True
     """
-    held = [value for part in module.modules() for value in vars(part).values()]
+    held = [value for part in module.modules() for value in tree_leaves(dict(vars(part)))]
     made: dict[int, Any] = {
         id(value): value.detach().clone()
         for value in held

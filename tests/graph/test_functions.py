@@ -98,14 +98,15 @@ def test_a_function_that_cannot_be_looked_into_is_kept():
     assert [layer.kind for layer in graph.layers if layer.name == "in_place"] == ["other"]
 
 
-def test_a_lost_gradient_is_found_and_the_way_out_holds():
+def test_a_lost_gradient_is_found_and_the_ways_out_hold():
     network = around(Silenced())
     with pytest.raises(GraphError, match=r"the gradient of .* differs .* mark the module .* leaf"):
-        trace(network, SHAPE)
-    graph = trace(network, SHAPE, leaves=["2"])
-    wanted, given = gradients(network.eval(), 2), gradients(copy.deepcopy(graph.module), 2)
-    assert wanted["2.one.weight"] is given["2.one.weight"] is None
-    assert torch.allclose(wanted["0.weight"], given["0.weight"])
+        trace(network, SHAPE, ways=["torch.fx"])
+    for graph in (trace(network, SHAPE, leaves=["2"]), trace(network, SHAPE)):
+        wanted, given = gradients(network.eval(), 2), gradients(copy.deepcopy(graph.module), 2)
+        assert wanted["2.one.weight"] is given["2.one.weight"] is None
+        assert torch.allclose(wanted["0.weight"], given["0.weight"])
+    assert graph.read_by == "torch.export"
 
 
 def test_weights_without_a_gradient_may_get_one():

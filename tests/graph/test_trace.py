@@ -232,7 +232,7 @@ def test_unknown_leaf_and_layer_are_named() -> None:
         trace(model, (3, 6, 6)).layer("aa")
 
 
-def test_mode_dependence_of_the_whole_network_is_refused() -> None:
+def test_mode_dependence_of_the_whole_network_is_left_out_and_said() -> None:
     class Auxiliary(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -242,7 +242,10 @@ def test_mode_dependence_of_the_whole_network_is_refused() -> None:
             return self.head(x) * (2 if self.training else 1)
 
     with pytest.raises(GraphError, match=r"Auxiliary\.forward itself does something else in train"):
-        trace(Auxiliary(), (3, 4, 4))
+        trace(Auxiliary(), (3, 4, 4), ways=["torch.fx"])
+    graph = trace(Auxiliary(), (3, 4, 4))
+    assert graph.told[0] == "read by torch.export"
+    assert "train mode alone is left out" in graph.notes[0]
 
 
 def test_state_kept_between_calls_is_found_out() -> None:

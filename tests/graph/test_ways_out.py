@@ -151,6 +151,7 @@ def test_what_writes_into_views_is_a_leaf_and_state_is_left_out():
     assert trace(around(Apply(double)), SHAPE).macs
     assert "mark the module that does so as a leaf" in text
     network = around(Views()).eval()
+    assert trace(network, SHAPE).read_by == "torch.export"
     graph = trace(network, SHAPE, leaves=["2"])
     images = torch.randn(2, *SHAPE)
     assert torch.equal(graph.module(images), network(images))
@@ -159,13 +160,14 @@ def test_what_writes_into_views_is_a_leaf_and_state_is_left_out():
 # ---------------------------------------------------------------- storing
 
 
-def test_hooks_are_removed_first():
+def test_hooks_are_removed_first_or_built_in():
     network = around()
-    hook = network[0].register_forward_hook(lambda module, args, out: None)
-    module = trace(network, SHAPE).module
-    assert "remove them first" in refused(to_spec, module)
-    hook.remove()
+    hook = network[0].register_forward_hook(lambda module, args, out: 2 * out)
+    module = trace(network, SHAPE, ways=["torch.fx"]).module
+    assert "remove them first, or build what they do into the network" in refused(to_spec, module)
     assert to_spec(trace(network, SHAPE).module)["code"] == []
+    hook.remove()
+    assert to_spec(trace(network, SHAPE, ways=["torch.fx"]).module)["code"] == []
 
 
 def test_what_stands_nowhere_moves_to_the_top_of_a_module():

@@ -20,16 +20,25 @@ class Answers:
     """Lends ``int``, ``len`` and ``type`` to modules outside torch; takes them back on exit.
 
     Args:
-        tensor: the class of a tensor's proxies.
-        number: the class of a number's proxies.
-        length: what ``len`` gives for a tensor's proxy.
+        tensor: the class of what stands for a tensor.
+        number: the classes of what stands for a number.
+        whole: what ``int`` gives for such a number.
+        is_whole: whether such a number is an ``int``.
     """
 
     def __init__(
-        self, tensor: type[Any], number: type[Any], length: Callable[[Any], object]
+        self,
+        tensor: type[Any],
+        number: type[Any] | tuple[type[Any], ...],
+        whole: Callable[[Any], object],
+        is_whole: Callable[[Any], bool],
     ) -> None:
         self._names = dict(
-            zip(_NAMES, (_int(tensor, number), _len(tensor, length), _type(tensor)), strict=True)
+            zip(
+                _NAMES,
+                (_int(tensor, number, whole, is_whole), _len(tensor), _type(tensor)),
+                strict=True,
+            )
         )
         self._lent: list[tuple[dict[str, Any], str]] = []
         self._seen: set[int] = set()
@@ -68,20 +77,25 @@ def _ours(space: dict[str, Any]) -> bool:
     return str(space.get("__name__")).partition(".")[0] in ("torch", "tailorbird", "math")
 
 
-def _int(tensor: type[Any], number: type[Any]) -> type:
+def _int(
+    tensor: type[Any],
+    number: type[Any] | tuple[type[Any], ...],
+    whole: Callable[[Any], object],
+    is_whole: Callable[[Any], bool],
+) -> type:
     """An ``int`` whose instances are ints and numbers that change with the batch."""
 
     class Meta(type):
         def __call__(cls, *args: Any) -> Any:  # noqa: ANN401
             if args and isinstance(args[0], number) and not isinstance(args[0], tensor):
-                return args[0].whole()
+                return whole(args[0])
             return builtins.int(*args)
 
         def __instancecheck__(cls, instance: object) -> bool:
             if isinstance(instance, tensor):
                 return False
             return isinstance(instance, builtins.int) or (
-                isinstance(instance, number) and instance.is_whole()
+                isinstance(instance, number) and is_whole(instance)
             )
 
         def __eq__(cls, other: object) -> bool:
@@ -93,8 +107,8 @@ def _int(tensor: type[Any], number: type[Any]) -> type:
     return Meta("int", (builtins.int,), {})
 
 
-def _len(tensor: type[Any], length: Callable[[Any], object]) -> Callable[[Any], object]:
-    return lambda value: length(value) if isinstance(value, tensor) else builtins.len(value)
+def _len(tensor: type[Any]) -> Callable[[Any], object]:
+    return lambda value: value.shape[0] if isinstance(value, tensor) else builtins.len(value)
 
 
 def _type(tensor: type[Any]) -> type:

@@ -327,6 +327,22 @@ def _describe_graph(module: fx.GraphModule, path: str, seen: dict[nn.Module, str
     }
 
 
+def unlisted(module: fx.GraphModule) -> bool:
+    """Whether a graph calls what can't be stored by name, or modules with hooks.
+
+    Example:
+        >>> unlisted(fx.symbolic_trace(nn.ReLU()))
+        False
+    """
+    names = (node for node in module.graph.nodes if node.op in ("call_function", "call_method"))
+    return any(
+        function_name(node.target) is None and code_path(node.target) is None
+        if node.op == "call_function"
+        else not is_method(node.target)
+        for node in names
+    ) or any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
 def _graph_nodes(module: fx.GraphModule, path: str) -> list[Json]:
     records: list[Json] = []
     for node in module.graph.nodes:

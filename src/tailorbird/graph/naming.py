@@ -43,6 +43,13 @@ def gather(graph: fx.Graph, *homes: nn.Module, name: str = "GraphModule") -> fx.
     return module
 
 
+def compact(graph: fx.Graph, home: nn.Module, name: str) -> fx.GraphModule:
+    """A graph module of only those nodes, and then modules, that its output needs, in eval mode."""
+    module = gather(graph, home, name=name)
+    module.graph.eliminate_dead_code()
+    return gather(module.graph, module, name=name).eval()
+
+
 def _place(root: nn.Module, path: str, value: object) -> None:
     """Put something at a path, in modules made for it; what holds it already is left alone."""
     holder = root

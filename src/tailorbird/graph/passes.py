@@ -317,7 +317,12 @@ def _own_size(graph: fx.Graph, node: fx.Node, number: fx.Node) -> None:
         if shapes is None or len(shapes[0]) != len(shapes[1]):
             continue
         for d, (left, right) in enumerate(zip(*shapes, strict=True)):
-            if left == right or left % wanted[0] or left // wanted[0] * wanted[1] != right:
+            if (
+                left == right
+                or wanted[0] == wanted[1]
+                or left % wanted[0]
+                or left // wanted[0] * wanted[1] != right
+            ):
                 continue
             with graph.inserting_before(node):
                 size = graph.call_method("size", (tensor, d))

@@ -34,9 +34,15 @@ def prove(network: nn.Module, traced: fx.GraphModule, home: nn.Module, images: T
         for weight in traced.parameters()
         if (name := names.get(id(weight), "")) in own
     }
-    expected, wanted = _run(network, {name: pair[0] for name, pair in weights.items()}, images)
-    found, given = _run(traced, {name: pair[1] for name, pair in weights.items()}, images)
     what = type(network).__name__
+    expected, wanted = _run(network, {name: pair[0] for name, pair in weights.items()}, images)
+    try:
+        found, given = _run(traced, {name: pair[1] for name, pair in weights.items()}, images)
+    except Exception as error:  # whatever a wrong program does
+        raise GraphError(
+            f"the traced network does not run on {len(images)} images, {what} does ({error}): "
+            f"{_WAY_OUT}"
+        ) from error
     if expected.shape != found.shape:
         raise GraphError(
             f"the traced network gives {tuple(found.shape)} for {len(images)} images, {what} gives "
@@ -77,7 +83,11 @@ def _run(
     asked = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     with torch.enable_grad(), torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)
-        output: Tensor = network(image * 1)  # a network may write into its input
+        try:
+            output: Tensor = network(image * 1)  # a network may write into its input
+        except RuntimeError:
+            with torch.no_grad():  # some writes are refused where gradients are wanted
+                output = network(images.clone())
         if not output.requires_grad:
             return output.detach(), {}
         scale = torch.linspace(0.5, 1.5, output.numel()).reshape(output.shape).to(output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,11 @@ from torch.utils.flop_counter import flop_registry
 from tailorbird.copying import copy_network
 from tailorbird.errors import GraphError
 from tailorbird.graph.bake import bake
+from tailorbird.graph.describe import unlisted
+from tailorbird.graph.exported import Reading, read_exported
 from tailorbird.graph.kinds import CONSTANT, SIZE, kind_of
 from tailorbird.graph.modes import Modes, compare, install_drops
-from tailorbird.graph.naming import gather
+from tailorbird.graph.naming import compact
 from tailorbird.graph.passes import (
     drop_identities,
     functionalise,
@@ -34,7 +35,9 @@ from tailorbird.graph.proof import prove
 from tailorbird.graph.tracer import COMPOSITES, ValueTracer
 from tailorbird.measure.counts import RECURRENT, recurrent_flops
 
+FX, EXPORT = "torch.fx", "torch.export"
 _RETRACES = 40  # each makes one more module a leaf
+_COUNTS = (1, 5)  # of images: other ones than those that the code was run on
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class LayerGraph:
         input_shape: (C, H, W).
         output: name of the node whose value the network returns.
         notes: what of train mode was left out or replaced, one sentence each.
+        read_by: what read the network's code, ``"torch.fx"`` or, where that can't,
+            ``"torch.export"``.
     """
 
     module: fx.GraphModule
@@ -78,6 +83,12 @@ class LayerGraph:
     input_shape: tuple[int, ...]
     output: str
     notes: tuple[str, ...] = ()
+    read_by: str = FX
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """How the network was read, and what that left out."""
+        return (f"read by {self.read_by}", *self.notes)
 
     @cached_property
     def index(self) -> Mapping[str, int]:
@@ -122,18 +133,23 @@ def trace(
     input_shape: Sequence[int],
     *,
     leaves: Sequence[str | type[nn.Module]] = (),
+    ways: Sequence[str] = (FX, EXPORT),
 ) -> LayerGraph:
     """Trace an image network into a layer graph. The network itself is left as it is.
 
     Any batch size works afterwards, and so do ``train()`` and ``eval()``: what behaves differently
     while training is kept as one module; what train mode only adds (stochastic depth, auxiliary
     heads) is left out or replaced as the graph's ``notes`` say. In-place operations become plain
-    ones. The result is checked against the network on an image batch before it is returned.
+    ones. Code that ``torch.fx`` can't read, reads wrongly or reads into something that can't be
+    stored is read by ``torch.export``, in eval mode alone. The result's values and gradients are
+    compared with the network's on image batches of two sizes before it is returned.
 
     Args:
         model: takes images (n, C, H, W), returns one tensor with n first.
         input_shape: (C, H, W).
         leaves: dotted paths or classes of modules that must not be looked into.
+        ways: to read the network's code, in the order in which they are tried: ``"torch.fx"``
+            follows both modes; ``"torch.export"`` reads more Python, and eval mode alone.
 
     Raises:
         GraphError: the network does not run on this shape, returns something else than one tensor,
@@ -148,17 +164,59 @@ def trace(
     shape = tuple(int(size) for size in input_shape)
     root = _copy(model)
     _check_leaves(root, leaves)
+    if not ways or not set(ways) <= _WAYS.keys():
+        raise GraphError(f"ways: expected some of {list(_WAYS)}, got {list(ways)}")
     image = _images(root, shape, 1)
     devices = [image.device] if image.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         _reference(root, image, shape)
-        module, home, notes = _program(root, shape, list(leaves))
-        for count in (1, 3):
-            prove(root, module, home, _images(root, shape, count))
-        return _describe(module, shape, notes)
+        return _read(root, shape, leaves, ways)
+
+
+def _read(
+    root: nn.Module,
+    shape: tuple[int, ...],
+    leaves: Sequence[str | type[nn.Module]],
+    ways: Sequence[str],
+) -> LayerGraph:
+    """The network read in the first way that gives what the network gives, and can be stored."""
+    kept: LayerGraph | None = None
+    faults: list[GraphError] = []
+    for way in ways:
+        try:
+            found = _proved(root, shape, way, _WAYS[way](root, shape, leaves))
+        except GraphError as error:
+            faults.append(error)
+            continue
+        if not unlisted(found.module):
+            return found
+        kept = kept or found
+    if kept is not None:
+        return kept
+    others = zip(ways[1:], faults[1:], strict=True)
+    more = [f". {way}, which was tried next, can't read it either: {e}" for way, e in others]
+    raise GraphError("".join([str(faults[0]), *more]), module=faults[0].module) from faults[0]
+
+
+def _exported(
+    root: nn.Module, shape: tuple[int, ...], leaves: Sequence[str | type[nn.Module]]
+) -> Reading:
+    return read_exported(root, leaves, (_images(root, shape, 2), _images(root, shape, 3)))
+
+
+def _proved(root: nn.Module, shape: tuple[int, ...], read_by: str, reading: Reading) -> LayerGraph:
+    module, home, notes = reading
+    for count in _COUNTS:
+        prove(root, module, home, _images(root, shape, count))
+    return _describe(module, shape, notes, read_by)
 
 
 def _copy(model: nn.Module) -> nn.Module:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise GraphError(
+            f"{type(model).__name__} holds TorchScript, of which no layers can be made; expected "
+            "modules as they are before torch.jit.script or torch.jit.trace: give those"
+        )
     try:
         root = copy_network(model).eval()
     except Exception as error:
@@ -203,10 +261,10 @@ def _reference(root: nn.Module, image: Tensor, shape: tuple[int, ...]) -> Tensor
 
 
 def _program(
-    root: nn.Module, shape: tuple[int, ...], leaves: list[str | type[nn.Module]]
-) -> tuple[fx.GraphModule, nn.Module, list[str]]:
+    root: nn.Module, shape: tuple[int, ...], given: Sequence[str | type[nn.Module]]
+) -> Reading:
     """Trace in both modes, making a module that differs between them a leaf, until they agree."""
-    path = ""
+    path, leaves = "", list(given)
     for _ in range(_RETRACES):
         evaluated, home = _trace_once(root, shape, leaves, training=False)
         trained, _ = _trace_once(root, shape, leaves, training=True)
@@ -242,9 +300,7 @@ def _finish(graph: fx.Graph, home: nn.Module, modes: Modes, name: str) -> fx.Gra
     localise_sizes(graph)
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)
-    module = gather(graph, home, name=name)
-    module.graph.eliminate_dead_code()
-    return gather(module.graph, module, name=name).eval()
+    return compact(graph, home, name)
 
 
 def _trace_once(
@@ -255,7 +311,7 @@ def _trace_once(
     training: bool,
 ) -> tuple[fx.Graph, nn.Module]:
     """The graph, and the copy of ``root`` that its constants were put on."""
-    home = copy.deepcopy(root).train(training)
+    home = copy_network(root).train(training)
     images = (_images(root, shape, 2), _images(root, shape, 3))
     tracer = ValueTracer(images, leaves)
     try:
@@ -302,6 +358,9 @@ def _line(error: Exception) -> str:
     users = [frame for frame in frames if not frame.filename.startswith(own)]
     frame = users[-1] if users else frames[-1]
     return f"{frame.filename}, line {frame.lineno} ({frame.line})"
+
+
+_WAYS = {FX: _program, EXPORT: _exported}
 
 
 class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -370,7 +429,9 @@ class _Observer(fx.Interpreter):
         return value
 
 
-def _describe(module: fx.GraphModule, shape: tuple[int, ...], notes: Sequence[str]) -> LayerGraph:
+def _describe(
+    module: fx.GraphModule, shape: tuple[int, ...], notes: Sequence[str], read_by: str
+) -> LayerGraph:
     two, three = _Observer(module), _Observer(module)
     two.run(_images(module, shape, 2))
     three.run(_images(module, shape, 3))
@@ -396,7 +457,7 @@ def _describe(module: fx.GraphModule, shape: tuple[int, ...], notes: Sequence[st
         layers.append(
             Layer(node.name, kind, sizes, macs, _own_params(node, module), inputs, boundary)
         )
-    return LayerGraph(module, tuple(layers), shape, output, tuple(notes))
+    return LayerGraph(module, tuple(layers), shape, output, tuple(notes), read_by)
 
 
 def _own_params(node: fx.Node, module: fx.GraphModule) -> int:

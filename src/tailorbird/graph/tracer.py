@@ -192,7 +192,7 @@ class ValueTracer(fx.Tracer):
         self._running = False
         self.failed_in: list[tuple[str, nn.Module]] | None = None
         self._stack: list[tuple[str, nn.Module]] = []
-        self._answers = Answers(TensorProxy, ValueProxy, lambda x: x.shape[0])
+        self._answers = Answers(TensorProxy, ValueProxy, ValueProxy.whole, ValueProxy.is_whole)
 
     def trace(
         self,

@@ -385,14 +385,15 @@ def assemble(
 
 
 def note_readings(run: Path, graphs: Mapping[str, LayerGraph], progress: Progress) -> None:
-    """Keep in ``house/notes.json``, and say, what of the networks' train mode was left out."""
-    notes = {name: list(graph.notes) for name, graph in graphs.items() if graph.notes}
-    if notes:
-        (run / "house").mkdir(exist_ok=True)
-        write_json(run / "house" / "notes.json", notes)
-    for name, lines in notes.items():
-        more = f" (and {len(lines) - 1} more; see tailorbird inspect)" if lines[1:] else ""
-        progress.say(f"{name}: {lines[0]}{more}")
+    """Keep in ``house/notes.json`` how the networks were read and what of their train mode was left
+    out; say the latter."""
+    (run / "house").mkdir(exist_ok=True)
+    write_json(run / "house" / "notes.json", {name: list(g.told) for name, g in graphs.items()})
+    for name, graph in graphs.items():
+        if graph.notes:
+            more = len(graph.notes) - 1
+            rest = f" (and {more} more; see tailorbird inspect)" if more else ""
+            progress.say(f"{name}: {'; '.join(graph.told[:2])}{rest}")
 
 
 def check_structures(run: Path, teacher: LayerGraph, donors: Mapping[str, LayerGraph]) -> None:

@@ -81,6 +81,7 @@ def preflight(
     for line in _images(job.data):
         say(line)
     teacher, donors = trace_all(job.teacher, job.donors, job.data, job.options, job.task)
+    say(_read({"teacher": teacher, **donors}))
     problems = [
         line
         for name, graph in {"teacher": teacher, **donors}.items()
@@ -103,6 +104,14 @@ def _images(data: ImageData) -> list[str]:
     lines = [f"data: {counts} images{classes}; students are chosen on the validation images"]
     lines.append(f"data: accuracies in the report are of the {judged_on(data)}")
     return [*lines, *(f"data: {note}" for note in data.told)]
+
+
+def _read(graphs: Mapping[str, LayerGraph]) -> str:
+    """One line on what read which network's code."""
+    names: dict[str, list[str]] = {}
+    for name, graph in graphs.items():
+        names.setdefault(graph.read_by, []).append(name)
+    return "code: " + "; ".join(f"{', '.join(of)} read by {way}" for way, of in names.items())
 
 
 def _rebuilt(name: str, graph: LayerGraph) -> list[str]:

@@ -47,7 +47,7 @@ class Contents:
     """A run folder's contents, read without loading a single weight.
 
     Args:
-        notes: network -> what of its train mode was left out or replaced.
+        notes: network -> what read its code; what of its train mode was left out or replaced.
     """
 
     blocks: Mapping[str, Mapping[str, int]]
