@@ -127,3 +127,11 @@ def test_a_file_that_cannot_be_run_costs_the_others_nothing():
     assert isinstance(found["b"], MeasurementError)
     assert len(found["a"]) == len(found["c"]) == 2
     assert device.calls[-1] == ["4", "1", "3"]
+
+
+def test_a_dead_device_is_not_asked_for_each_file():
+    device = Scripted(broken=("4",))
+    trials = {name: trial(name, 2) for name in ("1", "2", "3")}
+    found = hold(trials, device, Path("4.onnx"), most=2, together=8)
+    assert all(isinstance(one, MeasurementError) for one in found.values())
+    assert device.calls == [["4", "1", "2", "3"], ["4"]]

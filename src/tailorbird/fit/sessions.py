@@ -166,6 +166,10 @@ def _session(
     except MeasurementError as error:
         if len(paths) == 1:
             return dict.fromkeys(paths, error)
+        try:
+            measured(device, [reference])
+        except MeasurementError as dead:  # it is not the files
+            return dict.fromkeys(paths, dead)
         found: dict[Name, Session | MeasurementError] = {}
         for name, path in paths.items():
             found |= _session({name: path}, device, reference)
