@@ -74,6 +74,9 @@ class Sums:
         self.judged += keys
         return [Judgement(float(self.quality(np.array([k]))[0]), 0.5) for k in keys]
 
+    def as_they_are(self):
+        return {}
+
     def parts(self, key):
         return ()
 

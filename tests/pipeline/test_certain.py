@@ -1,9 +1,11 @@
 """Limits that are near, and devices that are busy: met, not met, or undecided; and who shares."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tailorbird.fit.candidates import Network
+from tailorbird.fit.judge import Judge
 from tailorbird.report.record import RunReport
 from tailorbird.report.verdict import verdict
 from tailorbird.targets import Latency
@@ -47,7 +49,7 @@ def test_what_is_too_near_to_tell_is_undecided_and_tried_again_by_the_next_run(w
     first = run_job(job(run, limits=EDGE, device=busy, rounds=1))
     found = first.targets[0]
     assert found.undecided and not found.met and not first.met
-    assert len(found.certainty.sessions) == len(busy.asked) == 8
+    assert len(found.certainty.sessions) == 8
     assert found.certainty.low_ms < found.limits["latency_ms"] < found.certainty.high_ms
     assert abs(found.certainty.margin) < 0.02
     assert found.reason.startswith("undecided: ") and "8 sessions tell" in found.reason
@@ -71,9 +73,8 @@ def test_an_undecided_choice_is_searched_for_again_and_kept_where_nothing_is_fou
 
 @pytest.mark.parametrize("sessions", [1, 4])
 def test_sessions_are_as_many_as_asked_for(with_house, sessions):
-    busy = Busy(near=0.6)
-    run_job(job(with_house(), limits=EDGE, device=busy, rounds=1, sessions=sessions))
-    assert len(busy.asked) == sessions
+    asked = job(with_house(), limits=EDGE, device=Busy(near=0.6), rounds=1, sessions=sessions)
+    assert len(run_job(asked).targets[0].certainty.sessions) == sessions
 
 
 def test_shares_are_of_one_figure_whatever_the_speed_of_a_session(with_house):
@@ -93,6 +94,15 @@ def test_no_looser_target_is_worse_off_than_a_tighter_one(with_house):
     limits = {"loose": {"latency": "0.9x"}, "tight": {"latency": "0.5x"}}
     found = by_name(run_job(job(run, limits=limits)))
     assert found["loose"].validation >= found["tight"].validation
+
+
+def test_no_target_is_worse_off_than_with_a_donor_as_it_is(with_house):
+    asked = job(with_house(), limits={"any": {"macs": "1x"}, "never": {"latency_ms": 1e-6}})
+    found = by_name(run_job(asked))
+    judge = Judge(replace(asked.data, test=None), Network(asked.teacher, asked.data.input_shape))
+    donor = judge.accuracy(Network(asked.donors["narrow"], asked.data.input_shape))
+    assert found["any"].validation >= donor
+    assert not found["never"].met and found["never"].onnx is None
 
 
 def test_students_of_targets_that_are_gone_are_said(with_house):

@@ -174,6 +174,9 @@ class Candidates(Estimated, Protocol):
     def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
         """Train candidates further, together; ``names`` are for messages."""
 
+    def as_they_are(self) -> Mapping[str, Made]:
+        """Networks by name that need no training and may be shipped where they are better."""
+
     def parts(self, key: Key) -> tuple[str, ...]:
         """What a candidate is made of, for the report."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,17 +33,19 @@ from tailorbird.errors import (
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.fit.answers import Answers, Round, Student
+from tailorbird.fit.as_is import ship_as_is
 from tailorbird.fit.bench import bench_at, try_out
 from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Choice, Chooser, Past
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.prove import Finished, Proof, prove
+from tailorbird.fit.results import result_of
 from tailorbird.fit.serve import moves
 from tailorbird.fit.sessions import MOST
 from tailorbird.fit.ship import Shipping, clear, export_reference
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import TargetResult
-from tailorbird.report.words import figure, undecided
+from tailorbird.report.words import figure
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
@@ -406,17 +408,31 @@ class _Fitting:
         attempt.choice = attempt.made = attempt.module = None
 
     def _serve(self) -> None:
-        """Give targets the students of others that suit them better."""
+        """Give targets the networks as they are, and the students of others, that suit them
+        better.
+        """
         held = {a.target.name: a for a in self.attempts if a.result is not None}
+        bases = {name: pool.base for name, pool in self.chooser.pools.items() if pool.timing}
+        networks = self.candidates.as_they_are()
+        for result in ship_as_is(
+            networks,
+            _answered(held.values()),
+            bases,
+            judges=self._judges,
+            shipping=self.shipping,
+            reference=self.candidates.reference,
+            beside=lambda: self._reference_file,
+            sessions=self.settings.sessions,
+            progress=self.progress,
+        ):
+            attempt = held[result.name]
+            assert result.as_is is not None
+            attempt.module = copy.deepcopy(networks[result.as_is].module)
+            self._record(attempt, result)
         modules = {name: attempt.module for name, attempt in held.items()}
-        found = moves(
-            [(a.target, a.result) for a in held.values() if a.result is not None],
-            {name: pool.base for name, pool in self.chooser.pools.items() if pool.timing},
-            looks=self.settings.sessions,
-        )
-        for move in found:
+        for move in moves(_answered(held.values()), bases, looks=self.settings.sessions):
             attempt = held[move.result.name]
-            self.shipping.copy(move.source, move.result.name)
+            self.shipping.copy(self.shipping.home(move.source), move.result.name)
             attempt.module = copy.deepcopy(modules[move.source])
             self._record(attempt, move.result)
             self.progress.say(
@@ -427,45 +443,21 @@ class _Fitting:
     # answers ------------------------------------------------------------------------------------
 
     def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
-        assert attempt.choice is not None
-        assert attempt.made is not None
-        target, found = attempt.target, proof.measured
-        accuracies = self._judges.of(attempt.choice.key, attempt.made)
-        over = {m: found[m] for m, most in proof.limits.items() if found.get(m, 0.0) > most}
-        beside = {} if proof.reference_ms is None else {"teacher_latency_ms": proof.reference_ms}
-        return TargetResult(
-            name=target.name,
-            device=target.place.key,
-            limits=proof.limits,
-            asked=target.shares,
-            measured={**found, **beside},
-            met=proof.word == "met",
-            undecided=proof.word == "undecided",
-            certainty=proof.certainty,
-            accuracy=accuracies.after,
-            accuracy_before=accuracies.before,
-            teacher_accuracy=self._judges.reference,
-            validation=accuracies.validation,
+        choice, made, target = attempt.choice, attempt.made, attempt.target
+        assert choice is not None
+        assert made is not None
+        expected = figure(LATENCY, choice.figures[LATENCY])
+        return result_of(
+            target,
+            proof,
+            self._judges.of(choice.key, made),
+            reference=self._judges.reference,
             onnx=f"students/{target.name}/{self.exporter.format.file}",
-            lowest={} if proof.word == "met" else over,
-            reason=self._reason(attempt, proof, over),
+            missed=f"measured over its limit after {self.settings.rounds} rounds",
+            otherwise=f"predicted, not measured: {expected} by {target.place.table}",
             minutes=attempt.seconds / 60,
-            replaced=self.candidates.parts(attempt.choice.key),
-            code=proof.code,
-            unstored=proof.unstored,
+            replaced=self.candidates.parts(choice.key),
         )
-
-    def _reason(self, attempt: _Attempt, proof: Proof, over: Mapping[str, float]) -> str | None:
-        assert attempt.choice is not None
-        if proof.word == "met":
-            return None
-        if proof.word == "undecided" and proof.certainty is not None:
-            return undecided(proof.measured[LATENCY], proof.limits[LATENCY], proof.certainty)
-        if over:
-            figures = ", ".join(f"{m} {v:.4g} > {proof.limits[m]:.4g}" for m, v in over.items())
-            return f"measured over its limit after {self.settings.rounds} rounds: {figures}"
-        expected = figure(LATENCY, attempt.choice.figures[LATENCY])
-        return f"predicted, not measured: {expected} by {attempt.target.place.table}"
 
     def _give_up(self, attempt: _Attempt, error: TailorbirdError) -> None:
         target = attempt.target
@@ -532,3 +524,7 @@ class _Fitting:
     def _reference_file(self) -> Path:
         name = self.candidates.words.reference
         return export_reference(self._reference, self.data, self._beside, self.exporter, name=name)
+
+
+def _answered(attempts: Iterable[_Attempt]) -> list[tuple[Target, TargetResult]]:
+    return [(a.target, a.result) for a in attempts if a.result is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize, resized
-from tailorbird.fit.candidates import Key, Made, Network
+from tailorbird.fit.candidates import Made, Network
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.evaluate import predictions, score
 from tailorbird.train.precision import compute_device
@@ -79,22 +79,32 @@ class Judges:
 
     def __init__(self, data: ImageData, reference: Callable[[], Network], task: Task) -> None:
         self._data, self._make, self._task = data, reference, task
-        self._found: dict[Key, Accuracies] = {}
+        self._found: dict[Hashable, Accuracies] = {}
+        self._validation: dict[Hashable, float] = {}
 
     @cached_property
     def reference(self) -> float:
         """The reference's accuracy, as `Accuracies.after`."""
         return self._last.accuracy(self._network)
 
-    def of(self, key: Key, student: Made) -> Accuracies:
-        """Accuracies of a student; equal ones have equal keys."""
+    def validation(self, key: Hashable, student: Made) -> float:
+        """A student's accuracy on the images that are chosen by; equal ones have equal keys."""
+        if self._data.test is None:
+            return self.of(key, student).after
+        if key not in self._validation:
+            network = Network(student.module, student.input_shape)
+            self._validation[key] = self._choosing.accuracy(network)
+        return self._validation[key]
+
+    def of(self, key: Hashable, student: Made) -> Accuracies:
+        """Accuracies of a student."""
         if key not in self._found:
             network, before = Network(student.module, student.input_shape), None
             if student.before is not None:
                 before = self._last.accuracy(Network(student.before, student.input_shape))
             after = self._last.accuracy(network)
             same = self._data.test is None
-            validation = after if same else self._choosing.accuracy(network)
+            validation = after if same else self.validation(key, student)
             self._found[key] = Accuracies(before, after, validation)
         return self._found[key]
 

@@ -139,21 +139,25 @@ class Shipping:
             return (), str(error)
         return code, None
 
-    def copy(self, source: str, name: str) -> None:
-        """Give a target the files of another one's student.
+    def at(self, folder: Path) -> Shipping:
+        """The same, into another folder."""
+        return Shipping(self.data, folder, self.options, self.exporter)
+
+    def copy(self, source: Path, name: str) -> None:
+        """Give a target the files that were delivered to a folder.
 
         Raises:
             StoreError: when files can't be read or written.
         """
         file = self.exporter.format.file
-        there, home = self.home(source), self.home(name)
+        home = self.home(name)
         clear(home, self.exporter.format)
         self._proven.pop(home / file, None)
-        about = {**metadata_of(there / file), "tailorbird.target": name}
-        relabel(there / file, home / file, about)
+        about = {**metadata_of(source / file), "tailorbird.target": name}
+        relabel(source / file, home / file, about)
         for beside in DELIVERED:
-            if (there / beside).exists():
-                write_bytes(home / beside, (there / beside).read_bytes())
+            if (source / beside).exists():
+                write_bytes(home / beside, (source / beside).read_bytes())
 
     def _twin(self, key: Key) -> tuple[Path, _Parities] | None:
         """The file of the same network, if another target has been given it and it is there."""

@@ -7,7 +7,7 @@ those of isolated blocks and are corrected by whole networks that were measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +23,7 @@ from tailorbird.family import AdditiveProblem, Floats
 from tailorbird.fit.candidates import Judgement, Key, Made, Network, Timing, Words, latency_at
 from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import capture, extract
+from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
 from tailorbird.measure.counts import count
@@ -66,6 +67,7 @@ class HouseCandidates:
         recipe: how students are retrained.
         seed: of the retraining.
         progress: told about it.
+        donors: that answer to the teacher's classes, and may be shipped as they are.
     """
 
     house: House
@@ -75,6 +77,7 @@ class HouseCandidates:
     recipe: Recipe
     seed: int
     progress: Progress
+    donors: Mapping[str, LayerGraph] = field(default_factory=dict)
 
     words: ClassVar[Words] = WORDS
 
@@ -260,6 +263,13 @@ class HouseCandidates:
                 seconds=outcome.seconds,
             )
         return made
+
+    def as_they_are(self) -> Mapping[str, Made]:
+        """The donors."""
+        return {
+            name: Made(module=donor.module, input_shape=donor.input_shape, before=None)
+            for name, donor in self.donors.items()
+        }
 
     # figures ------------------------------------------------------------------------------------
 

@@ -209,6 +209,7 @@ class ModelHouse:
                 recipe=recipe,
                 seed=self.seed,
                 progress=self.progress,
+                donors=self._answering_donors,
             ),
             targets,
             data=self.data,
@@ -277,7 +278,8 @@ class ModelHouse:
         """The teacher and those donors that answer to the same classes, as they are: latencies as
         if the teacher took what shares of limits are of.
         """
-        networks = {"teacher": self._teacher, **self._answering_donors}
+        donors = {name: _network(donor) for name, donor in self._answering_donors.items()}
+        networks = {"teacher": self._teacher, **donors}
         known = self.house.store.latencies(key).known.get("teacher")
         latencies: list[float | None]
         try:
@@ -296,11 +298,11 @@ class ModelHouse:
         return points
 
     @cached_property
-    def _answering_donors(self) -> dict[str, Network]:
+    def _answering_donors(self) -> dict[str, LayerGraph]:
         graph = self.house.teacher
         outputs = graph.layer(graph.output).shape
         return {
-            name: _network(donor)
+            name: donor
             for name, donor in self.donors.items()
             if donor.layer(donor.output).shape == outputs
         }
@@ -308,7 +310,7 @@ class ModelHouse:
     def _accuracy(self, name: str) -> float:
         """Of the teacher or a donor, on the last split; each is judged once."""
         if name not in self._accuracies:
-            network = self._teacher if name == "teacher" else self._answering_donors[name]
+            network = self._teacher if name == "teacher" else _network(self._answering_donors[name])
             self._accuracies[name] = self._judge.accuracy(network)
         return self._accuracies[name]
 

@@ -107,6 +107,7 @@ class TargetResult:
         teacher_accuracy: on the same images.
         validation: the student's accuracy on validation images, by which those of targets that
             they all keep are chosen from.
+        as_is: the given network that was shipped instead of a student, as it is.
         found_for: the tighter target whose student serves this one too; ``None`` for its own.
         onnx: path of the exported file, relative to the run folder.
         lowest: metric -> lowest reachable figure, where the limits can't be met.
@@ -131,6 +132,7 @@ class TargetResult:
     accuracy_before: float | None = None
     teacher_accuracy: float | None = None
     validation: float | None = None
+    as_is: str | None = None
     found_for: str | None = None
     onnx: str | None = None
     lowest: Mapping[str, float] = field(default_factory=dict)

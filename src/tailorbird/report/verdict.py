@@ -35,6 +35,8 @@ def verdict(report: RunReport, target: TargetResult) -> str:
         f"{limit(target, metric)}"
         for metric in target.limits
     )
+    if target.as_is is not None:
+        limits += f", {printable(target.as_is)} as it is"
     if target.found_for is not None:
         limits += f", found for {printable(target.found_for)}"
     parts = [limits, _faster(report, target), _accuracy(report, target)]

@@ -253,6 +253,10 @@ class SupernetCandidates:
         """By accuracy on validation images, several subnets in one pass."""
         return [Judgement(float(a), float(a)) for a in self.evaluate(rows(keys))]
 
+    def as_they_are(self) -> Mapping[str, Made]:
+        """None: the full network is a candidate like others."""
+        return {}
+
     def parts(self, key: Key) -> tuple[str, ...]:
         """Nothing: a subnet is one piece."""
         return ()

@@ -1,0 +1,72 @@
+"""What is recorded of a target once its student is proven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tailorbird.fit.judge import Accuracies
+from tailorbird.fit.prove import Proof
+from tailorbird.report.record import TargetResult
+from tailorbird.report.words import undecided
+from tailorbird.targets import LATENCY, Target
+
+
+def result_of(
+    target: Target,
+    proof: Proof,
+    accuracies: Accuracies,
+    *,
+    reference: float,
+    onnx: str,
+    missed: str = "",
+    otherwise: str = "",
+    minutes: float,
+    replaced: Sequence[str] = (),
+    as_is: str | None = None,
+) -> TargetResult:
+    """A target's result.
+
+    Args:
+        target: whose it is.
+        proof: what was found of the exported file.
+        accuracies: of the network.
+        reference: accuracy of the reference.
+        onnx: the file, relative to the run folder.
+        missed: what is said before figures that are over their limits.
+        otherwise: why it isn't met where none is.
+        minutes: spent on this target.
+        replaced: what the network is made of.
+        as_is: the given network that it is, if it was not made.
+    """
+    found, met = proof.measured, proof.word == "met"
+    over = {m: found[m] for m, most in proof.limits.items() if found.get(m, 0.0) > most}
+    beside = {} if proof.reference_ms is None else {"teacher_latency_ms": proof.reference_ms}
+    return TargetResult(
+        name=target.name,
+        device=target.place.key,
+        limits=proof.limits,
+        asked=target.shares,
+        measured={**found, **beside},
+        met=met,
+        undecided=proof.word == "undecided",
+        certainty=proof.certainty,
+        accuracy=accuracies.after,
+        accuracy_before=accuracies.before,
+        teacher_accuracy=reference,
+        validation=accuracies.validation,
+        as_is=as_is,
+        onnx=onnx,
+        lowest={} if met else over,
+        reason=None if met else _reason(proof, over, missed, otherwise),
+        minutes=minutes,
+        replaced=tuple(replaced),
+        code=proof.code,
+        unstored=proof.unstored,
+    )
+
+
+def _reason(proof: Proof, over: Mapping[str, float], missed: str, otherwise: str) -> str:
+    if proof.word == "undecided" and proof.certainty is not None:
+        return undecided(proof.measured[LATENCY], proof.limits[LATENCY], proof.certainty)
+    figures = ", ".join(f"{m} {v:.4g} > {proof.limits[m]:.4g}" for m, v in over.items())
+    return f"{missed}: {figures}" if over else otherwise

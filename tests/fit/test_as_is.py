@@ -1,0 +1,127 @@
+"""A network that was given and needs no training: shipped where it is better than the student."""
+
+from dataclasses import replace
+
+import pytest
+from torch import nn
+
+from tailorbird.export.options import ExportOptions
+from tailorbird.fit.as_is import ship_as_is
+from tailorbird.fit.candidates import Made
+from tailorbird.fit.judge import Accuracies
+from tailorbird.fit.ship import Shipping
+from tailorbird.graph.trace import trace
+from tailorbird.measure.counts import count
+from tailorbird.progress import Silent
+from tailorbird.report.record import TargetResult
+from tailorbird.targets import Place, Target
+from tests.fakes import FakeDevice, FakeExporter, stand_in
+from tests.house.makers import images
+
+SHAPE = (1, 8, 8)
+BOX = Place(device=FakeDevice(base_ms=0.001))
+REFERENCE = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 10))
+
+
+class Known:
+    """Accuracies that are known."""
+
+    reference = 0.9
+
+    def __init__(self, **validation):
+        self.known = validation
+
+    def validation(self, name, student):
+        return self.known[name]
+
+    def of(self, name, student):
+        return Accuracies(None, self.known[name] - 0.01, self.known[name])
+
+
+def donor(width):
+    net = nn.Sequential(nn.Conv2d(1, width, 3), nn.Flatten(), nn.Linear(width * 36, 10))
+    return Made(module=trace(net, SHAPE).module, input_shape=SHAPE, before=None)
+
+
+@pytest.fixture
+def ship(tmp_path):
+    """Ships donors beside a student of 0.8, for limits that are shares of the reference's."""
+    exporter = FakeExporter()
+    shipping = Shipping(images(), tmp_path / "run", ExportOptions(), exporter)
+    beside = tmp_path / "reference.onnx"
+    beside.write_bytes(stand_in(REFERENCE, SHAPE))
+    base_ms = BOX.device.measure([beside])[0].median_ms
+    base = {**count(REFERENCE, SHAPE).as_metrics(), "latency_ms": base_ms}
+
+    def asked(judges, networks, **results):
+        answered = [(Target(name, BOX, {"latency": "0.5x"}), one) for name, one in results.items()]
+        found = ship_as_is(
+            networks,
+            answered,
+            {BOX.name: base},
+            judges=judges,
+            shipping=shipping,
+            reference=(1, 2, 3),
+            beside=lambda: beside,
+            sessions=8,
+            progress=Silent(),
+        )
+        return {result.name: result for result in found}, shipping, exporter
+
+    return asked
+
+
+def student(**changes):
+    made = TargetResult(
+        name="edge",
+        device=BOX.key,
+        limits={"latency_ms": 1.0},
+        measured={"latency_ms": 0.01},
+        met=True,
+        validation=0.8,
+        onnx="students/edge/model.onnx",
+        minutes=3.0,
+    )
+    return replace(made, **changes)
+
+
+def test_the_best_that_keeps_the_limit_is_shipped(ship):
+    networks = {"small": donor(4), "middle": donor(8), "large": donor(30)}
+    found, shipping, _ = ship(Known(small=0.85, middle=0.88, large=0.99), networks, edge=student())
+    edge = found["edge"]
+    assert edge.as_is == "middle" and edge.met and edge.replaced == ()
+    assert (edge.accuracy, edge.validation, edge.minutes) == (0.87, 0.88, 3.0)
+    assert edge.measured["latency_ms"] <= edge.limits["latency_ms"]
+    home = shipping.home("edge")
+    assert edge.onnx == "students/edge/model.onnx"
+    exact = BOX.device.measure([home / "model.onnx"])[0].median_ms
+    assert edge.measured["latency_ms"] == pytest.approx(exact)
+    assert (home / "student.json").exists() and (home / "verify.json").exists()
+
+
+def test_less_accurate_networks_are_not_even_exported(ship):
+    found, shipping, exporter = ship(Known(small=0.7), {"small": donor(4)}, edge=student())
+    assert not found and not exporter.exported and not shipping.home("edge").exists()
+
+
+def test_a_target_without_a_student_gets_one(ship):
+    none = student(met=False, validation=None, measured={}, onnx=None)
+    found, _, _ = ship(
+        Known(small=0.2, large=0.9), {"small": donor(4), "large": donor(30)}, edge=none
+    )
+    assert found["edge"].as_is == "small"
+
+
+def test_of_equals_the_faster_is_kept(ship):
+    fast = student(measured={"latency_ms": 1e-3})
+    assert not ship(Known(small=0.8), {"small": donor(4)}, edge=fast)[0]
+    slow = student(measured={"latency_ms": 100.0})
+    assert ship(Known(small=0.8), {"small": donor(4)}, edge=slow)[0]["edge"].as_is == "small"
+
+
+def test_one_that_cannot_be_exported_costs_nothing(ship):
+    broken = donor(4)
+    found, _, exporter = ship(Known(small=0.9), {"small": broken}, edge=student())
+    assert found
+    exporter.passes = False
+    assert not ship(Known(small=0.95), {"small": broken}, edge=student())[0]
