@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tailorbird.errors import ConfigError, MeasurementError
@@ -148,3 +148,23 @@ def test_what_it_takes_and_what_files_answer_there(tmp_path):
         ("float32",),
         None,
     )
+
+
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand"])
+def test_a_file_whose_values_are_absurdly_large_is_refused_unrun(tmp_path, kind):
+    value = helper.make_tensor_value_info
+    given = ["size"] if kind == "ConstantOfShape" else ["x", "size"]
+    graph = helper.make_graph(
+        [
+            helper.make_node(kind, given, ["large"]),
+            helper.make_node("ReduceMax", ["large"], ["y"], keepdims=0),
+        ],
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 4])],
+        [value("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([10**12, 4]), "size")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(MeasurementError, match=r"value 'large' has 4,000,000,000,000 elements, mo"):
+        OnnxRuntime().measure([tmp_path / "large.onnx"])

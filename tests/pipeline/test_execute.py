@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -406,3 +407,42 @@ def test_a_device_of_other_files_than_are_made_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match=r"none .* answers: device fake: it runs engine files"):
         run_job(job(tmp_path / "run", limits={"edge": {"params": "0.9x"}}, device=Other()))
+
+
+class Odd(FakeDevice):
+    """Runs files, and answers something else than arrays."""
+
+    def __init__(self, answer):
+        super().__init__(key="odd", base_ms=0.001)
+        object.__setattr__(self, "answer", answer)
+
+    def run(self, artifact, images):
+        return self.answer(images)
+
+
+class Comparing(FakeExporter):
+    """Asks whoever runs files."""
+
+    def verify(self, module, path, images, run=None):
+        if run is not None:
+            run(path, images.numpy())
+        return super().verify(module, path, images)
+
+
+def test_a_run_that_is_wrong_costs_its_own_targets_only(with_house):
+    asked = job(with_house())
+    odd = Target("odd", Odd(lambda images: [None] * len(images)), {"latency": "0.6x"})
+    asked = replace(asked, targets=(odd, *asked.targets[:1]))
+    found = by_name(run_job(asked, exporter=Comparing()))
+    assert found["edge"].met and not found["odd"].met
+    assert re.fullmatch(
+        r"device odd: run of small\.onnx on 1 images gave \[None\], expected a numpy array .*",
+        found["odd"].reason,
+    )
+
+
+def test_devices_are_tried_before_anything_is_trained(tmp_path):
+    asked = job(tmp_path / "run", limits={"edge": {"latency": "0.6x"}}, device=Odd(iter))
+    with pytest.raises(ConfigError, match="none of the targets' devices answers: device odd: run"):
+        run_job(replace(asked, training={"teacher": asked.recipe}), exporter=Comparing())
+    assert not (tmp_path / "run" / "models").exists()

@@ -145,6 +145,24 @@ def test_a_fleet_gets_measured_students_or_the_lowest_reachable(tmp_path):
     assert any("held out: Kendall tau" in stage.detail for stage in report.stages)
 
 
+class Unread(FakeDevice):
+    """Its key is read, and nothing else."""
+
+    @property
+    def format(self):
+        raise OSError("no route to host")
+
+
+def test_a_device_is_tried_before_any_subnet_is_evaluated(tmp_path):
+    run = run_in(tmp_path)
+    [dead] = results(fit(run, fleet(dead=(Unread(key="silent"), ["0.6x"])))).values()
+    assert not dead.met and run.evaluated == []
+    assert dead.reason == "device silent: its format raised OSError('no route to host')"
+    wanted = fleet(dead=(Unread(key="silent"), ["0.6x"]), box=(DEVICE, [{"params": "0.9x"}]))
+    box, dead = (results(fit(run, wanted))[target.name] for target in reversed(wanted))
+    assert box.met and not dead.met and run.evaluated
+
+
 def test_a_student_is_the_best_of_all_subnets_where_predictions_are_exact(tmp_path):
     run = run_in(tmp_path)
     space = run.supernet.architectures
@@ -184,8 +202,8 @@ def test_a_finished_run_says_so_and_another_target_costs_only_itself(tmp_path):
     assert student.exists()
 
 
-class Killed(BaseException):
-    """Stands for the process's end."""
+class Killed(KeyboardInterrupt):
+    """Stands for the process's end: other errors of a device cost its own targets only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,3 +71,10 @@ def test_weights_that_are_no_numbers_are_not_loaded(stored):
     save_supernet(net, folder)
     with pytest.raises(StoreError, match=r"not finite: first_conv\.conv\.weight;"):
         load_supernet(folder)
+
+
+def test_a_space_of_absurdly_many_classes_is_told_unbuilt(stored):
+    path = stored[1] / "space.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "classes": 2**31}))
+    with pytest.raises(StoreError, match=r"which has 2,147,483,648 weights or more: found"):
+        load_supernet(path.parent)

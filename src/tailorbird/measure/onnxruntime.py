@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.measure.answering import run_onnx
+from tailorbird.measure.sizes import check_sizes
 from tailorbird.targets import ONNX, Format, Latency, Precision
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ ATTEMPTS = 4
 LEAST_RUNS = 15
 MAX_ELEMENTS = 100_000_000
 MOST_THREADS = 1024
+_BESIDE_S = 7200.0
 GROUP_BYTES = 2_000_000_000
 """Files of more bytes together than this are measured in groups."""
 
@@ -83,8 +85,6 @@ class OnnxRuntime:
     runs: int = 100
     seed: int = 0
     seconds: float = 300.0
-
-    time_limit_s: ClassVar[None] = None  # `seconds` bounds it
 
     def __post_init__(self) -> None:
         import onnxruntime
@@ -140,6 +140,11 @@ class OnnxRuntime:
             for group in groups
             for latency in self._measure_together(group, self.seconds / len(groups))
         ]
+
+    @property
+    def time_limit_s(self) -> float:
+        """Seconds for one call: what loading and warming up may take beside `seconds`."""
+        return self.seconds + _BESIDE_S
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -216,6 +221,7 @@ class OnnxRuntime:
 
         if not model.is_file():
             raise MeasurementError(f"{model}: there is no such file")
+        check_sizes(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

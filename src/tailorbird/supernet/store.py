@@ -15,10 +15,13 @@ from torch import Tensor
 from tailorbird.errors import SpaceError, StoreError
 from tailorbird.files import read_json, write_bytes, write_json
 from tailorbird.supernet.architecture import ArchitectureSpace, define_space, load_space
+from tailorbird.supernet.counts import params
 from tailorbird.supernet.network import Supernet, build_supernet
 
 SPACE, WEIGHTS = "space.json", "weights.safetensors"
 _SHOWN = 10
+_HARMLESS = 100_000_000
+"""Weights that are made without asking."""
 
 
 def save_supernet(supernet: Supernet, folder: Path) -> None:
@@ -66,22 +69,23 @@ def load_supernet(folder: Path) -> Supernet:
             if own is None
             else define_space(name, own, resolutions=resolutions)
         )
+    except SpaceError as error:
+        raise StoreError(f"{folder / SPACE}: {error}") from error
+    path = folder / WEIGHTS
+    weights = _read_weights(path)
+    needed, given = _least_weights(space, classes), sum(map(torch.numel, weights.values()))
+    if needed > given:  # nothing of that size is made only to be compared
+        raise StoreError(
+            f"{path}: doesn't fit {SPACE} beside it, a supernet of {name} with {classes} classes, "
+            f"which has {needed:,} weights or more: found {given:,}; train or import the supernet "
+            "again"
+        )
+    try:
         supernet = build_supernet(
             space, classes=classes, dropout=dropout, generator=torch.Generator().manual_seed(0)
         )
     except SpaceError as error:
         raise StoreError(f"{folder / SPACE}: {error}") from error
-    path = folder / WEIGHTS
-    try:
-        weights = read_tensors(path.read_bytes())
-    except OSError as error:
-        raise StoreError(
-            f"{path}: can't be read: {error.strerror or error}; train or import the supernet again"
-        ) from error
-    except SafetensorError as error:
-        raise StoreError(
-            f"{path}: not a whole safetensors file: {error}; train or import the supernet again"
-        ) from error
     expected = supernet.state_dict()
     wrong = sorted(
         key
@@ -99,6 +103,25 @@ def load_supernet(folder: Path) -> Supernet:
         )
     supernet.load_state_dict(weights)
     return supernet.eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path.read_bytes())
+    except OSError as error:
+        raise StoreError(
+            f"{path}: can't be read: {error.strerror or error}; train or import the supernet again"
+        ) from error
+    except SafetensorError as error:
+        raise StoreError(
+            f"{path}: not a whole safetensors file: {error}; train or import the supernet again"
+        ) from error
+
+
+def _least_weights(space: ArchitectureSpace, classes: int) -> int:
+    """Fewer than a supernet has: spaces count their own number of classes."""
+    largest = (space.space.sizes - 1)[None]
+    return max(int(params(space).sum(largest)[0]) - _HARMLESS, classes)
 
 
 def listed(names: Sequence[str]) -> str:
