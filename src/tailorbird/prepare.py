@@ -44,7 +44,7 @@ def prepared(
             + (f"; tailorbird.load_model({model!r}) builds one" if isinstance(model, str) else "")
         )
     notes: list[str] = []
-    while (inner := _wrapped(model)) is not None:
+    while (inner := wrapped_by(model)) is not None:
         notes.append(f"{name}: taken out of {type(model).__name__}")
         model = inner
     if isinstance(model, torch.jit.ScriptModule):
@@ -78,8 +78,8 @@ def prepared(
     return model, notes
 
 
-def _wrapped(model: nn.Module) -> nn.Module | None:
-    """The network within a wrapper of PyTorch's own."""
+def wrapped_by(model: nn.Module) -> nn.Module | None:
+    """The network within a wrapper of PyTorch's own; ``None`` where it is in none."""
     compiled = getattr(model, "_orig_mod", None)
     if isinstance(compiled, nn.Module):
         return compiled
