@@ -85,6 +85,7 @@ def test_a_good_job_is_told_about(tmp_path):
     assert "accuracies in the report are of the validation images, also used to choose" in said
     assert "device fake: the teacher takes " in said
     assert "target edge: allowed are " in said and "30 params of 33 params" in said
+    assert "estimate: about " in said
 
 
 def test_classes_in_another_order_are_noticed(tmp_path):

@@ -166,13 +166,14 @@ def house_stages(
         sum(training_s(r, seen.speeds[name], data) for name, r in job.training.items()),
         sum((COPIES + 1) * FLOAT * _params(graphs[name]) for name in job.training),
     )
+    scored = len(data.validation) * (0.6 * made * speed.forward_s + _forward(kinds))
     weights = FLOAT * sum(kind.count * kind.params for kind in kinds)
     return [
         *([training] if job.training else []),
         Stage("trace", len(graphs) * seen.trace_s, FLOAT * _params(teacher)),
         Stage("sample", _sampling_s(kinds, options, seen)),
         Stage("distil", _distilling_s(job, kinds, blocks, speed), 2 * weights),
-        Stage("score", len(data.validation) * (0.6 * made * speed.forward_s + _forward(kinds))),
+        Stage("score", made * seen.block_s + scored),
         *_fitting(job, teacher, donors, made, seen),
     ]
 
