@@ -45,10 +45,10 @@ def prepared(
             + (f"; tailorbird.load_model({model!r}) builds one" if isinstance(model, str) else "")
         )
     notes: list[str] = []
-    while (inner := _wrapped(model)) is not None:
+    while (inner := wrapped_by(model)) is not None:
         notes.append(f"{name}: taken out of {type(model).__name__}")
         model = inner
-    if any(_wrapped(part) is not None for part in model.modules()):
+    if any(wrapped_by(part) is not None for part in model.modules()):
         model, inside = _unwrapped_inside(model)
         notes.append(f"{name}: parts taken out of {', '.join(inside)}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -82,8 +82,8 @@ def prepared(
     return model, notes
 
 
-def _wrapped(model: nn.Module | None) -> nn.Module | None:
-    """The network within a wrapper of PyTorch's own."""
+def wrapped_by(model: nn.Module | None) -> nn.Module | None:
+    """The network within a wrapper of PyTorch's own; ``None`` where it is in none."""
     compiled = getattr(model, "_orig_mod", None)
     if isinstance(compiled, nn.Module):
         return compiled
@@ -101,7 +101,7 @@ def _unwrapped_inside(model: nn.Module) -> tuple[nn.Module, list[str]]:
     twin, kinds = copy_network(model), set()
     for part in list(twin.modules()):
         for child in part._modules:
-            while (inner := _wrapped(part._modules[child])) is not None:
+            while (inner := wrapped_by(part._modules[child])) is not None:
                 kinds.add(type(part._modules[child]).__name__)
                 part._modules[child] = inner
     return twin, sorted(kinds)

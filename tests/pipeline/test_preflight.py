@@ -85,6 +85,7 @@ def test_a_good_job_is_told_about(tmp_path):
     assert "accuracies in the report are of the validation images, also used to choose" in said
     assert "device fake: the teacher takes " in said
     assert "target edge: allowed are " in said and "30 params of 33 params" in said
+    assert "estimate: about " in said
 
 
 def test_classes_in_another_order_are_noticed(tmp_path):
@@ -127,6 +128,23 @@ def test_another_normalisation_than_timms_is_noticed(tmp_path):
         tried(tmp_path, Picky())
     fits = Normalisation((0.5,) * 3, (0.25,) * 3)
     tried(tmp_path, Picky(), data=colours(norm=fits))
+
+
+class TrainedOn(Picky):
+    """Of timm's, and trained on by its user with ImageNet's normalisation."""
+
+    pretrained_cfg = {"mean": NORM.mean, "std": NORM.std}  # noqa: RUF012
+
+
+def test_a_normalisation_that_was_taken_from_timm_is_tried_against_imagenets(tmp_path):
+    with pytest.raises(ConfigError, match=r"normalisation in use, 95\.6 % with ImageNet's: mean"):
+        tried(tmp_path, TrainedOn())
+
+
+def test_a_donor_of_another_normalisation_is_named(tmp_path):
+    said = tried(tmp_path, Brightest(), donors={"odd": Picky(), "like": TrainedOn()})
+    assert "donor 'odd': timm names another normalisation for it, mean [0.5, 0.5, 0.5]" in said
+    assert "donor 'like'" not in said
 
 
 def test_images_without_labels_are_no_measure_of_the_teacher(tmp_path):

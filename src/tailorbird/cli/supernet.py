@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,12 +24,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+FINE = "nothing was found wrong; nothing was trained. Start it"
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 Data = Annotated[
     Path | None,
     typer.Option(help="YAML file whose 'data' section is used instead of the run's own."),
 ]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Try everything once; train and write nothing.")
+]
 Trust = Annotated[
     bool, typer.Option(help="Import the code that the run folder names for its images.")
 ]
@@ -51,6 +57,7 @@ def train(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on though the job was changed.")
     ] = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a supernet; the same command again continues it.
@@ -59,13 +66,23 @@ def train(
     torchrun --nproc-per-node 2 -m tailorbird supernet train job.yaml
     """
     from tailorbird.config.supernet_job import build_job, load_job
+    from tailorbird.pipeline.supernet_preflight import tell_training, try_training
     from tailorbird.pipeline.supernet_training import SupernetJob, train_run
     from tailorbird.report.terminal import terminal
     from tailorbird.train.world import is_main
 
     progress = terminal(quiet=quiet)
     built = SupernetJob(**build_job(load_job(job), folder=job.resolve().parent))
-    folder = train_run(built, accept_changes=accept_changes, progress=progress)
+    if dry_run:
+        try_training(built, progress=progress)
+        typer.echo(f"{FINE}: tailorbird supernet train {job}")
+        return
+    folder = train_run(
+        built,
+        accept_changes=accept_changes,
+        progress=progress,
+        before=partial(tell_training, built, progress.say),
+    )
     if is_main():
         typer.echo(f"supernet: {folder}; next: tailorbird supernet evaluate {folder}")
 
@@ -187,6 +204,7 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="The run's own by default.")] = None,
     data: Data = None,
     trust: Trust = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Take a subnet for every target of a fleet, export it and measure it.
@@ -197,6 +215,7 @@ def fit(
     from tailorbird.cli.house import tell
     from tailorbird.config.targets import load_targets
     from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
+    from tailorbird.pipeline.supernet_preflight import tell_fit, try_fit
     from tailorbird.report.record import RunReport
     from tailorbird.report.terminal import terminal
 
@@ -211,8 +230,17 @@ def fit(
         seed=seed,
     )
     targets = load_targets(fleet)
+    trained, progress = opened(run, data, trust=trust), terminal(quiet=quiet)
+    if dry_run:
+        try_fit(trained, targets, options=options, progress=progress)
+        typer.echo(f"{FINE}: tailorbird supernet fit {run} {fleet}")
+        return
     fit_run(
-        opened(run, data, trust=trust), targets, options=options, progress=terminal(quiet=quiet)
+        trained,
+        targets,
+        options=options,
+        progress=progress,
+        before=partial(tell_fit, trained, targets, options=options, say=progress.say),
     )
     tell(RunReport.load(run / "report.json"), run)
 

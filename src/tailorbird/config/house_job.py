@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import yaml
 
 from tailorbird.config.images import Images, images
 from tailorbird.config.named import Named
@@ -16,6 +18,8 @@ from tailorbird.config.sections import Faults, Field, Reader, as_written, fields
 from tailorbird.config.strategies import strategy as named_strategy
 from tailorbird.config.targets import KEYS, Targets, read_targets
 from tailorbird.config.tasks import task as named_task
+from tailorbird.data.images import ImageData
+from tailorbird.data.preparation import Preparation, preparation_of
 from tailorbird.errors import ConfigError, DataError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import make_importable
@@ -157,7 +161,9 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         name: attempt(f"donors.{name}", partial(one.build, say=notes.append))
         for name, one in plan.donors.items()
     }
-    data = attempt("data", plan.data.read)
+    told = None if teacher is None else preparation_of(teacher)
+    read = attempt("data", partial(_images, plan.data, told, say=notes.append))
+    data, section = read or (None, plan.data)
     networks = {"teacher": plan.teacher, **plan.donors}
     training = {name: one.train for name, one in networks.items() if one.train is not None}
     if data is not None and training and not data.labelled:
@@ -184,9 +190,24 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "seed": plan.seed,
         "task": plan.task.made,
         "strategy": None if plan.strategy is None else plan.strategy.made,
-        "description": plan.plain(),
+        "description": replace(plan, data=section).plain(),
         "notes": tuple(notes),
     }
+
+
+def _images(
+    section: Images, told: Preparation | None, seed: int, *, say: Callable[[str], None]
+) -> tuple[ImageData, Images]:
+    """The images, prepared as the teacher's were where the job leaves that open, which is said."""
+    if told is None:
+        return section.read(seed), section
+    data, used = section.read_as(told, seed)
+    before, after = section.plain(), used.plain()
+    taken = {key: after[key] for key in after if after[key] != before[key]}
+    if taken:
+        words = yaml.safe_dump(taken, default_flow_style=True, sort_keys=False, width=1000)
+        say(f"data: left open by the job, so as timm names it for the teacher: {words.strip()}")
+    return data, used
 
 
 def _raise(errors: Sequence[tuple[str, TailorbirdError]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tailorbird.config.reader import Path_
 from tailorbird.config.sections import Faults, Field, fields_of, near, short
 from tailorbird.data.images import IMAGENET, ImageData, Normalisation
+from tailorbird.data.preparation import Preparation, renormalised
 from tailorbird.data.sources import cifar, digits, folder, from_datasets, parquet
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.factories import call_factory, is_factory
@@ -51,19 +52,56 @@ class Images:
             DataError: for images that can't be used.
             ConfigError: for a factory that can't be called or returns something else.
         """
+        return self._read(seed)[0]
+
+    def read_as(self, told: Preparation, seed: int) -> tuple[ImageData, Images]:
+        """Read them, prepared as ``told`` where the section leaves that open.
+
+        Images that come finished, and those of another number of channels, keep their
+        normalisation; those that are not scaled are not cut.
+
+        Args:
+            told: how a network's images were prepared.
+            seed: of their division.
+
+        Returns:
+            The images, and the section with what was taken written out.
+
+        Raises:
+            DataError, ConfigError: as in `read`.
+        """
+        named = {"interpolation": told.interpolation, "crop_share": told.crop_share}
+        scaled = self.values.get("image_size") is not None
+        taken = {key: value for key, value in named.items() if scaled and self._leaves(key)}
+        section = Images({**self.values, **taken})
+        data, finished = section._read(seed)
+        norm = told.normalisation
+        fits = len(norm.mean) == data.input_shape[0]
+        if finished or not fits or not self._leaves("normalisation"):
+            return data, section
+        written = {"mean": list(norm.mean), "std": list(norm.std)}
+        return renormalised(data, norm), Images({**section.values, "normalisation": written})
+
+    def _leaves(self, key: str) -> bool:
+        """Whether a key that there is was left out, or null."""
+        return key in self.values and self.values[key] is None
+
+    def _read(self, seed: int) -> tuple[ImageData, bool]:
+        """The images, and whether they came finished from code, so that most keys are idle."""
         given = {k: v for k, v in self.values.items() if k not in ("kind", "normalisation")}
         norm = self.values.get("normalisation")
         if isinstance(norm, dict):
             given["normalisation"] = Normalisation(tuple(norm["mean"]), tuple(norm["std"]))
-        if self.code is not None:
-            return _own_images(self.code, given, seed)
-        source, fixed = DATA[str(self.values["kind"])]
-        return source(**given, **fixed, seed=seed)
+        if self.code is None:
+            source, fixed = DATA[str(self.values["kind"])]
+            return source(**given, **fixed, seed=seed), False
+        arguments = given.pop("arguments")
+        made = call_factory(self.code, arguments if isinstance(arguments, dict) else None)
+        data = _own_images(self.code, made, given, seed)
+        return data, data is made
 
 
-def _own_images(source: str, given: dict[str, object], seed: int) -> ImageData:
-    arguments = given.pop("arguments")
-    made = call_factory(source, arguments if isinstance(arguments, dict) else None)
+def _own_images(source: str, made: object, given: dict[str, object], seed: int) -> ImageData:
     if isinstance(made, ImageData):
         defaults = {key: one.default for key, one in data_fields(source).items()}
         idle = [key for key, value in given.items() if value != defaults[key]]

@@ -19,7 +19,15 @@ from tailorbird.data.bulk import (
     peek_all,
     reorder_,
 )
-from tailorbird.data.decode import Decoder, corrupt, fail, shape_problems
+from tailorbird.data.decode import (
+    BILINEAR,
+    INTERPOLATIONS,
+    Decoder,
+    Interpolation,
+    corrupt,
+    fail,
+    shape_problems,
+)
 from tailorbird.data.division import divide
 from tailorbird.data.encoded import Encoded
 from tailorbird.data.images import IMAGENET, ImageData, Normalisation, TensorSplit
@@ -46,6 +54,8 @@ class Reading:
 
     image_size: int | tuple[int, int] | None
     channels: int | None
+    interpolation: Interpolation | None
+    crop_share: float | None
     normalisation: Normalisation | None
     validation: float
     seed: int
@@ -72,6 +82,13 @@ class Reading:
             found.append(
                 f"crop_scale: expected a share of the area in (0, 1], got {self.crop_scale}"
             )
+        if self.crop_share is not None and not 0 < self.crop_share <= 1:
+            found.append(f"crop_share: expected a share in (0, 1], got {self.crop_share}")
+        if self.interpolation not in (None, *INTERPOLATIONS):
+            found.append(
+                f"interpolation: expected one of {', '.join(INTERPOLATIONS)}, got "
+                f"{self.interpolation!r}"
+            )
         if not 0 <= self.crop_padding <= MOST_PADDING:
             found.append(f"crop_padding: expected 0 to {MOST_PADDING}, got {self.crop_padding}")
         if self.memory_mb < 0:
@@ -82,7 +99,12 @@ class Reading:
     def decoder(self) -> Decoder:
         """The decoder that these arguments ask for."""
         size = self.image_size
-        return Decoder(self.channels, (size, size) if isinstance(size, int) else size)
+        return Decoder(
+            self.channels,
+            (size, size) if isinstance(size, int) else size,
+            self.interpolation or BILINEAR,
+            self.crop_share or 1.0,
+        )
 
 
 def settle_test(roles: dict[str, T]) -> dict[str, T]:

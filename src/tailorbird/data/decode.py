@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+"""How pixels are scaled, by Pillow's names."""
+
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+BILINEAR: Interpolation = "bilinear"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WEBP = b"RIFF"
@@ -42,14 +48,19 @@ class Decoder:
         channels: 1 or 3 to convert; None keeps grey images at 1 and gives colour 3.
         size: (H, W) to reach by scaling until both sides are covered and cutting the centre;
             None keeps each image's own size.
+        interpolation: how pixels are scaled.
+        share: of each side of that centre what is kept, so that less than 1 cuts closer.
     """
 
     channels: int | None = None
     size: tuple[int, int] | None = None
+    interpolation: Interpolation = BILINEAR
+    share: float = 1.0
 
     def plain(self) -> list[object]:
         """What it does, as plain data."""
-        return [self.channels, self.size]
+        usual = self.interpolation == BILINEAR and self.share == 1.0
+        return [self.channels, self.size, *(() if usual else (self.interpolation, self.share))]
 
     def __call__(self, content: bytes) -> Pixels:
         """Decode ``content``.
@@ -65,7 +76,7 @@ class Decoder:
         if self.channels is not None and len(pixels) != self.channels:
             pixels = _recolour(pixels, self.channels)
         if self.size is not None and pixels.shape[1:] != self.size:
-            pixels = cover(pixels, self.size)
+            pixels = cover(pixels, self.size, self.interpolation, self.share)
         return pixels
 
 
@@ -212,8 +223,15 @@ def _recolour(pixels: Pixels, channels: int) -> Pixels:
     return np.asarray(_pillow(pixels).convert("L"))[None]
 
 
-def cover(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+def cover(
+    pixels: Pixels,
+    size: tuple[int, int],
+    interpolation: Interpolation = BILINEAR,
+    share: float = 1.0,
+) -> Pixels:
     """Scale (C, h, w) until it covers ``size`` = (H, W), then cut the centre.
+
+    With a ``share`` below 1 it is scaled further, so that the cut shows that share of each side.
 
     Example:
         >>> cover(np.zeros((3, 40, 80), np.uint8), (32, 32)).shape
@@ -221,16 +239,22 @@ def cover(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """
     from PIL import Image
 
-    box = covering_box((pixels.shape[1], pixels.shape[2]), size)
-    resized = _pillow(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    box = covering_box((pixels.shape[1], pixels.shape[2]), size, share)
+    way = Image.Resampling[interpolation.upper()]
+    resized = _pillow(pixels).resize((size[1], size[0]), way, box=box)
     array = np.asarray(resized)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
 def covering_box(
-    image: tuple[int, int], size: tuple[int, int]
+    image: tuple[int, int], size: tuple[int, int], share: float = 1.0
 ) -> tuple[float, float, float, float]:
     """The largest part in the middle of an (h, w) image with the proportions of ``size`` = (H, W).
+
+    Args:
+        image: (h, w).
+        size: (H, W).
+        share: of each side of that part what is taken.
 
     Returns:
         (left, top, right, bottom) in pixels, never outside of the image.
@@ -242,7 +266,8 @@ def covering_box(
     height, width = image
     scale = max(size[0] / height, size[1] / width)
     # By rounding the part may come out a hair larger than the image.
-    inner_height, inner_width = min(height, size[0] / scale), min(width, size[1] / scale)
+    inner_height = min(height, size[0] / scale * share)
+    inner_width = min(width, size[1] / scale * share)
     left, top = (width - inner_width) / 2, (height - inner_height) / 2
     right, bottom = min(width, left + inner_width), min(height, top + inner_height)
     return float(left), float(top), float(right), float(bottom)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tailorbird.data.assemble import Part, Reading, assemble, settle_test
-from tailorbird.data.decode import fail
+from tailorbird.data.decode import Interpolation, fail
 from tailorbird.data.encoded import Files
 from tailorbird.data.images import ImageData, Normalisation
 from tailorbird.errors import DataError
@@ -31,6 +31,8 @@ def folder(
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     labels: bool = True,
+    interpolation: Interpolation | None = None,
+    crop_share: float | None = None,
     normalisation: Normalisation | None = None,
     validation: float = 0.1,
     seed: int = 0,
@@ -52,6 +54,9 @@ def folder(
             which then have to be of one size.
         channels: 1 or 3 to convert; None takes what the images have.
         labels: False uses the images without labels, whatever the folders are.
+        interpolation: how images are scaled to ``image_size``; None means bilinear.
+        crop_share: of each side what is kept where images are scaled and cut; None means 1. An
+            image of ``image_size`` stays as it is.
         normalisation: None means ImageNet's for colour, 0.5 and 0.5 for grey.
         validation: share of the training images held out for choices.
         seed: seeds the division.
@@ -69,6 +74,8 @@ def folder(
     reading = Reading(
         image_size=image_size,
         channels=channels,
+        interpolation=interpolation,
+        crop_share=crop_share,
         normalisation=normalisation,
         validation=validation,
         seed=seed,

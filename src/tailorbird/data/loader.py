@@ -137,7 +137,8 @@ class EncodedImages:
         crop = RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)
         top, left, height, width = crop.make_params([torch.from_numpy(whole)]).values()
         part = whole[:, top : top + height, left : left + width]
-        return torch.from_numpy(cover(part, (size[0], size[1])).copy())
+        shown = cover(part, (size[0], size[1]), self.decoder.interpolation)
+        return torch.from_numpy(shown.copy())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tailorbird.data.assemble import Labels, Part, Reading, assemble, settle_test
-from tailorbird.data.decode import fail
+from tailorbird.data.decode import Interpolation, fail
 from tailorbird.data.encoded import Cells
 from tailorbird.data.images import ImageData, Normalisation
 
@@ -38,6 +38,8 @@ def parquet(
     label_column: str | None = "auto",
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    interpolation: Interpolation | None = None,
+    crop_share: float | None = None,
     normalisation: Normalisation | None = None,
     validation: float = 0.1,
     seed: int = 0,
@@ -66,6 +68,8 @@ def parquet(
     reading = Reading(
         image_size=image_size,
         channels=channels,
+        interpolation=interpolation,
+        crop_share=crop_share,
         normalisation=normalisation,
         validation=validation,
         seed=seed,

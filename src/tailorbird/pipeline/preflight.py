@@ -6,7 +6,7 @@ its blocks cut out, stored and rebuilt, the teacher exported, compared and timed
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,30 +15,24 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from tailorbird.data.images import ImageData, Normalisation, classes_in
+from tailorbird.data.images import IMAGENET, ImageData, Normalisation
+from tailorbird.data.preparation import preparation_of
 from tailorbird.errors import (
     ConfigError,
-    ExportError,
     GraphError,
-    MeasurementError,
-    TailorbirdError,
 )
 from tailorbird.export.exporters import Exporter
 from tailorbird.files import scratch
-from tailorbird.fit.bench import time_networks, try_out
 from tailorbird.fit.candidates import Network
-from tailorbird.fit.judge import judged_on
 from tailorbird.fit.ship import export_reference
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.serial import code_of, is_storable, load_module, save_module
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
-from tailorbird.measure.counts import count
-from tailorbird.measure.guarded import threads_of
+from tailorbird.pipeline.estimate import Seen, house_stages, told
 from tailorbird.pipeline.house import trace_all
 from tailorbird.pipeline.job import Job
-from tailorbird.report.words import figure
-from tailorbird.targets import LATENCY
+from tailorbird.pipeline.trials import speed_of, tell_images, try_devices
 from tailorbird.train.evaluate import logits
 from tailorbird.train.precision import compute_device
 
@@ -56,18 +50,24 @@ _BETTER = 0.02
 
 
 def preflight(
-    job: Job, exporter: Exporter, folder: Path, say: Callable[[str], None]
+    job: Job,
+    exporter: Exporter,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    now: Callable[[], float] = time.monotonic,
 ) -> tuple[LayerGraph, dict[str, LayerGraph]]:
     """Try everything once; nothing is trained.
 
-    Costs a few seconds: reading and exporting the networks, one session on each device, and the
-    teacher's pass over some hundred images.
+    Costs a few seconds: reading and exporting the networks, one session on each device, the
+    teacher's pass over some hundred images, and some passes by which the run's time is estimated.
 
     Args:
         job: what is to be done.
         exporter: makes files of networks.
         folder: where the teacher's file goes.
-        say: told what was found.
+        say: told what was found, and what the run will take.
+        now: tells the time in seconds.
 
     Returns:
         The teacher's graph and the donors'.
@@ -78,32 +78,52 @@ def preflight(
         DataError: when the classes in the data and the teacher's head differ.
         GraphError, ExportError: for the teacher.
     """
-    for line in _images(job.data):
+    tell_images(job.data, say)
+    for line in _donors(job):
         say(line)
+    start = now()
     teacher, donors = trace_all(job.teacher, job.donors, job.data, job.options, job.task)
-    say(_read({"teacher": teacher, **donors}))
-    problems = [
-        line
-        for name, graph in {"teacher": teacher, **donors}.items()
-        for line in _rebuilt(name, graph)
-    ]
+    traced = now()
+    graphs = {"teacher": teacher, **donors}
+    say(_read(graphs))
+    problems = [line for name, graph in graphs.items() for line in _rebuilt(name, graph)]
+    rebuilt = now()
     network = Network(teacher.module, teacher.input_shape)
     if "teacher" not in job.training:
         export_reference(network, job.data, folder, exporter, name="teacher")
         problems += _worth(job) if job.check_teacher else []
-    problems += _devices(job, network, exporter, say)
+    trial = try_devices(job.targets, {"teacher": network}, exporter, say, now=now)
+    problems += trial.problems
     if problems:
         raise ConfigError(problems)
+    speeds = {
+        name: speed_of(graph.module, job.data, most=job.options.batch_size, now=now)
+        for name, graph in graphs.items()
+    }
+    seen = Seen(
+        speeds=speeds,
+        trace_s=(traced - start) / len(graphs),
+        block_s=(rebuilt - traced) / len(graphs),
+        file_s=trial.file_s,
+    )
+    for line in told(house_stages(job, teacher, donors, seen)):
+        say(line)
     return teacher, donors
 
 
-def _images(data: ImageData) -> list[str]:
-    size = data.size
-    classes = f", {classes_in(data)} classes" if data.labelled else ", no labels"
-    counts = ", ".join(f"{number} {name}" for name, number in size.items() if number)
-    lines = [f"data: {counts} images{classes}; students are chosen on the validation images"]
-    lines.append(f"data: accuracies in the report are of the {judged_on(data)}")
-    return [*lines, *(f"data: {note}" for note in data.told)]
+def _donors(job: Job) -> list[str]:
+    """Which donors were trained on images that were normalised otherwise."""
+    found = []
+    for name, donor in job.donors.items():
+        told = None if name in job.training else preparation_of(donor)
+        if told is not None and _differ(told.normalisation, job.data.normalisation):
+            mean, std = told.normalisation.mean, told.normalisation.std
+            found.append(
+                f"donor '{name}': timm names another normalisation for it, mean {list(mean)}, std "
+                f"{list(std)}; it gets the images as the teacher does: its blocks are trained on "
+                "them, its own accuracy in the report is lower than it could be"
+            )
+    return found
 
 
 def _read(graphs: Mapping[str, LayerGraph]) -> str:
@@ -147,16 +167,22 @@ def _worth(job: Job) -> list[str]:
     outputs, labels = _answers(job.teacher, data, data.normalisation)
     right = float((outputs.argmax(1) == labels).double().mean())
     way_out = "; if it is as you want it, set check_teacher: false"
-    own = _normalisation_of(job.teacher)
-    if own is not None and _differ(own, data.normalisation):
-        others, _ = _answers(job.teacher, data, own)
-        better = float((others.argmax(1) == labels).double().mean())
-        if better > right + _BETTER:
-            return [
-                f"teacher: {_share(right)} of validation images are right with the job's "
-                f"normalisation, {_share(better)} with the one that timm names for it: mean "
-                f"{list(own.mean)}, std {list(own.std)}; give that as data.normalisation{way_out}"
-            ]
+    told = preparation_of(job.teacher)
+    if told is not None:
+        # Where timm's is the one in use, the network may have been trained on with ImageNet's.
+        named, other = "the one that timm names for it", told.normalisation
+        if not _differ(other, data.normalisation):
+            named, other = "ImageNet's", IMAGENET
+        if _differ(other, data.normalisation):
+            others, _ = _answers(job.teacher, data, other)
+            better = float((others.argmax(1) == labels).double().mean())
+            if better > right + _BETTER:
+                return [
+                    f"teacher: {_share(right)} of validation images are right with the "
+                    f"normalisation in use, {_share(better)} with {named}: mean "
+                    f"{list(other.mean)}, std {list(other.std)}; give that as "
+                    f"data.normalisation{way_out}"
+                ]
     classes, images = outputs.shape[1], len(labels)
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (outputs.argmax(1).numpy(), labels.numpy()), 1)
@@ -220,56 +246,8 @@ class _Renormalised(nn.Module):
         return answer
 
 
-def _normalisation_of(teacher: nn.Module) -> Normalisation | None:
-    """What timm says that a network's images are normalised by."""
-    told = getattr(teacher, "pretrained_cfg", None)
-    if not isinstance(told, Mapping):
-        return None
-    try:
-        return Normalisation(tuple(map(float, told["mean"])), tuple(map(float, told["std"])))
-    except (KeyError, TypeError, ValueError, TailorbirdError):
-        return None
-
-
 def _differ(one: Normalisation, other: Normalisation) -> bool:
     if len(one.mean) != len(other.mean):
         return False  # it was changed for other channels
     pairs = [*zip(one.mean, other.mean, strict=True), *zip(one.std, other.std, strict=True)]
     return any(abs(a - b) > 0.01 for a, b in pairs)
-
-
-# devices --------------------------------------------------------------------------------------
-
-
-def _devices(
-    job: Job, network: Network, exporter: Exporter, say: Callable[[str], None]
-) -> list[str]:
-    """Time the teacher on every device; a problem where none of them answers."""
-    devices = {target.place.key: target.device for target in job.targets}
-    base = count(network.module, network.input_shape).as_metrics()
-    silent = []
-    for key, device in devices.items():
-        threads, cores = threads_of(device), os.cpu_count() or 1
-        if threads is not None and threads > cores:
-            say(f"device {key}: {threads} threads on {cores} cores wait for each other; give fewer")
-        try:
-            try_out(device, exporter)
-            [latency] = time_networks([network], device, exporter)
-        except (MeasurementError, ExportError) as error:
-            silent.append(str(error))
-            say(f"device {key} does not answer, so that its targets can't be met: {error}")
-            continue
-        figures = {**base, LATENCY: latency.median_ms}
-        say(f"device {key}: the teacher takes {figure(LATENCY, latency.median_ms)}")
-        for target in job.targets:
-            if target.place.key == key:
-                bounds = ", ".join(
-                    f"{figure(limit.metric, limit.absolute(figures))} of "
-                    f"{figure(limit.metric, figures[limit.metric])}"
-                    for limit in target.limits
-                    if limit.metric in figures
-                )
-                say(f"target {target.name}: allowed are {bounds}")
-    if len(silent) == len(devices):
-        return [f"none of the targets' devices answers: {'; '.join(silent)}"]
-    return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import yaml
@@ -19,6 +19,7 @@ from tailorbird.fit.sessions import MOST
 from tailorbird.pipeline.supernet_evaluation import evaluate_run
 from tailorbird.pipeline.supernet_fit import Evaluate, FitOptions, fit_run
 from tailorbird.pipeline.supernet_import import import_supernet
+from tailorbird.pipeline.supernet_preflight import tell_fit, tell_training
 from tailorbird.pipeline.supernet_run import SupernetRun, check_whole, open_run
 from tailorbird.pipeline.supernet_training import SupernetJob, train_run
 from tailorbird.progress import Progress, Silent
@@ -136,7 +137,12 @@ class Supernet:
             },
         )
         shown = progress or Silent()
-        train_run(job, accept_changes=accept_changes, progress=shown)
+        train_run(
+            job,
+            accept_changes=accept_changes,
+            progress=shown,
+            before=partial(tell_training, job, shown.say),
+        )
         return Supernet(job.run, images, seed=seed, exporter=exporter, show=shown)
 
     @staticmethod
@@ -307,6 +313,14 @@ class Supernet:
             evaluate=evaluate,
             strategy=strategy,
             exporter=self.exporter,
+            before=partial(
+                tell_fit,
+                self.run,
+                targets,
+                options=options,
+                exporter=self.exporter,
+                say=self.progress.say,
+            ),
             progress=self.progress,
         )
 

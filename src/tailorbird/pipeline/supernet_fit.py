@@ -38,7 +38,12 @@ from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
 from tailorbird.space import Genomes
-from tailorbird.supernet.candidates import SubnetOptions, SupernetCandidates, check_places
+from tailorbird.supernet.candidates import (
+    PREDICTOR,
+    SubnetOptions,
+    SupernetCandidates,
+    check_places,
+)
 from tailorbird.targets import Target, places_of
 
 Evaluate = Callable[[Genomes], Floats]
@@ -103,6 +108,7 @@ def fit_run(
     strategy: Strategy | None = None,
     exporter: Exporter | None = None,
     write: Write | None = None,
+    before: Callable[[], None] | None = None,
     progress: Progress,
 ) -> list[Student]:
     """One student per target, or the reason why not; continues what was begun.
@@ -117,6 +123,8 @@ def fit_run(
         strategy: how subnets are searched; what suits the space by default.
         exporter: makes files of networks; ONNX by default.
         write: writes the report into the run folder; with picture and page by default.
+        before: called where no subnet has been evaluated for the predictor yet, such as
+            `tailorbird.pipeline.supernet_preflight.tell_fit`.
         progress: told what is going on.
 
     Raises:
@@ -136,6 +144,9 @@ def fit_run(
         if stored is not None:
             progress.say(f"{run.path} holds these students; nothing to do")
             return stored
+        if before is not None and not (run.path / "fit" / PREDICTOR).exists():
+            with folder.stage("preflight"):
+                before()
         candidates = SupernetCandidates(
             run.supernet,
             run.data,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,7 +82,11 @@ class SupernetJob:
 
 
 def train_run(
-    job: SupernetJob, *, accept_changes: bool = False, progress: Progress | None = None
+    job: SupernetJob,
+    *,
+    accept_changes: bool = False,
+    progress: Progress | None = None,
+    before: Callable[[], None] | None = None,
 ) -> Path:
     """Train, or continue; returns the run folder, which then holds the supernet.
 
@@ -92,6 +96,8 @@ def train_run(
         job: what is to be trained.
         accept_changes: go on though the job was changed, where the checkpoints allow it.
         progress: told of each epoch.
+        before: called by the main process where nothing has been trained yet, such as
+            `tailorbird.pipeline.supernet_preflight.tell_training`.
 
     Raises:
         StoreError: for a folder in use, of another kind, or of a job that was changed; says what.
@@ -114,8 +120,11 @@ def train_run(
         describe_run(job.run, job.description, job.folder)
         for note in job.notes:
             shown.say(f"note: {note}")
-        for note in job.data.told:
-            shown.say(f"data: {note}")
+        if before is not None and not (job.run / SUPERNET / CHECKPOINTS).exists():
+            before()
+        else:
+            for note in job.data.told:
+                shown.say(f"data: {note}")
         with folder.stage("train"), board:
             # Checkpoints are of the job before it was changed until a new one is written.
             accepted = _is(job.run / ACCEPTED, made_of)

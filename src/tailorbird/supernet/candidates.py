@@ -60,6 +60,7 @@ from tailorbird.train.retrain import Assignment, retrain_all
 LEARNING_RATE = 0.01
 """Of the fine-tuning: the subnets have been trained already."""
 
+PREDICTOR = "predictor.safetensors"
 WHOLE = "net:"
 """Begins the names of whole networks in the store of latencies; others are keys of layers."""
 
@@ -177,7 +178,7 @@ class SupernetCandidates:
             accuracies = self.evaluate(genomes)
         with self.stage("predict accuracy"):
             self.learned = learn(architectures, genomes, accuracies, seed=options.seed)
-        self.learned.predictor.save(self.folder / "predictor.safetensors")
+        self.learned.predictor.save(self.folder / PREDICTOR)
         self.progress.say(f"accuracy predictor: {self.learned}")
 
     # measured -----------------------------------------------------------------------------------
