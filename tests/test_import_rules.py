@@ -29,6 +29,7 @@ CORE = {
     "targets",
     "task",
     "progress",
+    "quiet",
     "threads",
 }
 MAY = {"pipeline": {"cli", "__init__"}, "config": {"cli"}, "cli": {"__main__"}, "demo": {"cli"}}

@@ -1,7 +1,7 @@
 """A run's folder: locked while in use, written atomically, refused for another job.
 
 Layout: ``identity.json`` (what the house was made from), ``config.yaml`` (the resolved job),
-``environment.json``, ``events.jsonl``, ``house/``,
+``environment.json``, ``events.jsonl``, ``log.txt`` (what libraries said), ``house/``,
 ``students/<target>/``, ``report.json``, ``report.html``, ``front.png``.
 """
 
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from tailorbird.errors import StoreError
 from tailorbird.files import write_json
+from tailorbird.quiet import LOG, OLDER, keep
 from tailorbird.records import as_record, read_record
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
@@ -31,7 +32,8 @@ IDENTITY, FORMAT = "identity.json", 2
 """What a run is made from, and the version of a run folder's layout that stands in it."""
 
 _NOTHING_MADE = {
-    *(IDENTITY, f".{IDENTITY}", CONFIG, ORIGIN, "environment.json", "events.jsonl", ".lock")
+    *(IDENTITY, f".{IDENTITY}", CONFIG, ORIGIN, "environment.json", "events.jsonl", ".lock"),
+    *(LOG, OLDER),
 }
 """What a folder holds when a run found its job wrong before it made anything."""
 
@@ -108,6 +110,7 @@ class RunFolder:
         try:
             if identity is not None:
                 self._claim(formatted(identity), redone, say or _unheard)
+            keep(self.path)
             for torn in self.path.rglob(".*.part"):  # left by a kill; nobody else is writing
                 torn.unlink(missing_ok=True)
             self._settle()

@@ -192,11 +192,12 @@ def fit(
     target is not met.
     """
     from tailorbird.cli.house import tell
-    from tailorbird.config.targets import load_targets
+    from tailorbird.config.targets import load_fleet
     from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
     from tailorbird.report.record import RunReport
     from tailorbird.report.terminal import terminal
 
+    asked = load_fleet(fleet)
     options = FitOptions(
         subnets=subnets,
         images=images,
@@ -205,10 +206,13 @@ def fit(
         fine_tune=fine_tune,
         layers_at_most=layers_at_most,
         seed=seed,
+        export=asked.export,
     )
-    targets = load_targets(fleet)
     fit_run(
-        opened(run, data, trust=trust), targets, options=options, progress=terminal(quiet=quiet)
+        opened(run, data, trust=trust),
+        asked.targets,
+        options=options,
+        progress=terminal(quiet=quiet),
     )
     tell(RunReport.load(run / "report.json"), run)
 

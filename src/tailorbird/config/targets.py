@@ -25,8 +25,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tailorbird.config.reader import Path_, read_file, show
-from tailorbird.config.sections import NAMING, Faults, Field, as_written, fields_of, near, short
+from tailorbird.config.sections import (
+    NAMING,
+    Faults,
+    Field,
+    as_written,
+    fields_of,
+    near,
+    read_fields,
+    short,
+)
 from tailorbird.errors import ConfigError, TailorbirdError
+from tailorbird.export.options import ExportOptions
 from tailorbird.factories import is_factory, make_importable, own
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.targets import (
@@ -43,6 +53,8 @@ from tailorbird.targets import (
 
 DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime}
 """Kind of device -> its class. A new device is a line here."""
+
+HINT = "it begins with 'devices:' or 'targets:', see the how-to"
 
 DEFAULT = "onnxruntime"
 """Where neither a kind nor a table is named: one thread on this machine."""
@@ -86,13 +98,44 @@ def load_targets(path: Path, *, needs: Needs = None) -> tuple[Target, ...]:
     Raises:
         ConfigError: listing every fault with its place and line.
     """
-    document = read_file(path, hint="it begins with 'devices:' or 'targets:', see the how-to")
+    document = read_file(path, hint=HINT)
     faults = Faults(document.lines)
     values = faults.values((), document.data, KEYS)
     found = read_targets(faults, values, base=path.parent, reference="full network", needs=needs)
     if faults.found or found is None:
         raise ConfigError(faults.found)
     return found.targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """What `tailorbird supernet fit` is asked for.
+
+    Args:
+        targets: in the file's order.
+        export: what the students' files look like.
+    """
+
+    targets: tuple[Target, ...]
+    export: ExportOptions
+
+
+def load_fleet(path: Path) -> Fleet:
+    """Read a file of devices and targets that may have an ``export`` section, too.
+
+    Raises:
+        ConfigError: listing every fault with its place and line.
+    """
+    document = read_file(path, hint=HINT)
+    faults = Faults(document.lines)
+    options = Field(ExportOptions | None, ExportOptions())
+    values = read_fields(faults, (), document.data, {**KEYS, "export": options}, {})
+    found = read_targets(faults, values, base=path.parent, reference="full network")
+    if faults.found or found is None:
+        raise ConfigError(faults.found)
+    export = values["export"]
+    assert export is None or isinstance(export, ExportOptions)  # as its field is
+    return Fleet(targets=found.targets, export=export or ExportOptions())
 
 
 def device_fields(kind: str | None) -> dict[str, Field]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -78,6 +78,10 @@ class Settings:
         ]
         if problems:
             raise ConfigError(problems)
+
+    def asked(self) -> dict[str, object]:
+        """The settings as a request counts them."""
+        return {**asdict(self), "export": self.export.asked()}
 
 
 @dataclass

@@ -311,7 +311,7 @@ def asked_of_house(
     Raises:
         ConfigError: for a target without a device, which a house can't serve.
     """
-    own = {"device": target.device.key, "recipe": asdict(recipe), **asdict(settings)}
+    own = {"device": target.device.key, "recipe": asdict(recipe), **settings.asked()}
     return request_of(target, strategy, **own)
 
 

@@ -229,7 +229,8 @@ def _request(
     run: SupernetRun, target: Target, options: FitOptions, seed: int, strategy: Strategy | None
 ) -> str:
     """A short hash of all that a target's result answers to."""
-    sizes = {name: value for name, value in asdict(options).items() if name != "layers_at_most"}
+    known = {**asdict(options), "export": options.export.asked()}
+    sizes = {name: value for name, value in known.items() if name != "layers_at_most"}
     table = target.place.table
     made_from = {
         **sizes,
