@@ -20,6 +20,7 @@ TESTS = {
 SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob("*.py"))}
 
 CORE = {
+    "changes",
     "copying",
     "errors",
     "factories",

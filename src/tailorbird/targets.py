@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -362,3 +363,23 @@ def places_of(targets: Sequence[Target]) -> dict[str, Place]:
             [f"places: '{name}' is the name of two; give each its own" for name in sorted(twice)]
         )
     return found
+
+
+def too_many_threads(device: object, cores: int | None = None) -> str | None:
+    """What to say of a device with more threads than this machine has cores; else ``None``.
+
+    Args:
+        device: with ``threads`` or without.
+        cores: of this machine; counted where ``None``.
+
+    Example:
+        >>> class Busy:
+        ...     key, threads = "busy", 8
+        >>> too_many_threads(Busy(), cores=2)
+        'device busy: 8 threads on 2 cores wait for each other; give fewer'
+    """
+    threads, have = getattr(device, "threads", None), cores or os.cpu_count() or 1
+    if not isinstance(threads, int) or threads <= have:
+        return None
+    key = getattr(device, "key", type(device).__name__)
+    return f"device {key}: {threads} threads on {have} cores wait for each other; give fewer"

@@ -9,6 +9,7 @@ import typer
 
 from tailorbird.cli.exits import Quiet, console, plainly
 from tailorbird.cli.outputs import check_outputs
+from tailorbird.cli.recognise import Kind, expect
 
 if TYPE_CHECKING:
     from tailorbird.config.supernet_job import NamedSpace
@@ -58,6 +59,7 @@ def train(
     Several processes, on one machine or more, share the work when started by torchrun:
     torchrun --nproc-per-node 2 -m tailorbird supernet train job.yaml
     """
+    expect(job, Kind.SUPERNET_JOB)
     from tailorbird.config.supernet_job import build_job, load_job
     from tailorbird.pipeline.supernet_training import SupernetJob, train_run
     from tailorbird.report.terminal import terminal
@@ -94,6 +96,7 @@ def evaluate(
     Accuracies are on validation images, each subnet with norm statistics of its own. Subnets that
     were evaluated before are not computed again.
     """
+    expect(run, Kind.SUPERNET_RUN)
     from tailorbird.files import write_json
     from tailorbird.measure.onnxruntime import OnnxRuntime
     from tailorbird.pipeline.supernet_evaluation import evaluate_run
@@ -191,6 +194,8 @@ def fit(
     The same command again continues. More targets cost hardly more. The exit code is 3 where a
     target is not met.
     """
+    expect(run, Kind.SUPERNET_RUN)
+    expect(fleet, Kind.FLEET)
     from tailorbird.cli.house import tell
     from tailorbird.config.targets import load_fleet
     from tailorbird.pipeline.supernet_fit import FitOptions, fit_run

@@ -32,6 +32,7 @@ from tailorbird.config.sections import (
     as_written,
     fields_of,
     near,
+    near_or_own,
     read_fields,
     short,
 )
@@ -295,7 +296,7 @@ class _Reader:
         if isinstance(raw, str) and raw in self.places:
             return self.places[raw], raw
         if isinstance(raw, str) and self.places and raw not in DEVICES and not is_factory(raw):
-            known = near(raw, [*self.places, *DEVICES])
+            known = near_or_own(raw, [*self.places, *DEVICES])
             self.faults.add(path, f"unknown device {short(raw)}{known}")
             return None, raw
         before = len(self.faults.found)
@@ -319,7 +320,7 @@ class _Reader:
         named = kind if isinstance(kind, str) and (kind in DEVICES or is_factory(kind)) else None
         fields = {**more, **device_fields(named)}
         if kind is not None and named is None:
-            hint = near(str(kind), DEVICES)
+            hint = near_or_own(str(kind), DEVICES)
             self.faults.add((*path, key), f"unknown {key} {short(kind)}{hint}")
             fields = {name: Field(object, None) for name in given} | fields  # its keys are unknown
         before = len(self.faults.found)

@@ -18,7 +18,7 @@ from tailorbird.graph.serial import load_module, save_module
 _NAME = "student"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Student:
     """A trained network and what is needed to use it or train it further.
 
@@ -36,6 +36,10 @@ class Student:
     normalisation: Normalisation
     input_shape: tuple[int, int, int]
     metrics: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        return f"<Student: images of {self.input_shape}{classes}>"
 
 
 def save_student(

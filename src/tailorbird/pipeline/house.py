@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from tailorbird.changes import differences
 from tailorbird.data.images import ImageData
 from tailorbird.errors import (
     ConfigError,
@@ -39,7 +40,7 @@ from tailorbird.pipeline.reporting import environment, point_of, stage_costs, wr
 from tailorbird.progress import Progress, Silent
 from tailorbird.records import read_record
 from tailorbird.report.record import Point, RunReport, TargetResult
-from tailorbird.runfolder import RunFolder, differences
+from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Device, Target
 from tailorbird.task import CLASSIFICATION, Task

@@ -6,7 +6,6 @@ its blocks cut out, stored and rebuilt, the teacher exported, compared and timed
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from tailorbird.measure.counts import count
 from tailorbird.pipeline.house import trace_all
 from tailorbird.pipeline.job import Job
 from tailorbird.report.words import figure
-from tailorbird.targets import LATENCY
+from tailorbird.targets import LATENCY, too_many_threads
 from tailorbird.train.evaluate import logits
 from tailorbird.train.precision import compute_device
 
@@ -239,9 +238,8 @@ def _devices(
     base = count(network.module, network.input_shape).as_metrics()
     silent = 0
     for key, device in devices.items():
-        threads, cores = getattr(device, "threads", None), os.cpu_count() or 1
-        if isinstance(threads, int) and threads > cores:
-            say(f"device {key}: {threads} threads on {cores} cores wait for each other; give fewer")
+        if waiting := too_many_threads(device):
+            say(waiting)
         try:
             [latency] = time_networks([network], device, exporter)
         except (MeasurementError, ExportError) as error:

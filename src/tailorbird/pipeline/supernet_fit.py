@@ -38,7 +38,7 @@ from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
 from tailorbird.space import Genomes
 from tailorbird.supernet.candidates import SubnetOptions, SupernetCandidates, check_places
-from tailorbird.targets import Target, places_of
+from tailorbird.targets import Target, places_of, too_many_threads
 
 Evaluate = Callable[[Genomes], Floats]
 """Genomes (n, genes) -> accuracies (n,) on validation images, statistics re-estimated."""
@@ -125,6 +125,9 @@ def fit_run(
     folder = RunFolder(run.path)
     with folder.open(None):
         places = list(places_of(targets).values())
+        for place in places:
+            if waiting := too_many_threads(place.device):
+                progress.say(waiting)
         check_places(places, run.supernet, layers_at_most=options.layers_at_most)
         seed = run.seed if options.seed is None else options.seed
         asked = {target.name: _request(run, target, options, seed, strategy) for target in targets}
