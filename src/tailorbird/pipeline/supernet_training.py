@@ -236,7 +236,9 @@ def _opened(
         raise StoreError(f"run folder {run} holds an imported supernet; give another folder")
     changed = differences(completed(stored, made_of), formatted(made_of))
     begun = bool(changed) and (run / SUPERNET).exists()
-    told = in_settings(changed, job_of(run / CONFIG), job.description)
+    images = [line for line in changed if line.startswith("data.")]
+    told = [line for line in changed if line not in images]  # these are settings as they are
+    told += in_settings(images, job_of(run / CONFIG), job.description)
     listed = "".join(f"\n  - {line}" for line in told)
     if begun and any(_is_bound(line) for line in changed):
         raise StoreError(
