@@ -359,7 +359,8 @@ def test_ctrl_c_writes_the_best_so_far(here):
     )
     limits = ",".join(f"{9 + 0.02 * step:g}" for step in range(200))
     running = subprocess.Popen(
-        [sys.executable, "-c", program, "search", "--space", SPACE, *PHONE, "--limits", limits,
+        [sys.executable, "-c", program, "--verbose", "search", "--space", SPACE, *PHONE,
+         "--limits", limits,
          "--accuracy-predictor", "predictor.safetensors", "--strategy", "my_strategies:Own",
          "--json", "out.json"],
         cwd=here, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -21,6 +21,7 @@ SCRIPTS = {path.name: path.read_text() for path in sorted((ROOT / "bench").rglob
 
 CORE = {
     "asking",
+    "changes",
     "copying",
     "errors",
     "factories",
@@ -30,6 +31,7 @@ CORE = {
     "targets",
     "task",
     "progress",
+    "quiet",
     "threads",
 }
 MAY = {"pipeline": {"cli", "__init__"}, "config": {"cli"}, "cli": {"__main__"}, "demo": {"cli"}}

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailorbird.changes import differences
 from tailorbird.errors import StoreError
 from tailorbird.files import read_json, scratch, write_bytes, write_json
-from tailorbird.runfolder import RunFolder, differences
+from tailorbird.runfolder import RunFolder
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -10,8 +10,9 @@ import yaml
 from tailorbird.config.house_job import check
 from tailorbird.config.reader import read
 from tailorbird.config.sections import Faults
-from tailorbird.config.targets import load_targets, read_targets
+from tailorbird.config.targets import load_fleet, load_targets, read_targets
 from tailorbird.errors import ConfigError
+from tailorbird.export.options import ExportOptions
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.targets import Limit, places_of
 
@@ -288,3 +289,17 @@ def test_what_is_written_again_is_the_same(text):
     assert [(t.name, t.limits, t.place) for t in again.targets] == [
         (t.name, t.limits, t.place) for t in first.targets
     ]
+
+
+def test_a_fleet_may_say_what_files_look_like(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(TARGETS)
+    assert load_fleet(fleet).export == ExportOptions()
+    fleet.write_text(TARGETS + "export: {normalise: true, softmax: true, opset: 3, sofmax: 1}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_fleet(fleet)
+    assert "did you mean 'softmax'?" in str(caught.value)
+    assert "export.opset (line 6): expected 13 or more, got 3" in str(caught.value)
+    fleet.write_text(TARGETS + "export: {normalise: true}\n")
+    found = load_fleet(fleet)
+    assert found.export == ExportOptions(normalise=True) and len(found.targets) == 3

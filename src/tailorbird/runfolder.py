@@ -1,7 +1,7 @@
 """A run's folder: locked while in use, written atomically, refused for another job.
 
 Layout: ``identity.json`` (what the house was made from), ``config.yaml`` (the resolved job),
-``environment.json``, ``events.jsonl``, ``house/``,
+``environment.json``, ``events.jsonl``, ``log.txt`` (what libraries said), ``house/``,
 ``students/<target>/``, ``report.json``, ``report.html``, ``front.png``.
 """
 
@@ -20,8 +20,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tailorbird.changes import differences, in_settings, job_of
 from tailorbird.errors import StoreError
 from tailorbird.files import write_json
+from tailorbird.quiet import LOG, OLDER, keep
 from tailorbird.records import as_record, read_record
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
@@ -31,7 +33,8 @@ IDENTITY, FORMAT = "identity.json", 2
 """What a run is made from, and the version of a run folder's layout that stands in it."""
 
 _NOTHING_MADE = {
-    *(IDENTITY, f".{IDENTITY}", CONFIG, ORIGIN, "environment.json", "events.jsonl", ".lock")
+    *(IDENTITY, f".{IDENTITY}", CONFIG, ORIGIN, "environment.json", "events.jsonl", ".lock"),
+    *(LOG, OLDER),
 }
 """What a folder holds when a run found its job wrong before it made anything."""
 
@@ -77,6 +80,7 @@ class RunFolder:
         *,
         redone: Mapping[str, Sequence[str]] = _NOTHING_REDONE,
         say: Callable[[str], None] | None = None,
+        job: Mapping[str, object] | None = None,
     ) -> Iterator[RunFolder]:
         """Lock the folder and check that it belongs to ``identity`` (plain JSON-able data).
 
@@ -85,6 +89,7 @@ class RunFolder:
             redone: key of ``identity`` -> files and folders that depend on it and on nothing that
                 it does not name. Where only such keys differ, these are removed, to be made anew.
             say: told what is made anew.
+            job: the resolved job, to tell changes by the settings that cause them.
 
         Raises:
             StoreError: for an unwritable folder, one in use by another process, or one that
@@ -107,7 +112,8 @@ class RunFolder:
             ) from error
         try:
             if identity is not None:
-                self._claim(formatted(identity), redone, say or _unheard)
+                self._claim(formatted(identity), redone, say or _unheard, job or {})
+            keep(self.path)
             for torn in self.path.rglob(".*.part"):  # left by a kill; nobody else is writing
                 torn.unlink(missing_ok=True)
             self._settle()
@@ -119,7 +125,8 @@ class RunFolder:
         self,
         plain: dict[str, object],
         redone: Mapping[str, Sequence[str]],
-        say: Callable[[str], None] | None,
+        say: Callable[[str], None],
+        job: Mapping[str, object],
     ) -> None:
         stored = self.stored()
         if stored is None:
@@ -129,20 +136,20 @@ class RunFolder:
         if changed and {p.name for p in self.path.iterdir()} <= _NOTHING_MADE:
             changed = []  # the job failed before anything was made, and was mended
         keys = [line.partition(": ")[0] for line in changed]
+        told = in_settings(changed, job_of(self.path / CONFIG), job)
         if any(_depending(key, redone) is None for key in keys):
             raise StoreError(
                 f"run folder {self.path} belongs to another job; what differs:\n  "
-                + "\n  ".join(changed)
+                + "\n  ".join(told)
                 + "\ngive a new folder, or the job as it was to continue"
             )
         stale = {name for key in keys for name in _depending(key, redone) or ()}
         made = sorted(name for name in stale if (self.path / name).exists())
         if made:
-            if say is not None:
-                say(
-                    f"{self.path}: what differs: {'; '.join(changed)}; made anew is what depends "
-                    f"on it: {', '.join(made)}"
-                )
+            say(
+                f"{self.path}: what differs: {'; '.join(told)}; made anew is what depends "
+                f"on it: {', '.join(made)}"
+            )
             self.event("made anew", changed=changed, removed=made)
         for name in made:
             _remove(self.path / name)
@@ -313,18 +320,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def differences(old: object, new: object, path: str = "") -> list[str]:
-    """Leaves where two plain structures differ, as ``path: old -> new``.
-
-    Example:
-        >>> differences({"seed": 0, "run": "a"}, {"seed": 1, "run": "a"})
-        ['seed: 0 -> 1']
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted({*old, *new}):
-            lines += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        return lines
-    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

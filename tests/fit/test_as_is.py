@@ -61,7 +61,6 @@ def ship(tmp_path):
             {BOX.name: base},
             judges=judges,
             shipping=shipping,
-            reference=(1, 2, 3),
             beside=lambda: beside,
             sessions=8,
             progress=Silent(),

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli import house, machine, search, supernet
-from tailorbird.cli.exits import plainly
+from tailorbird.cli.exits import VERBOSE, plainly
 
 __all__ = ["app", "plainly"]
 
@@ -52,9 +52,21 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
+    *,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            envvar="TAILORBIRD_VERBOSE",
+            help="Print what libraries say; else it goes to log.txt of the run folder, if any.",
+        ),
+    ] = False,
 ) -> None:
     """One trained network in, one measured, specialised network per deployment target out."""
+    token = VERBOSE.set(verbose)
+    context.call_on_close(lambda: VERBOSE.reset(token))

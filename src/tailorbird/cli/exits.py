@@ -9,11 +9,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
 from tailorbird.errors import TailorbirdError
+from tailorbird.quiet import Aside, aside, terminal_fd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +25,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 BAD_INPUT, NOT_MET, INTERRUPTED = 2, 3, 130
+
+VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)
+"""Whether what libraries say is asked for; the command line sets it before each command."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only news.")]
 
@@ -41,14 +47,17 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        log = _Pointer()
         try:
-            with _two_presses():
+            with _two_presses(), _hushed(log):
                 return command(*args, **kwargs)
         except TailorbirdError as error:
             typer.echo(f"error: {_visible(str(error))}", err=True)
+            log.tell()
             raise typer.Exit(BAD_INPUT) from None
         except (MemoryError, RuntimeError) as error:
             if not _is_full(error):
+                log.tell(everything=True)
                 raise
             typer.echo(
                 "error: out of memory; lower batch_size (of house, retrain or recipe), "
@@ -66,8 +75,46 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:  # the reader of our output went away, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except typer.Exit:
+            raise
+        except Exception:
+            log.tell(everything=True)
+            raise
 
     return run
+
+
+class _Pointer:
+    """Where libraries' words of a command went, told where it ended badly."""
+
+    def __init__(self) -> None:
+        self.log: Path | None = None
+        self.tail = ""
+
+    def note(self, kept: Aside) -> None:
+        """Look while it is there."""
+        self.log, self.tail = kept.log if kept.spoke else None, kept.tail
+
+    def tell(self, *, everything: bool = False) -> None:
+        """Name the log; print what is in none, where ``everything`` may matter."""
+        if self.log is not None:
+            typer.echo(f"what libraries said meanwhile is in {self.log}", err=True)
+        elif everything and self.tail:
+            typer.echo(self.tail, err=True, nl=False)
+
+
+@contextmanager
+def _hushed(log: _Pointer) -> Iterator[None]:
+    """Keep libraries' words aside, unless they were asked for (``--verbose``)."""
+    if VERBOSE.get():
+        yield
+        return
+    with aside() as kept:
+        try:
+            yield
+        finally:
+            if kept is not None:
+                log.note(kept)
 
 
 def _visible(text: str) -> str:
@@ -96,8 +143,8 @@ def _two_presses() -> Iterator[None]:
     owner, pressed = os.getpid(), False
 
     def second(*_: object) -> None:
-        if os.isatty(2):
-            os.write(2, b"\x1b[?25h")  # progress bars hide the cursor
+        if os.isatty(terminal_fd()):
+            os.write(terminal_fd(), b"\x1b[?25h")  # progress bars hide the cursor
         os._exit(INTERRUPTED)
 
     def first(*_: object) -> None:
@@ -106,7 +153,7 @@ def _two_presses() -> Iterator[None]:
         if os.getpid() == owner:  # workers are forked with this handler, and need no words
             signal.signal(signal.SIGINT, second)
             with suppress(OSError):
-                os.write(2, b"\nstopping; press ctrl-C again to stop at once\n")
+                os.write(terminal_fd(), b"\nstopping; press ctrl-C again to stop at once\n")
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, first)

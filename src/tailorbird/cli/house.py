@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailorbird.cli.exits import NOT_MET, Quiet, console
+from tailorbird.cli.recognise import Kind, expect
 
 if TYPE_CHECKING:
     from tailorbird.report.record import RunReport
@@ -40,6 +41,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a job; the same command again continues it."""
+    expect(job, Kind.HOUSE_JOB)
     if dry_run:
         try_job(job, quiet=quiet)
     else:
@@ -52,6 +54,8 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Show what a run folder holds so far."""
+    if not (folder / "report.json").exists():
+        expect(folder, Kind.HOUSE_RUN)
     from tailorbird.report.house import contents, show_contents
 
     found = contents(folder)

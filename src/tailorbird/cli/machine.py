@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailorbird.cli.exits import BAD_INPUT
+from tailorbird.cli.recognise import Kind, expect
+from tailorbird.quiet import terminal
 
 if TYPE_CHECKING:
     from tailorbird.doctor import Finding
@@ -26,9 +28,14 @@ def measure(
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Time ONNX files the way targets are timed."""
+    for model in models:
+        expect(model, Kind.ONNX)
+    from tailorbird.measure.guarded import too_many_threads
     from tailorbird.measure.onnxruntime import OnnxRuntime
 
     device = OnnxRuntime(threads=threads, provider=provider, runs=runs, warmup=warmup)
+    if waiting := too_many_threads(device):
+        typer.echo(f"note: {waiting}", file=terminal())
     latencies = device.measure(models)
     if json:
         from json import dumps

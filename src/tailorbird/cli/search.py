@@ -9,6 +9,7 @@ import typer
 
 from tailorbird.cli.exits import INTERRUPTED, Quiet, console
 from tailorbird.cli.outputs import check_outputs
+from tailorbird.quiet import terminal as terminal_stream
 
 if TYPE_CHECKING:
     from tailorbird.targets import Target
@@ -70,7 +71,7 @@ def search(
             plot=plot,
         )
     except KeyboardInterrupt:
-        typer.echo("stopped before there was anything to write", err=True)
+        typer.echo("stopped before there was anything to write", file=terminal_stream())
         raise typer.Exit(INTERRUPTED) from None
     show(found, console())
     if found.stopped:

@@ -10,6 +10,7 @@ import typer
 
 from tailorbird.cli.exits import Quiet, console, plainly
 from tailorbird.cli.outputs import check_outputs
+from tailorbird.cli.recognise import Kind, expect
 
 if TYPE_CHECKING:
     from tailorbird.config.supernet_job import NamedSpace
@@ -65,6 +66,7 @@ def train(
     Several processes, on one machine or more, share the work when started by torchrun:
     torchrun --nproc-per-node 2 -m tailorbird supernet train job.yaml
     """
+    expect(job, Kind.SUPERNET_JOB)
     from tailorbird.config.supernet_job import build_job, load_job
     from tailorbird.pipeline.supernet_preflight import tell_training, try_training
     from tailorbird.pipeline.supernet_training import SupernetJob, train_run
@@ -111,6 +113,7 @@ def evaluate(
     Accuracies are on validation images, each subnet with norm statistics of its own. Subnets that
     were evaluated before are not computed again.
     """
+    expect(run, Kind.SUPERNET_RUN)
     from tailorbird.files import write_json
     from tailorbird.measure.onnxruntime import OnnxRuntime
     from tailorbird.pipeline.supernet_evaluation import evaluate_run
@@ -212,13 +215,16 @@ def fit(
     The same command again continues. More targets cost hardly more. The exit code is 3 where a
     target is not met.
     """
+    expect(run, Kind.SUPERNET_RUN)
+    expect(fleet, Kind.FLEET)
     from tailorbird.cli.house import tell
-    from tailorbird.config.targets import load_targets
+    from tailorbird.config.targets import load_fleet
     from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
     from tailorbird.pipeline.supernet_preflight import tell_fit, try_fit
     from tailorbird.report.record import RunReport
     from tailorbird.report.terminal import terminal
 
+    asked = load_fleet(fleet)
     options = FitOptions(
         subnets=subnets,
         images=images,
@@ -228,8 +234,9 @@ def fit(
         fine_tune=fine_tune,
         layers_at_most=layers_at_most,
         seed=seed,
+        export=asked.export,
     )
-    targets = load_targets(fleet)
+    targets = asked.targets
     trained, progress = opened(run, data, trust=trust), terminal(quiet=quiet)
     if dry_run:
         try_fit(trained, targets, options=options, progress=progress)

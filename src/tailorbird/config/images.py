@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailorbird.config.reader import Path_
-from tailorbird.config.sections import Faults, Field, fields_of, near, short
+from tailorbird.config.sections import Faults, Field, fields_of, near_or_own, short
 from tailorbird.data.images import IMAGENET, ImageData, Normalisation
 from tailorbird.data.preparation import Preparation, renormalised
 from tailorbird.data.sources import cifar, digits, folder, from_datasets, parquet
@@ -150,7 +150,7 @@ def images(faults: Faults, path: Path_, raw: object, *, base: Path) -> Images | 
         faults.add(place, f"expected a kind: {kinds}, got {short(kind or raw)}")
         return None
     if kind not in DATA and not is_factory(kind):
-        faults.add((*path, "kind"), f"unknown kind {short(kind)}{near(kind, DATA)}")
+        faults.add((*path, "kind"), f"unknown kind {short(kind)}{near_or_own(kind, DATA)}")
         return None
     values = faults.values(path, raw, data_fields(kind))
     share = values.get("validation")

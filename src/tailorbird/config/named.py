@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tailorbird.config.sections import near
+from tailorbird.config.sections import near_or_own
 from tailorbird.errors import ConfigError, Fault
 from tailorbird.factories import is_factory, make_importable, own
 
@@ -49,6 +49,6 @@ def named(
     if name in known:
         return known[name]()
     if not is_factory(name):
-        raise ConfigError(Fault(place, f"unknown name {name!r}{near(name, known)}"))
+        raise ConfigError(Fault(place, f"unknown name {name!r}{near_or_own(name, known)}"))
     make_importable(folder)
     return own(name, kind)

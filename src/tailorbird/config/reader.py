@@ -13,6 +13,7 @@ from tailorbird.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 30
+SUPERNET_JOB_HINT = "`tailorbird supernet init > job.yaml` writes a job to start from"
 JOB_HINT = "`tailorbird init > job.yaml` writes a job to start from"
 
 Path_ = tuple[str | int, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tailorbird.config.reader import Path_
-from tailorbird.config.sections import Faults, Field, fields_of, near, short
+from tailorbird.config.sections import Faults, Field, fields_of, near, near_or_own, short
 from tailorbird.errors import ConfigError, Fault
 from tailorbird.factories import (
     call_factory,
@@ -119,7 +119,7 @@ def sampler(faults: Faults, path: Path_, raw: object, *, base: Path) -> NamedSam
     if isinstance(raw, str) and raw in SAMPLERS:
         return NamedSampler(SAMPLERS[raw], raw)
     if not isinstance(kind, str) or not is_factory(kind):
-        faults.add(path, f"unknown sampler {short(kind)}{near(str(kind), SAMPLERS)}")
+        faults.add(path, f"unknown sampler {short(kind)}{near_or_own(str(kind), SAMPLERS)}")
         return None
     before = len(faults.found)
     values: dict[str, Any] = faults.values(path, {"kind": kind} if raw == kind else raw, _OWN)
@@ -163,7 +163,7 @@ def scheme(
     known = isinstance(kind, str) and (kind in SCHEMES or is_factory(kind))
     if not isinstance(kind, str) or not known:
         there = isinstance(raw, dict) and "kind" in raw
-        hint = near(str(kind), SCHEMES) if there else f"; expected one of {', '.join(SCHEMES)}"
+        hint = near_or_own(str(kind) if there else "", SCHEMES)
         faults.add((*path, "kind") if there else path, f"unknown scheme {short(kind)}{hint}")
         return None
     values: dict[str, Any] = faults.values(path, raw, scheme_fields(kind))

@@ -292,3 +292,15 @@ def near(key: str, known: Iterable[str]) -> str:
     if match:
         return f"; did you mean {' or '.join(repr(folded[name]) for name in match)}?"
     return f"; known: {', '.join(names)}"
+
+
+def near_or_own(key: str, known: Iterable[str]) -> str:
+    """The same where one of the user's own may be named as well.
+
+    Example:
+        >>> near_or_own("tpu", ["onnxruntime"])
+        '; known: onnxruntime; or name one of your own as package.module:factory'
+    """
+    hint = near(key, known)
+    joint = " Or" if hint.endswith("?") else "; or"
+    return f"{hint}{joint} name one of your own as package.module:factory"

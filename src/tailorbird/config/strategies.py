@@ -36,10 +36,10 @@ def strategy(name: str, *, folder: Path = Path(), place: str = "strategy") -> St
     Example:
         >>> strategy("top-down").name
         'top-down'
-        >>> strategy("topdown")
+        >>> strategy("topdown")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        tailorbird.errors.ConfigError: strategy: unknown name 'topdown'; did you mean 'top-down'?
+        tailorbird.errors.ConfigError: strategy: unknown name 'topdown'; did you mean 'top-down'?...
     """
     made: Strategy = named(name, STRATEGIES, Strategy, folder=folder, place=place)
     return made

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tailorbird.config.images import Images, images
-from tailorbird.config.reader import Document, Path_, read_file
+from tailorbird.config.reader import SUPERNET_JOB_HINT, Document, Path_, read_file
 from tailorbird.config.run_data import read_data
 from tailorbird.config.schemes import NamedSampler, NamedScheme, sampler, scheme
 from tailorbird.config.sections import (
@@ -25,8 +25,6 @@ from tailorbird.errors import ConfigError, Fault, SpaceError
 from tailorbird.supernet.architecture import SPACES, ArchitectureSpace, load_space
 from tailorbird.supernet.start import starting_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
-
-HINT = "`tailorbird supernet init > job.yaml` writes a job to start from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +109,9 @@ def load_job(path: Path) -> SupernetPlan:
     Raises:
         ConfigError: listing every fault with its place and line.
     """
-    return check_job(read_file(path, hint=HINT), folder=path.resolve().parent, stem=path.stem)
+    return check_job(
+        read_file(path, hint=SUPERNET_JOB_HINT), folder=path.resolve().parent, stem=path.stem
+    )
 
 
 def check_job(document: Document, *, folder: Path, stem: str = "supernet") -> SupernetPlan:

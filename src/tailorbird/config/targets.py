@@ -25,8 +25,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tailorbird.config.reader import Path_, read_file, show
-from tailorbird.config.sections import NAMING, Faults, Field, as_written, fields_of, near, short
+from tailorbird.config.sections import (
+    NAMING,
+    Faults,
+    Field,
+    as_written,
+    fields_of,
+    near,
+    near_or_own,
+    read_fields,
+    short,
+)
 from tailorbird.errors import ConfigError, TailorbirdError
+from tailorbird.export.options import ExportOptions
 from tailorbird.factories import is_factory, make_importable, own
 from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.targets import (
@@ -43,6 +54,8 @@ from tailorbird.targets import (
 
 DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime}
 """Kind of device -> its class. A new device is a line here."""
+
+HINT = "it begins with 'devices:' or 'targets:', see the how-to"
 
 DEFAULT = "onnxruntime"
 """Where neither a kind nor a table is named: one thread on this machine."""
@@ -86,13 +99,44 @@ def load_targets(path: Path, *, needs: Needs = None) -> tuple[Target, ...]:
     Raises:
         ConfigError: listing every fault with its place and line.
     """
-    document = read_file(path, hint="it begins with 'devices:' or 'targets:', see the how-to")
+    document = read_file(path, hint=HINT)
     faults = Faults(document.lines)
     values = faults.values((), document.data, KEYS)
     found = read_targets(faults, values, base=path.parent, reference="full network", needs=needs)
     if faults.found or found is None:
         raise ConfigError(faults.found)
     return found.targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """What `tailorbird supernet fit` is asked for.
+
+    Args:
+        targets: in the file's order.
+        export: what the students' files look like.
+    """
+
+    targets: tuple[Target, ...]
+    export: ExportOptions
+
+
+def load_fleet(path: Path) -> Fleet:
+    """Read a file of devices and targets that may have an ``export`` section, too.
+
+    Raises:
+        ConfigError: listing every fault with its place and line.
+    """
+    document = read_file(path, hint=HINT)
+    faults = Faults(document.lines)
+    options = Field(ExportOptions | None, ExportOptions())
+    values = read_fields(faults, (), document.data, {**KEYS, "export": options}, {})
+    found = read_targets(faults, values, base=path.parent, reference="full network")
+    if faults.found or found is None:
+        raise ConfigError(faults.found)
+    export = values["export"]
+    assert export is None or isinstance(export, ExportOptions)  # as its field is
+    return Fleet(targets=found.targets, export=export or ExportOptions())
 
 
 def device_fields(kind: str | None) -> dict[str, Field]:
@@ -252,7 +296,7 @@ class _Reader:
         if isinstance(raw, str) and raw in self.places:
             return self.places[raw], raw
         if isinstance(raw, str) and self.places and raw not in DEVICES and not is_factory(raw):
-            known = near(raw, [*self.places, *DEVICES])
+            known = near_or_own(raw, [*self.places, *DEVICES])
             self.faults.add(path, f"unknown device {short(raw)}{known}")
             return None, raw
         before = len(self.faults.found)
@@ -276,7 +320,7 @@ class _Reader:
         named = kind if isinstance(kind, str) and (kind in DEVICES or is_factory(kind)) else None
         fields = {**more, **device_fields(named)}
         if kind is not None and named is None:
-            hint = near(str(kind), DEVICES)
+            hint = near_or_own(str(kind), DEVICES)
             self.faults.add((*path, key), f"unknown {key} {short(kind)}{hint}")
             fields = {name: Field(object, None) for name in given} | fields  # its keys are unknown
         before = len(self.faults.found)

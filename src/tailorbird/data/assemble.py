@@ -224,8 +224,8 @@ def _label_problems(part: Part, classes: tuple[str, ...] | None) -> list[str]:
     wrong = np.flatnonzero((part.labels < 0) | (part.labels >= top))
     if len(wrong) == len(part.labels):
         problems.append(
-            f"{part.name}: no image has a label; leave these files out, or set the label column "
-            "to null to use the images without labels"
+            f"{part.name}: no image has a label; leave these files out, or set "
+            f"{part.encoded.unlabelled} to use the images without labels"
         )
     elif len(wrong):
         named = "; ".join(f"{part.encoded.name(i)}: {part.labels[i]}" for i in wrong[:5])

@@ -19,6 +19,10 @@ class Encoded(Protocol):
     def held(self) -> int:
         """Bytes of memory that hold them."""
 
+    @property
+    def unlabelled(self) -> str:
+        """The setting by which such images are used without labels."""
+
     def __len__(self) -> int:
         """The number of images."""
 
@@ -40,6 +44,7 @@ class Files:
 
     paths: tuple[Path, ...]
     held = 0
+    unlabelled = "labels: false"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,6 +73,7 @@ class Cells:
     paths: pyarrow.ChunkedArray | None
     files: tuple[Path, ...]
     starts: tuple[int, ...]
+    unlabelled = "label_column: null"
 
     @property
     def held(self) -> int:

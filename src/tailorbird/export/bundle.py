@@ -12,12 +12,13 @@ from torch import fx
 
 from tailorbird.data.images import Normalisation
 from tailorbird.errors import DataError, StoreError
+from tailorbird.export.options import ExportOptions
 from tailorbird.graph.serial import load_module, save_module
 
 _NAME = "student"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Student:
     """A trained network and what is needed to use it or train it further.
 
@@ -36,6 +37,10 @@ class Student:
     input_shape: tuple[int, int, int]
     metrics: Mapping[str, float]
 
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        return f"<Student: images of {self.input_shape}{classes}>"
+
 
 def save_student(
     module: fx.GraphModule,
@@ -45,8 +50,12 @@ def save_student(
     normalisation: Normalisation,
     input_shape: Sequence[int],
     metrics: Mapping[str, float],
+    options: ExportOptions | None = None,
 ) -> tuple[str, ...]:
     """Write ``student.safetensors`` and ``student.json`` to a folder, safely against crashes.
+
+    What is stored is the network alone, on normalised images and with logits, whatever ``options``
+    put into the exported file beside it; ``student.json`` says what that was.
 
     Returns:
         Import paths of code of the user's own that `load_student` has to be trusted with.
@@ -68,13 +77,15 @@ def save_student(
     odd = [name for name, value in metrics.items() if not math.isfinite(value)]
     if odd:
         raise StoreError(f"{folder}: metrics {odd} are not finite numbers; leave them out")
-    extra = {
+    extra: dict[str, object] = {
         "kind": _NAME,
         "classes": None if classes is None else [str(name) for name in classes],
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "input_shape": [int(size) for size in input_shape],
         "metrics": {name: float(value) for name, value in metrics.items()},
     }
+    if options is not None and (options.normalise or options.softmax):
+        extra["file"] = {"normalise": options.normalise, "softmax": options.softmax}
     _parse(extra, str(folder))
     return save_module(module, folder, _NAME, extra)
 

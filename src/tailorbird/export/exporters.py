@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from tailorbird.export.onnx import export_many, export_onnx
+from tailorbird.export.onnx import OUTPUT, PROBABILITIES, export_many, export_onnx
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 from tailorbird.targets import ONNX, Format, Run
@@ -32,6 +32,8 @@ class Exporter(Protocol):
         metadata: Mapping[str, str],
     ) -> None:
         """Write the file that is shipped.
+
+        What ``options`` want in the file beside the network is in ``module`` already.
 
         Raises:
             ExportError: when it can't be written.
@@ -78,6 +80,7 @@ class OnnxExporter:
             opset=options.opset,
             dynamic_batch=options.dynamic_batch,
             metadata=metadata,
+            output=PROBABILITIES if options.softmax else OUTPUT,
         )
 
     def quick(

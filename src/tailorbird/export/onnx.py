@@ -31,6 +31,9 @@ from tailorbird.files import cannot_write, scratch, write_bytes
 INPUT, OUTPUT = "image", "logits"
 """Names of the one input and the one output of every exported network."""
 
+PROBABILITIES = "probabilities"
+"""The output's name where softmax is in the file."""
+
 SINGLE_FILE_BYTES = 2_000_000_000
 """Above this (protobuf's own bound is 2 GiB) the weights go to ``NAME.onnx.data`` beside it."""
 
@@ -49,6 +52,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = False,
     metadata: Mapping[str, str] | None = None,
+    output: str = OUTPUT,
     single_file_bytes: int = SINGLE_FILE_BYTES,
 ) -> Path:
     """Write ``module`` in eval mode and float32 as the ONNX file ``path``.
@@ -64,6 +68,7 @@ def export_onnx(
         opset: the ONNX operator set; ``None`` takes the exporter's default.
         dynamic_batch: leave the batch size open instead of 1.
         metadata: text that travels in the file, such as class names and normalisation.
+        output: the name of what it returns.
         single_file_bytes: above this the weights go to ``NAME.onnx.data`` beside the file.
 
     Returns:
@@ -87,7 +92,7 @@ def export_onnx(
     model = _convert(
         frozen, [shape], batch=batch, opset=opset, dynamic=dynamic_batch, what=path.name
     )
-    single = _cut(model, 0)
+    single = _cut(model, 0, output)
     if dynamic_batch:
         _name_batch(single)
     onnx.helper.set_model_props(single, dict(metadata or {}))
@@ -303,13 +308,13 @@ def _convert(
     return model
 
 
-def _cut(model: onnx.ModelProto, index: int) -> onnx.ModelProto:
+def _cut(model: onnx.ModelProto, index: int, output: str = OUTPUT) -> onnx.ModelProto:
     """The part between input ``index`` and output ``index``, named and cleaned."""
     part = onnx.utils.Extractor(model).extract_model([f"{INPUT}_{index}"], [f"{OUTPUT}_{index}"])
     part.producer_name, part.producer_version = model.producer_name, model.producer_version
     graph = part.graph
     graph.name = "network"
-    renamed = {f"{INPUT}_{index}": INPUT, f"{OUTPUT}_{index}": OUTPUT}
+    renamed = {f"{INPUT}_{index}": INPUT, f"{OUTPUT}_{index}": output}
     for node in graph.node:
         for names in (node.input, node.output):
             for place, name in enumerate(names):

@@ -13,7 +13,6 @@ from tailorbird.errors import StoreError
 from tailorbird.export.bundle import load_student
 from tailorbird.files import digest_of, write_json
 from tailorbird.fit.choose import Aim, Choice, Past
-from tailorbird.fit.sessions import MOST
 from tailorbird.fit.ship import DELIVERED
 from tailorbird.records import Kind, read_record
 from tailorbird.report.record import TargetResult
@@ -58,15 +57,12 @@ class Round:
     pools: Mapping[str, Past]
 
 
-def request_of(
-    target: Target, strategy: Strategy | None, *, sessions: int = MOST, **made_from: object
-) -> str:
+def request_of(target: Target, strategy: Strategy | None, **made_from: object) -> str:
     """A short hash of all that a target's result answers to.
 
     Args:
         target: limits and place.
         strategy: how candidates are searched, if it was asked for.
-        sessions: measurements of a student at most.
         made_from: what else decides the result, as plain data.
     """
     asked = {
@@ -76,8 +72,6 @@ def request_of(
     }
     if strategy is not None:
         asked["strategy"] = strategy.name
-    if sessions != MOST:
-        asked["sessions"] = sessions
     return short_hash(asked)
 
 

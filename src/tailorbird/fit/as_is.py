@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tailorbird.errors import TailorbirdError
 from tailorbird.files import scratch
-from tailorbird.fit.candidates import Key, Made
+from tailorbird.fit.candidates import Made
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.prove import Finished, prove
 from tailorbird.fit.results import result_of
@@ -25,7 +25,6 @@ def ship_as_is(
     *,
     judges: Judges,
     shipping: Shipping,
-    reference: Key,
     beside: Callable[[], Path],
     sessions: int,
     progress: Progress,
@@ -43,7 +42,6 @@ def ship_as_is(
         bases: place's name -> the reference's figures there, for places that measure.
         judges: of accuracies.
         shipping: writes the files.
-        reference: the reference's genome.
         beside: gives its exported file.
         sessions: of a network at most.
         progress: told what is taken, and what can't be exported or run.
@@ -68,7 +66,7 @@ def ship_as_is(
             proofs = prove(
                 finished,
                 aside,
-                reference=reference,
+                reference=None,
                 beside=beside,
                 sessions=sessions,
                 progress=progress,

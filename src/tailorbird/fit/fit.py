@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -86,6 +86,11 @@ class Settings:
         ]
         if problems:
             raise ConfigError(problems)
+
+    def asked(self) -> dict[str, object]:
+        """The settings as a request counts them: those that came later only where they are set."""
+        found = {**asdict(self), "export": self.export.asked()}
+        return {k: v for k, v in found.items() if k != "sessions" or v != MOST}
 
 
 @dataclass
@@ -364,7 +369,7 @@ class _Fitting:
         proofs = prove(
             [self._finished(attempt) for attempt in attempts],
             self.shipping,
-            reference=self.candidates.reference,
+            reference=None if self.settings.export.adds else self.candidates.reference,
             beside=lambda: self._reference_file,
             sessions=self.settings.sessions,
             progress=self.progress,
@@ -420,7 +425,6 @@ class _Fitting:
             bases,
             judges=self._judges,
             shipping=self.shipping,
-            reference=self.candidates.reference,
             beside=lambda: self._reference_file,
             sessions=self.settings.sessions,
             progress=self.progress,

@@ -83,7 +83,7 @@ def prove(
     finished: Sequence[Finished],
     shipping: Shipping,
     *,
-    reference: Key,
+    reference: Key | None,
     beside: Callable[[], Path],
     sessions: int,
     progress: Progress,
@@ -95,7 +95,8 @@ def prove(
     Args:
         finished: students; targets of equal keys get equal files.
         shipping: writes them.
-        reference: the reference's genome: it is not timed against itself.
+        reference: the reference's genome, which is not timed against itself; ``None`` where its
+            delivered file is another one than ``beside``.
         beside: gives the reference's exported file.
         sessions: of a student at most.
         progress: told about exports.
@@ -193,7 +194,7 @@ def _scale(latency: Limit | None, base: Mapping[str, float]) -> float | None:
 def _time(
     there: Sequence[Finished],
     paths: Mapping[str, Path],
-    reference: Key,
+    reference: Key | None,
     beside: Callable[[], Path],
     most: int,
 ) -> Mapping[Key, list[Session] | MeasurementError]:

@@ -12,6 +12,7 @@ import torch
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ExportError, GraphError, StoreError
 from tailorbird.export.bundle import save_student
+from tailorbird.export.delivered import about, as_given, delivered
 from tailorbird.export.exporters import Exporter
 from tailorbird.export.onnx import metadata_of, relabel
 from tailorbird.export.options import ExportOptions
@@ -80,20 +81,22 @@ class Shipping:
         Raises:
             ExportError: when the file can't be written or disagrees with the network.
         """
-        home, module, shape = self.home(name), student.module, student.input_shape
-        path, about = home / self.exporter.format.file, metadata(self.data, name, shape)
+        home, shape, scale = self.home(name), student.input_shape, self.data.normalisation
+        path = home / self.exporter.format.file
+        module = delivered(student.module, scale, self.options)
+        notes = metadata(self.data, name, shape, self.options)
         self._proven.pop(path, None)
         twin = self._twin(key)
         parities: _Parities = {}
         if twin is None:
-            self.exporter.final(module, shape, path, options=self.options, metadata=about)
+            self.exporter.final(module, shape, path, options=self.options, metadata=notes)
         else:
             source, parities = twin
-            relabel(source, path, about)
+            relabel(source, path, notes)
         run = answering(device)
         where = None if device is None or run is None else key_of(device)
         if where not in parities:
-            images = parity_images(self.data, shape)
+            images = as_given(parity_images(self.data, shape), scale, self.options)
             try:
                 parities[where] = self.exporter.verify(module, path, images, run)
             except ExportError as error:
@@ -132,6 +135,7 @@ class Shipping:
                 normalisation=self.data.normalisation,
                 input_shape=student.input_shape,
                 metrics=metrics,
+                options=self.options,
             )
         except GraphError as error:
             for file in BUNDLE:  # of an earlier answer
@@ -167,13 +171,14 @@ class Shipping:
         return None
 
 
-def metadata(data: ImageData, target: str, input_shape: Sequence[int]) -> dict[str, str]:
+def metadata(
+    data: ImageData, target: str, input_shape: Sequence[int], options: ExportOptions
+) -> dict[str, str]:
     """What travels inside the exported file."""
     return {
         "tailorbird.target": target,
         "tailorbird.classes": json.dumps(data.classes),
-        "tailorbird.mean": json.dumps(data.normalisation.mean),
-        "tailorbird.std": json.dumps(data.normalisation.std),
+        **about(data.normalisation, options),
         "tailorbird.input_shape": json.dumps(list(input_shape)),
     }
 
@@ -205,14 +210,15 @@ def export_reference(
             )
     # Under another name until it is proven: a kill leaves no unproven file behind.
     draft = path.with_name(f"unproven{path.suffix}")
-    about = metadata(data, name, reference.input_shape)
+    options = ExportOptions()
+    notes = metadata(data, name, reference.input_shape, options)
     try:
         exporter.final(
             reference.module,
             reference.input_shape,
             draft,
-            options=ExportOptions(),
-            metadata=about,
+            options=options,
+            metadata=notes,
         )
     except ExportError as error:
         raise ExportError(f"the {name} can't be exported: {error}") from error

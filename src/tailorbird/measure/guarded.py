@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from math import isfinite
@@ -147,6 +148,25 @@ def threads_of(device: Device) -> int | None:
         return _asked(device, f"{_title(device)}: its threads", call)
     except MeasurementError:  # nothing needs it
         return None
+
+
+def too_many_threads(device: Device, cores: int | None = None) -> str | None:
+    """What to say of a device with more threads than this machine has cores; else ``None``.
+
+    Args:
+        device: with ``threads`` or without.
+        cores: of this machine; counted where ``None``.
+
+    Example:
+        >>> class Busy:
+        ...     key, threads = "busy", 8
+        >>> too_many_threads(Busy(), cores=2)
+        'device busy: 8 threads on 2 cores wait for each other; give fewer'
+    """
+    threads, have = threads_of(device), cores or os.cpu_count() or 1
+    if threads is None or threads <= have:
+        return None
+    return f"{_title(device)}: {threads} threads on {have} cores wait for each other; give fewer"
 
 
 def _asked(device: Device, title: str, call: Callable[[], Answer]) -> Answer:

@@ -66,7 +66,7 @@ def execute(
         seed=job.seed,
         task=job.task,
     )
-    with folder.open(made_from, redone=REDONE, say=shown.say):
+    with folder.open(made_from, redone=REDONE, say=shown.say, job=job.description):
         for line in changed_versions(job.run):
             shown.say(line)
         asked = _asked(job, until)

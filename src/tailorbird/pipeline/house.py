@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from tailorbird.changes import differences
 from tailorbird.data.images import ImageData
 from tailorbird.errors import (
     ConfigError,
@@ -40,7 +41,7 @@ from tailorbird.pipeline.reporting import environment, point_of, stage_costs, wr
 from tailorbird.progress import Progress, Silent
 from tailorbird.records import read_record
 from tailorbird.report.record import Point, RunReport, TargetResult
-from tailorbird.runfolder import RunFolder, differences
+from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Device, Target
 from tailorbird.task import CLASSIFICATION, Task
@@ -328,7 +329,7 @@ def asked_of_house(
         ConfigError: for a target without a device, which a house can't serve.
     """
     _ = target.device
-    own = {"device": target.place.key, "recipe": asdict(recipe), **asdict(settings)}
+    own = {"device": target.place.key, "recipe": asdict(recipe), **settings.asked()}
     return request_of(target, strategy, **own)
 
 

@@ -55,6 +55,9 @@ class Supernet:
         self.exporter = exporter
         self.progress = show
 
+    def __repr__(self) -> str:
+        return f"<Supernet {self.path}: {self.data!r}>"
+
     @staticmethod
     def train(
         space: str | Path | ArchitectureSpace,

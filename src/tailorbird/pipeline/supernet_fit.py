@@ -170,13 +170,7 @@ def fit_run(
             data=run.data,
             folder=folder,
             request=lambda target: asked[target.name],
-            settings=Settings(
-                rounds=options.rounds,
-                candidates=options.candidates,
-                sessions=options.sessions,
-                export=options.export,
-                seed=seed,
-            ),
+            settings=_settings(options, seed),
             reference=lambda: candidates.full_network,
             beside=run.path / "fit" / run.weights / "teacher",
             strategy=strategy,
@@ -241,11 +235,23 @@ def _full_points(
     }
 
 
+def _settings(options: FitOptions, seed: int) -> Settings:
+    return Settings(
+        rounds=options.rounds,
+        candidates=options.candidates,
+        sessions=options.sessions,
+        export=options.export,
+        seed=seed,
+    )
+
+
 def _request(
     run: SupernetRun, target: Target, options: FitOptions, seed: int, strategy: Strategy | None
 ) -> str:
     """A short hash of all that a target's result answers to."""
-    sizes = {name: value for name, value in asdict(options).items() if name != "layers_at_most"}
+    known = {**asdict(options), **_settings(options, seed).asked()}
+    left_out = {"layers_at_most", *(["sessions"] if options.sessions == MOST else [])}
+    sizes = {name: value for name, value in known.items() if name not in left_out}
     table = target.place.table
     made_from = {
         **sizes,

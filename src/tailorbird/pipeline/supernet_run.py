@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tailorbird.changes import differences
 from tailorbird.data.images import (
     ImageData,
     Split,
@@ -32,7 +33,7 @@ from tailorbird.errors import ConfigError, DataError, StoreError
 from tailorbird.files import cannot_write, digest_of
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.records import read_record
-from tailorbird.runfolder import IDENTITY, completed, differences
+from tailorbird.runfolder import IDENTITY, completed
 from tailorbird.space import Genomes
 from tailorbird.supernet.architecture import ArchitectureSpace
 from tailorbird.supernet.calibrate import accuracies, recalibrate

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from tailorbird.changes import differences, in_settings, job_of
 from tailorbird.data.images import ImageData
 from tailorbird.errors import StoreError
 from tailorbird.files import write_bytes, write_json
@@ -29,7 +30,6 @@ from tailorbird.runfolder import (
     ORIGIN,
     RunFolder,
     completed,
-    differences,
     formatted,
 )
 from tailorbird.supernet.network import Supernet
@@ -112,7 +112,7 @@ def train_run(
             _together()
         return job.run
     board = TensorBoard(job.run / "tensorboard" if job.tensorboard else None)
-    with _opened(job.run, made_of, accept_changes=accept_changes, progress=shown) as folder:
+    with _opened(job, made_of, accept_changes=accept_changes, progress=shown) as folder:
         if _agreed(finished=_finished(job.run, made_of)):
             shown.say(f"{job.run} holds this supernet, trained; nothing to do")
             return job.run
@@ -228,14 +228,14 @@ def _line(epoch: SupernetEpoch, epochs: float) -> str:
 
 @contextmanager
 def _opened(
-    run: Path, made_of: Mapping[str, object], *, accept_changes: bool, progress: Progress
+    job: SupernetJob, made_of: Mapping[str, object], *, accept_changes: bool, progress: Progress
 ) -> Iterator[RunFolder]:
     """The run's folder, locked; changes of the job are refused, or entered where accepted.
 
     Raises:
         StoreError: saying what differs, and whether that can be accepted.
     """
-    folder = RunFolder(run)
+    run, folder = job.run, RunFolder(job.run)
     stored = folder.stored() if run.is_dir() else None
     if stored is None or stored.get("kind") != "supernet":
         with folder.open(made_of):
@@ -245,7 +245,10 @@ def _opened(
         raise StoreError(f"run folder {run} holds an imported supernet; give another folder")
     changed = differences(completed(stored, made_of), formatted(made_of))
     begun = bool(changed) and (run / SUPERNET).exists()
-    listed = "".join(f"\n  - {line}" for line in changed)
+    images = [line for line in changed if line.startswith("data.")]
+    told = [line for line in changed if line not in images]  # these are settings as they are
+    told += in_settings(images, job_of(run / CONFIG), job.description)
+    listed = "".join(f"\n  - {line}" for line in told)
     if begun and any(_is_bound(line) for line in changed):
         raise StoreError(
             f"run folder {run} was begun with another job; what differs:{listed}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from tailorbird.fit.bench import time_networks, try_out
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.judge import judged_on
 from tailorbird.measure.counts import count
-from tailorbird.measure.guarded import threads_of
+from tailorbird.measure.guarded import too_many_threads
 from tailorbird.report.words import figure
-from tailorbird.targets import LATENCY, Place, Target
+from tailorbird.targets import LATENCY, Target
 from tailorbird.train.precision import autocast, compute_device, lay_out
 
 LONG_ENOUGH_S = 0.1
@@ -163,7 +162,8 @@ def try_devices(
     for key, place in {target.place.key: target.place for target in targets}.items():
         figures = counted
         if place.device is not None:
-            _warn_of_threads(place, say)
+            if waiting := too_many_threads(place.device):
+                say(waiting)
             start = now()
             try:
                 try_out(place.device, exporter)
@@ -183,15 +183,6 @@ def try_devices(
     places = {target.place.key for target in targets}
     none = f"none of the targets' devices answers: {'; '.join(silent)}"
     return Trial(seconds, (none,) if len(silent) == len(places) else ())
-
-
-def _warn_of_threads(place: Place, say: Say) -> None:
-    threads, cores = None if place.device is None else threads_of(place.device), os.cpu_count() or 1
-    if threads is not None and threads > cores:
-        say(
-            f"device {place.key}: {threads} threads on {cores} cores wait for each other; give "
-            "fewer"
-        )
 
 
 def _tell_limits(target: Target, figures: Mapping[str, Mapping[str, float]], say: Say) -> None:

@@ -5,6 +5,7 @@ All of it goes to the error stream, so that standard output stays the result's a
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from rich.progress import (
 
 from tailorbird.progress import Progress as ProgressProtocol
 from tailorbird.progress import Task
+from tailorbird.quiet import terminal as words
 
 WORTH_A_LINE_S = 2.0
 """Finished work that took at least this long gets a closing line."""
@@ -49,7 +51,7 @@ def terminal(*, quiet: bool = False, console: Console | None = None) -> Progress
         quiet: news lines only, no progress.
         console: where to speak; the error stream when not given.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(file=words())
     if console.is_terminal and not quiet:
         return Bars(console)
     return Lines(console, every_s=float("inf") if quiet else 5.0)
@@ -116,6 +118,7 @@ class Bars:
             console=self._console,
             transient=True,
             refresh_per_second=4,
+            redirect_stderr=sys.stderr is words(),
         )
 
     def say(self, line: str) -> None:
