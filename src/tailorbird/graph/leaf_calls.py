@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ _LIBRARY = torch.library.Library("tailorbird", "DEF")  # type: ignore[no-untyped
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     "layer(int call, Tensor[] tensors, SymInt[] numbers) -> Tensor[]"
 )
-_CONTAINERS = (tuple, list, dict, type(None))
 _VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten)
 """Layers that hand on what they are given: as functions they are as good, and writes are seen."""
 
@@ -206,9 +205,9 @@ class LeafCalls:
         kwargs: Mapping[str, Any],
     ) -> Any:  # noqa: ANN401
         """Call the operator; ``plain`` where values go in or out that it can't take."""
-        flat, form = tree_flatten((args, dict(kwargs)))
-        if not _is_plain(form) or not all(map(_can_pass, flat)):
+        if not _can_pass((args, dict(kwargs))):
             return plain(*args, **kwargs)
+        flat, form = tree_flatten((args, dict(kwargs)))
         slots = tuple(
             Tensor if isinstance(v, Tensor) else int if isinstance(v, torch.SymInt) else v
             for v in flat
@@ -219,9 +218,8 @@ class LeafCalls:
         sizes = [value for value in flat if isinstance(value, torch.SymInt)]
         found = iter(OPERATOR(number, tensors, sizes))
         constants, out = made.result[0]
-        if not _is_plain(out) or not all(v is Tensor or _can_pass(v) for v in constants):
-            return plain(*args, **kwargs)
-        return tree_unflatten([next(found) if v is Tensor else v for v in constants], out)
+        result = tree_unflatten([next(found) if v is Tensor else v for v in constants], out)
+        return result if _can_pass(result) else plain(*args, **kwargs)
 
     def _alone(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def alone(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -270,13 +268,10 @@ def _identities(layer: nn.Module) -> list[int]:
     return [id(tensor) for tensor in (*layer.parameters(), *layer.buffers())]
 
 
-def _is_plain(form: TreeSpec) -> bool:
-    """Whether a structure is made of tuples, lists and dictionaries alone."""
-    if form.is_leaf():
-        return True
-    return form.type in _CONTAINERS and all(map(_is_plain, form.children()))
-
-
 def _can_pass(value: object) -> bool:
+    """Whether it is made of tensors, sizes and plain values, in plain containers."""
+    if type(value) in (tuple, list, dict):
+        held = value.values() if isinstance(value, dict) else value
+        return all(map(_can_pass, cast("Iterable[object]", held)))
     plain = (Tensor, torch.SymInt, bool, int, float, str, torch.dtype, type(None))
     return isinstance(value, plain)
