@@ -99,9 +99,11 @@ class Listed(Around):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 6, 5, 4]))
+        self.register_buffer("seen", torch.tensor(0), persistent=False)
 
     def middle(self, x: Tensor) -> Tensor:
-        rows = [x[:, i] for i in self.order.tolist()]
+        rows = [x[:, i] for i in self.order.flip(0).tolist()]
+        self.seen += 1
         return self.part(torch.stack([row * (k + 1) for k, row in enumerate(rows)], 1))
 
 

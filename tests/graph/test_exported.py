@@ -135,6 +135,32 @@ def test_layers_follow_the_mode():
     assert "left out" in graph.notes[0]
 
 
+class Asks(nn.Module):
+    """Asks for a value, so it has to be a leaf."""
+
+    def forward(self, x):
+        return x.relu() if x.mean() > 0 else x.sigmoid()
+
+
+def test_a_leaf_may_ask_for_values_either_way():
+    class Both(export_nets.ViewsWritten):
+        def __init__(self):
+            super().__init__()
+            self.choice = Asks()
+
+        def middle(self, x):
+            return super().middle(self.choice(x))
+
+    network = Both().eval()
+    graph = trace(network, SHAPE, leaves=["choice"])
+    assert graph.read_by == EXPORT
+    assert graph.layer("choice").shape == (8, 8, 8)
+    with torch.no_grad():
+        for count in (2, 6):
+            assert torch.allclose(graph.module(images(count)), network(images(count)), atol=1e-5)
+            assert torch.allclose(graph.module(-images(count)), network(-images(count)), atol=1e-5)
+
+
 def test_state_that_is_written_is_said():
     class Counts(Around):
         def __init__(self):

@@ -11,8 +11,11 @@ from torch import nn
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.fit.answers import Student
+from tailorbird.graph.trace import trace
 from tailorbird.pipeline.execute import dry_run
+from tailorbird.pipeline.house import note_readings
 from tailorbird.progress import Silent
+from tailorbird.report.house import contents
 from tailorbird.report.record import TargetResult
 from tailorbird.targets import Target
 from tests.fakes import FakeDevice, FakeExporter
@@ -86,6 +89,28 @@ def test_a_good_job_is_told_about(tmp_path):
     assert "device fake: the teacher takes " in said
     assert "target edge: allowed are " in said and "30 params of 33 params" in said
     assert "estimate: about " in said
+
+
+class Written(Brightest):
+    """Writes into a view, which torch.fx does not carry back."""
+
+    def forward(self, x):
+        x = self.more(self.body(x))
+        x.flatten(2)[..., 0].mul_(2)
+        return self.head(x.mean((2, 3)))
+
+
+def test_which_way_code_was_read_is_told_and_kept(tmp_path):
+    donors = {"odd": Written().eval(), "plain": Brightest().eval()}
+    said = tried(tmp_path, Brightest(), donors=donors)
+    assert "code: teacher, plain read by torch.fx; odd read by torch.export" in said
+    told = Told()
+    graphs = {name: trace(network, (3, 8, 8)) for name, network in donors.items()}
+    note_readings(tmp_path, graphs, told)
+    (line,) = told.lines
+    assert line.startswith("odd: read by torch.export; layers follow train and eval mode")
+    notes = contents(tmp_path).notes
+    assert notes["plain"] == ("read by torch.fx",) and notes["odd"][0] == "read by torch.export"
 
 
 def test_classes_in_another_order_are_noticed(tmp_path):

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from tailorbird.graph.callables import functions, is_method
+from tailorbird.graph.passes import assign
 
 _END = 2**63 - 1  # how ATen writes an open end of a slice
+_WHOLE: tuple[tuple[object, ...], ...] = ((), (0, _END), (None, None), (0, _END, 1))
 _SPLAT = frozenset({"view", "reshape", "expand", "permute", "repeat"})
 """Methods whose list of numbers is written as arguments."""
 _SPACES = {"linalg_": "torch.linalg.", "special_": "torch.special.", "fft_": "torch.fft."}
@@ -63,8 +65,10 @@ def handed_on(target: object, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - a
     name = name_of(target)
     if name in _HANDED_ON or (name in _DROPOUTS and args[2] is False):
         return args[0]
-    if name == "slice" and args[2:] in ((), (0, _END)):
+    if name == "slice" and args[2:] in _WHOLE:
         return args[0]
+    if name == "slice_scatter" and args[3:] in _WHOLE:
+        return args[1]
     return None
 
 
@@ -122,22 +126,42 @@ def _size(args: Arguments, _kwargs: Mapping[str, Any]) -> Operation:
     return Operation("call_method", "size", args)
 
 
-def _item(x: object, axis: int, at: object) -> Operation | None:
-    if axis < 0:
-        return None
-    index = (*(slice(None) for _ in range(axis)), at)
-    return Operation("call_function", operator.getitem, (x, index))
+def _at(axis: int, at: object) -> Arguments | None:
+    """What indexes one axis."""
+    return (*(slice(None) for _ in range(axis)), at) if axis >= 0 else None
+
+
+def _range(start: object = None, end: object = None, step: int = 1) -> slice:
+    end = None if isinstance(end, int) and end == _END else end
+    return slice(start, end, None if step == 1 else step)
+
+
+def _item(x: object, index: Arguments | None) -> Operation | None:
+    return None if index is None else Operation("call_function", operator.getitem, (x, index))
 
 
 def _slice(args: Arguments, _kwargs: Mapping[str, Any]) -> Operation | None:
-    given: Arguments = (*args, *(0, None, None, 1)[len(args) - 1 :])
-    x, axis, start, end, step = given
-    end = None if isinstance(end, int) and end == _END else end
-    return _item(x, axis, slice(start, end, None if step == 1 else step))
+    x, axis, *given = args
+    return _item(x, _at(axis, _range(*given)))
 
 
 def _select(args: Arguments, _kwargs: Mapping[str, Any]) -> Operation | None:
-    return _item(*args)
+    x, axis, at = args
+    return _item(x, _at(axis, at))
+
+
+def _assign(x: object, index: Arguments | None, value: object) -> Operation | None:
+    return None if index is None else Operation("call_function", assign, (x, index, value))
+
+
+def _slice_scatter(args: Arguments, _kwargs: Mapping[str, Any]) -> Operation | None:
+    x, value, axis, *given = args
+    return _assign(x, _at(axis, _range(*given)), value)
+
+
+def _select_scatter(args: Arguments, _kwargs: Mapping[str, Any]) -> Operation | None:
+    x, value, axis, at = args
+    return _assign(x, _at(axis, at), value)
 
 
 def _index(args: Arguments, _kwargs: Mapping[str, Any]) -> Operation:
@@ -174,6 +198,8 @@ _SPECIAL: dict[str, Make] = {
     "sym_size": _size,
     "slice": _slice,
     "select": _select,
+    "slice_scatter": _slice_scatter,
+    "select_scatter": _select_scatter,
     "index": _index,
     "to": _to,
     "_to_copy": _to,

@@ -42,7 +42,9 @@ _ASKING = frozenset(
     getattr(Tensor, name)
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 )
-_IN_PLACE = re.compile(r".*[^_]_|__setitem__|__i(?!n)(?!t)[a-z]+__")
+_IN_PLACE = re.compile(
+    r".*[^_]_|__setitem__|__i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|[lr]shift)__"
+)
 _NOTE = "layers follow train and eval mode, and what functions do in train mode alone is left out"
 
 Examples = tuple[Tensor, Tensor]
@@ -197,9 +199,10 @@ class _Watch(TorchFunctionMode):
             with _disable_current_modes():
                 return func(*values[0], **values[1])
         result = func(*args, **(kwargs or {}))
-        if values is None and _may_write(func, kwargs or {}):
-            self._known.clear()
-        if values is not None:
+        if _may_write(func, kwargs or {}):
+            if any(id(value) in self._known for value in tree_leaves((args, kwargs))):
+                self._known.clear()
+        elif values is not None:
             with suppress(Exception), _disable_current_modes():
                 self._note(result, func(*values[0], **values[1]))
         return result
@@ -235,7 +238,7 @@ def _kept(root: nn.Module, leaves: Sequence[str | type[nn.Module]]) -> list[str]
 
 
 def _may_write(function: object, kwargs: Mapping[str, Any]) -> bool:
-    name = str(getattr(function, "__name__", ""))
+    name = str(getattr(function, "__name__", "")).partition(".")[0]
     return _IN_PLACE.fullmatch(name) is not None or "out" in kwargs
 
 

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.autograd import Function
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import (
+    TreeSpec,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_map,
+    tree_unflatten,
+)
 
 from tailorbird.graph import functions
 
@@ -24,7 +32,6 @@ _LIBRARY = torch.library.Library("tailorbird", "DEF")  # type: ignore[no-untyped
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     "layer(int call, Tensor[] tensors, SymInt[] numbers) -> Tensor[]"
 )
-_CONTAINERS = (tuple, list, dict, type(None))
 _VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten)
 """Layers that hand on what they are given: as functions they are as good, and writes are seen."""
 
@@ -38,6 +45,7 @@ class LeafCall:
         run: what computes it.
         slots: its arguments, flat; ``Tensor`` and ``int`` stand for a tensor and a size.
         form: how the flat arguments make ``args, kwargs``.
+        seen: what it gave when the network was run with values, in shapes alone, if that is known.
         places: keys that lead to each tensor of the result, filled in when it is first called.
         result: the result's constants and ``Tensor`` for each tensor, and its form.
     """
@@ -46,6 +54,7 @@ class LeafCall:
     run: Callable[..., Any]
     slots: tuple[Any, ...]
     form: TreeSpec
+    seen: Any = None
     places: list[tuple[Any, ...]] = field(default_factory=list)
     result: list[tuple[list[Any], TreeSpec]] = field(default_factory=list)
 
@@ -65,12 +74,35 @@ def _shapes(call: int, tensors: list[Tensor], numbers: list[int]) -> list[Tensor
     """What a call gives, in shapes alone."""
     made = _CALLS[call]
     args, kwargs = made.arguments(tensors, numbers)
-    found, form = tree_flatten_with_path(made.run(*args, **kwargs))
+    try:
+        with _no_new_symbols(tensors):
+            results = made.run(*args, **kwargs)
+    except Exception:  # it asks for values: a leaf may
+        if made.seen is None or not tensors:
+            raise
+        results = tree_map(lambda value: _with_batch(value, tensors[0]), made.seen)
+    found, form = tree_flatten_with_path(results)
     flat = [value for _, value in found]
     if not made.result:
         made.result.append(([Tensor if isinstance(v, Tensor) else v for v in flat], form))
         made.places.extend(_keys(path) for path, v in found if isinstance(v, Tensor))
     return [value.clone() for value in flat if isinstance(value, Tensor)]
+
+
+def _no_new_symbols(tensors: list[Tensor]) -> AbstractContextManager[None]:
+    """Values that a layer asks for are its own affair: no later shape depends on them."""
+    mode = detect_fake_mode(tensors)
+    if mode is None or mode.shape_env is None:
+        return nullcontext()
+    return mode.shape_env.ignore_fresh_unbacked_symbols()
+
+
+def _with_batch(seen: Any, like: Tensor) -> Any:  # noqa: ANN401
+    """A tensor of the shape that was seen, with as many images as there are here."""
+    if not isinstance(seen, Tensor):
+        return seen
+    sizes = (like.shape[0], *seen.shape[1:]) if seen.ndim else ()
+    return like.new_empty(sizes, dtype=seen.dtype)
 
 
 OPERATOR = torch.ops.tailorbird.layer.default
@@ -98,6 +130,7 @@ class LeafCalls:
         self._made: list[int] = []
         self._inside = False
         self._whole: set[type[Function]] = set()
+        self._seen: dict[object, Any] = {}
         self._own: dict[nn.Module, list[int]] = {}
 
     def call(self, number: int) -> LeafCall:
@@ -112,8 +145,14 @@ class LeafCalls:
             copy: it is run on ``images`` once.
             images: with values.
         """
+        handles = [
+            layer.register_forward_hook(partial(self._saw, path))
+            for path, layer in self._layers(copy)
+        ]
         with functions.watched(self._judged):
             copy(images)
+        for handle in handles:
+            handle.remove()
         for path, layer in self._layers(copy):
             layer.forward = self._forward(path, layer)
         try:
@@ -180,6 +219,9 @@ class LeafCalls:
 
         return forward
 
+    def _saw(self, path: str, _layer: nn.Module, _args: Any, found: Any) -> None:  # noqa: ANN401
+        self._seen[path] = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, found)
+
     def _judged(self, function: type[Function], apply: functions.Apply, args: Any) -> Any:  # noqa: ANN401
         """Note the functions whose own gradient is needed, while there are values."""
         own = not function.__module__.startswith("torch.")
@@ -206,22 +248,21 @@ class LeafCalls:
         kwargs: Mapping[str, Any],
     ) -> Any:  # noqa: ANN401
         """Call the operator; ``plain`` where values go in or out that it can't take."""
-        flat, form = tree_flatten((args, dict(kwargs)))
-        if not _is_plain(form) or not all(map(_can_pass, flat)):
+        if not _can_pass((args, dict(kwargs))):
             return plain(*args, **kwargs)
+        flat, form = tree_flatten((args, dict(kwargs)))
         slots = tuple(
             Tensor if isinstance(v, Tensor) else int if isinstance(v, torch.SymInt) else v
             for v in flat
         )
-        made = LeafCall(target, self._alone(run), slots, form)
+        made = LeafCall(target, self._alone(run), slots, form, self._seen.get(target))
         number = self._keep(made)
         tensors = [value for value in flat if isinstance(value, Tensor)]
         sizes = [value for value in flat if isinstance(value, torch.SymInt)]
         found = iter(OPERATOR(number, tensors, sizes))
         constants, out = made.result[0]
-        if not _is_plain(out) or not all(v is Tensor or _can_pass(v) for v in constants):
-            return plain(*args, **kwargs)
-        return tree_unflatten([next(found) if v is Tensor else v for v in constants], out)
+        result = tree_unflatten([next(found) if v is Tensor else v for v in constants], out)
+        return result if _can_pass(result) else plain(*args, **kwargs)
 
     def _alone(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def alone(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -270,13 +311,10 @@ def _identities(layer: nn.Module) -> list[int]:
     return [id(tensor) for tensor in (*layer.parameters(), *layer.buffers())]
 
 
-def _is_plain(form: TreeSpec) -> bool:
-    """Whether a structure is made of tuples, lists and dictionaries alone."""
-    if form.is_leaf():
-        return True
-    return form.type in _CONTAINERS and all(map(_is_plain, form.children()))
-
-
 def _can_pass(value: object) -> bool:
+    """Whether it is made of tensors, sizes and plain values, in plain containers."""
+    if type(value) in (tuple, list, dict):
+        held = value.values() if isinstance(value, dict) else value
+        return all(map(_can_pass, cast("Iterable[object]", held)))
     plain = (Tensor, torch.SymInt, bool, int, float, str, torch.dtype, type(None))
     return isinstance(value, plain)

@@ -188,6 +188,10 @@ def _read(
         except GraphError as error:
             faults.append(error)
             continue
+        except Exception as error:  # the network's own code runs, on what stands for tensors
+            faults.append(GraphError(f"can't trace {type(root).__name__}: {error}"))
+            faults[-1].__cause__ = error
+            continue
         if not unlisted(found.module):
             return found
         kept = kept or found
