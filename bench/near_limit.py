@@ -80,9 +80,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
     device = OnnxRuntime(threads=1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        torch.manual_seed(arguments.seed)
         files = [
             export_onnx(network(width).eval(), SHAPE, Path(folder) / f"{width}.onnx")
             for width in (32, 28)

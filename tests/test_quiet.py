@@ -66,7 +66,7 @@ def test_a_run_says_its_own_words_alone_and_its_log_has_the_rest(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not any(said in done.stdout + done.stderr for said in SAID)
-    ours = ("data: ", "device ", "target ", "house: ")
+    ours = ("data: ", "code: ", "device ", "target ", "estimate: ", "house: ")
     assert all(line.startswith(ours) for line in done.stderr.splitlines()), done.stderr
     log = tmp_path / "run" / quiet.LOG
     found = log.read_text()

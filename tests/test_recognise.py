@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from tailorbird.cli import app
 from tailorbird.cli.recognise import Kind, kind_of
 from tailorbird.config import template
-from tailorbird.targets import too_many_threads
+from tailorbird.measure.guarded import too_many_threads
 from tests.fakes import FakeDevice
 
 

@@ -41,6 +41,8 @@ FLOAT, COPIES = 4, 6
 
 MB = 1e6
 
+_YEARS_S = 1e8
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -86,7 +88,11 @@ def duration(seconds: float) -> str:
     Example:
         >>> duration(0.2), duration(47), duration(734), duration(4000), duration(3e5)
         ('1 s', '50 s', '12 min', '67 min', '83 h')
+        >>> duration(float("inf"))
+        'many years'
     """
+    if seconds > _YEARS_S:
+        return "many years"
     if seconds < 10:
         return f"{max(1, round(seconds))} s"
     if seconds < 60:
