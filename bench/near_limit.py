@@ -30,7 +30,7 @@ from tailorbird.export.onnx import export_onnx
 from tailorbird.fit.sessions import MOST, word
 from tailorbird.measure.onnxruntime import OnnxRuntime
 
-SHAPE = (3, 32, 32)
+SHAPE = (3, 40, 40)
 OFF = (0.95, 0.97, 0.99, 1.01, 1.03, 1.05)
 """Limits as multiples of the true ratio."""
 
@@ -85,7 +85,7 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         files = [
             export_onnx(network(width).eval(), SHAPE, Path(folder) / f"{width}.onnx")
-            for width in (32, 28)
+            for width in (32, 24)
         ]
         base = device.measure(files)
         true = median(ratios(device, files, 5 * MOST))

@@ -278,9 +278,10 @@ def told(calls: list[tuple[int, str, str]]) -> list[dict[str, object]]:
 
 
 def clean(text: str) -> str:
-    """Without what differs between two equal runs: hashes in names, and times."""
+    """Without what differs between two equal runs: hashes in names, times and their estimate."""
     text = re.sub(r"\b[0-9a-f]{12,64}\b", "HASH", text)
     text = re.sub(r"(?m)^minutes: .*|\d+ images/s", "#", text)
+    text = re.sub(r"(?m)^estimate: .*\n", "", text)
     return re.sub(r"\d+\.\d+ (s\b|min in all)", r"# \1", text)
 
 

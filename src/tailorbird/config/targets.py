@@ -241,7 +241,7 @@ class _Reader:
                 self.faults.add((*path, "name"), f"{name!r} has to be text without '@'")
             elif name in self.places:
                 self.faults.add((*path, "name"), f"{name!r} is given twice")
-            self.places[name] = place = Place(name=name, device=device, table=table)
+            self.places[name] = place = Place(name=name or show(path), device=device, table=table)
             self.written.append({k: v for k, v in values.items() if k != "limits"})
             if isinstance(one, dict) and "limits" in one:
                 self._sets((*path, "limits"), values["limits"], place)
