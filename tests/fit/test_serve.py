@@ -55,10 +55,12 @@ def test_nobody_takes_what_is_over_a_limit_less_accurate_or_from_elsewhere():
     assert taken((tight, replace(better, onnx=None)), (loose, own)) == []
 
 
-def test_of_equally_accurate_students_the_faster_is_taken():
+def test_of_equally_accurate_students_a_target_keeps_its_own_or_takes_the_fastest():
     tight, loose = target("tight", 0.4), target("loose", 0.8)
-    answered = (tight, result("tight", 3.5, 0.8)), (loose, result("loose", 7.0, 0.8))
-    assert taken(*answered) == [("loose", "tight")]
+    better = (tight, result("tight", 3.5, 0.8))
+    assert taken(better, (loose, result("loose", 7.0, 0.8))) == []
+    quick = (target("quick", 0.3), result("quick", 2.5, 0.8))
+    assert taken(better, quick, (loose, result("loose", 7.0, 0.7))) == [("loose", "quick")]
 
 
 def test_a_target_without_a_student_of_its_own_takes_anothers():

@@ -31,7 +31,7 @@ def ship_as_is(
 ) -> list[TargetResult]:
     """Give targets a network as it is where it keeps their limits and is better than what they got.
 
-    Networks are compared on validation images, of equal ones the faster is better.
+    Networks are compared on validation images; of equal ones a target keeps its own.
 
     Cost: an evaluation on validation images for each network; an export and sessions for those that
     are accurate enough for some target.
@@ -54,7 +54,7 @@ def ship_as_is(
     ranked = sorted(networks, key=lambda name: (-judges.validation(name, networks[name]), name))
     for name in ranked:
         network = networks[name]
-        best = (True, judges.validation(name, network), 0.0)
+        best = (True, judges.validation(name, network))
         there = [t for t, _ in answered if t.place.name in bases and best > worth(held[t.name])]
         if not there:
             continue
@@ -72,7 +72,7 @@ def ship_as_is(
                 progress=progress,
             )
             for target in there:
-                own, proof = held[target.name], proofs[target.name]
+                proof = proofs[target.name]
                 if isinstance(proof, TailorbirdError):
                     progress.say(f"{target.name}: {name} as it is was not tried: {proof}")
                     continue
@@ -84,14 +84,13 @@ def ship_as_is(
                     judges.of(name, network),
                     reference=judges.reference,
                     onnx=f"students/{target.name}/{shipping.exporter.format.file}",
-                    minutes=own.minutes,
+                    minutes=held[target.name].minutes,
                     as_is=name,
                 )
-                if worth(result) > worth(own):
-                    shipping.copy(aside.home(target.name), target.name)
-                    held[target.name] = taken[target.name] = result
-                    progress.say(
-                        f"{target.name}: {name} as it is keeps its limits and is better than the "
-                        "student; it is taken"
-                    )
+                shipping.copy(aside.home(target.name), target.name)
+                held[target.name] = taken[target.name] = result
+                progress.say(
+                    f"{target.name}: {name} as it is keeps its limits and is better than the "
+                    "student; it is taken"
+                )
     return list(taken.values())

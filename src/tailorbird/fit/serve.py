@@ -31,8 +31,9 @@ def moves(
 ) -> list[Move]:
     """Targets that another one's student suits better than their own.
 
-    Students are compared on validation images, of equal ones the faster is better. Whatever a
-    tighter target got keeps every looser one's limits, so that no looser target ends worse off.
+    Students are compared on validation images; of equal ones a target keeps its own, which had more
+    room. Whatever a tighter target got keeps every looser one's limits, so that no looser target
+    ends worse off.
 
     Args:
         answered: targets and what they got.
@@ -56,10 +57,11 @@ def moves(
     return found
 
 
-def worth(result: TargetResult) -> tuple[bool, float, float]:
-    """What students are compared by; those that are not within their own limits come last."""
-    accuracy = -1.0 if result.validation is None else result.validation
-    return result.met, accuracy, -result.measured.get(LATENCY, float("inf"))
+def worth(result: TargetResult) -> tuple[bool, float]:
+    """What students are compared by: those that are not within their own limits come last, others
+    by their accuracy on validation images.
+    """
+    return result.met, -1.0 if result.validation is None else result.validation
 
 
 def _better(
@@ -79,7 +81,7 @@ def _better(
         and worth(other) > worth(own)
         and keeps(target, base, other.measured, other.certainty.sessions, looks) == "met"
     ]
-    return max(fit, key=worth, default=None)
+    return max(fit, key=lambda one: (worth(one), -one.measured[LATENCY]), default=None)
 
 
 def _as(
