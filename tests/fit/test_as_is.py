@@ -15,6 +15,7 @@ from tailorbird.measure.counts import count
 from tailorbird.progress import Silent
 from tailorbird.report.record import TargetResult
 from tailorbird.targets import Place, Target
+from tailorbird.task import Score
 from tests.fakes import FakeDevice, FakeExporter, stand_in
 from tests.house.makers import images
 
@@ -28,14 +29,14 @@ class Known:
 
     reference = 0.9
 
-    def __init__(self, **validation):
-        self.known = validation
+    def __init__(self, losses=None, **validation):
+        self.known, self.losses = validation, losses or {}
 
     def validation(self, name, student):
-        return self.known[name]
+        return Score(self.known[name], self.losses.get(name, 1 - self.known[name]))
 
     def of(self, name, student):
-        return Accuracies(None, self.known[name] - 0.01, self.known[name])
+        return Accuracies(None, self.known[name] - 0.01, self.validation(name, student))
 
 
 def donor(width):
@@ -78,6 +79,7 @@ def student(**changes):
         measured={"latency_ms": 0.01},
         met=True,
         validation=0.8,
+        validation_loss=0.2,
         onnx="students/edge/model.onnx",
         minutes=3.0,
     )
@@ -113,6 +115,11 @@ def test_a_target_without_a_student_gets_one(ship):
 
 def test_of_equals_the_student_is_kept(ship):
     assert not ship(Known(small=0.8), {"small": donor(4)}, edge=student())[0]
+
+
+def test_one_that_is_right_more_often_by_chance_is_not_shipped(ship):
+    lucky = Known(losses={"small": 0.5}, small=0.81)
+    assert not ship(lucky, {"small": donor(4)}, edge=student())[0]
 
 
 def test_one_that_cannot_be_exported_costs_nothing(ship):

@@ -25,6 +25,7 @@ def result(name, ms, validation, *, params=50.0, met=True, **changes):
         met=met,
         certainty=Certainty(sessions=(session, session)),
         validation=validation,
+        validation_loss=1 - validation,
         onnx=f"students/{name}/model.onnx",
         minutes=ms,
     )
@@ -43,6 +44,15 @@ def test_a_looser_target_takes_the_better_student_of_a_tighter_one():
     assert move.result.limits == {"latency_ms": 8.0} and move.result.asked == {"latency_ms": "0.8x"}
     assert move.result.onnx == "students/loose/model.onnx" and move.result.minutes == 7.0
     assert move.result.measured["latency_ms"] == 3.5 and move.result.certainty.margin == 1 - 3.5 / 8
+
+
+def test_what_is_right_more_often_by_chance_is_not_better():
+    lucky = result("tight", 3.5, 0.81, validation_loss=0.3)
+    answered = (target("tight", 0.4), lucky), (target("loose", 0.8), result("loose", 7.0, 0.8))
+    assert taken(*answered) == []
+    old = replace(result("loose", 7.0, 0.8), validation=None, validation_loss=None)
+    sure = (target("tight", 0.4), result("tight", 3.5, 0.9))
+    assert taken(sure, (target("loose", 0.8), old)) == []
 
 
 def test_nobody_takes_what_is_over_a_limit_less_accurate_or_from_elsewhere():

@@ -6,9 +6,11 @@ import pytest
 
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.judge import Judge
+from tailorbird.fit.serve import better
 from tailorbird.report.record import RunReport
 from tailorbird.report.verdict import verdict
 from tailorbird.targets import Latency
+from tailorbird.task import Score
 from tests.fakes import FakeDevice
 
 from .makers import DEVICE, job, run_job
@@ -93,15 +95,16 @@ def test_no_looser_target_is_worse_off_than_a_tighter_one(with_house):
     run = with_house()
     limits = {"loose": {"latency": "0.9x"}, "tight": {"latency": "0.5x"}}
     found = by_name(run_job(job(run, limits=limits)))
-    assert found["loose"].validation >= found["tight"].validation
+    tight = Score(found["tight"].validation, found["tight"].validation_loss)
+    assert not better(tight, found["loose"])
 
 
 def test_no_target_is_worse_off_than_with_a_donor_as_it_is(with_house):
     asked = job(with_house(), limits={"any": {"macs": "1x"}, "never": {"latency_ms": 1e-6}})
     found = by_name(run_job(asked))
     judge = Judge(replace(asked.data, test=None), Network(asked.teacher, asked.data.input_shape))
-    donor = judge.accuracy(Network(asked.donors["narrow"], asked.data.input_shape))
-    assert found["any"].validation >= donor
+    donor = judge.score(Network(asked.donors["narrow"], asked.data.input_shape))
+    assert not better(donor, found["any"])
     assert not found["never"].met and found["never"].onnx is None
 
 

@@ -11,7 +11,7 @@ from tailorbird.fit.candidates import Made
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.prove import Finished, prove
 from tailorbird.fit.results import result_of
-from tailorbird.fit.serve import worth
+from tailorbird.fit.serve import better
 from tailorbird.fit.ship import Shipping
 from tailorbird.progress import Progress
 from tailorbird.report.record import TargetResult
@@ -31,7 +31,7 @@ def ship_as_is(
 ) -> list[TargetResult]:
     """Give targets a network as it is where it keeps their limits and is better than what they got.
 
-    Networks are compared on validation images; of equal ones a target keeps its own.
+    See `tailorbird.fit.serve.better` for what is better.
 
     Cost: an evaluation on validation images for each network; an export and sessions for those that
     are accurate enough for some target.
@@ -51,11 +51,14 @@ def ship_as_is(
     """
     held = {target.name: result for target, result in answered}
     taken: dict[str, TargetResult] = {}
-    ranked = sorted(networks, key=lambda name: (-judges.validation(name, networks[name]), name))
-    for name in ranked:
+    scores = {name: judges.validation(name, network) for name, network in networks.items()}
+    for name in sorted(networks, key=lambda name: (-scores[name].value, scores[name].loss)):
         network = networks[name]
-        best = (True, judges.validation(name, network))
-        there = [t for t, _ in answered if t.place.name in bases and best > worth(held[t.name])]
+        there = [
+            target
+            for target, _ in answered
+            if target.place.name in bases and better(scores[name], held[target.name])
+        ]
         if not there:
             continue
         finished = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize, resized
 from tailorbird.fit.candidates import Made, Network
-from tailorbird.task import CLASSIFICATION, Task
+from tailorbird.task import CLASSIFICATION, Score, Task
 from tailorbird.train.evaluate import predictions, score
 from tailorbird.train.precision import compute_device
 
@@ -36,13 +36,17 @@ class Judge:
 
     def accuracy(self, network: Network) -> float:
         """Share of right answers, or of those that agree with the reference without labels."""
+        return self.score(network).value
+
+    def score(self, network: Network) -> Score:
+        """The same, and the mean loss."""
         return score(
             _at_size(network),
             self.split,
             answers=self._answers,
             device=compute_device(),
             task=self.task,
-        ).value
+        )
 
     @cached_property
     def _answers(self) -> Tensor | None:
@@ -60,12 +64,12 @@ class Accuracies:
     Args:
         before: as it was before it was trained further, if it was.
         after: as it is shipped.
-        validation: the same on the images that are chosen by.
+        validation: the same and the loss, on the images that are chosen by.
     """
 
     before: float | None
     after: float
-    validation: float
+    validation: Score
 
 
 class Judges:
@@ -80,31 +84,29 @@ class Judges:
     def __init__(self, data: ImageData, reference: Callable[[], Network], task: Task) -> None:
         self._data, self._make, self._task = data, reference, task
         self._found: dict[Hashable, Accuracies] = {}
-        self._validation: dict[Hashable, float] = {}
+        self._validation: dict[Hashable, Score] = {}
 
     @cached_property
     def reference(self) -> float:
         """The reference's accuracy, as `Accuracies.after`."""
         return self._last.accuracy(self._network)
 
-    def validation(self, key: Hashable, student: Made) -> float:
-        """A student's accuracy on the images that are chosen by; equal ones have equal keys."""
-        if self._data.test is None:
-            return self.of(key, student).after
+    def validation(self, key: Hashable, student: Made) -> Score:
+        """A student's score on the images that are chosen by; equal ones have equal keys."""
         if key not in self._validation:
             network = Network(student.module, student.input_shape)
-            self._validation[key] = self._choosing.accuracy(network)
+            self._validation[key] = self._choosing.score(network)
         return self._validation[key]
 
     def of(self, key: Hashable, student: Made) -> Accuracies:
         """Accuracies of a student."""
         if key not in self._found:
-            network, before = Network(student.module, student.input_shape), None
+            validation, before = self.validation(key, student), None
             if student.before is not None:
                 before = self._last.accuracy(Network(student.before, student.input_shape))
-            after = self._last.accuracy(network)
-            same = self._data.test is None
-            validation = after if same else self.validation(key, student)
+            after = validation.value
+            if self._data.test is not None:
+                after = self._last.accuracy(Network(student.module, student.input_shape))
             self._found[key] = Accuracies(before, after, validation)
         return self._found[key]
 

@@ -105,8 +105,8 @@ class TargetResult:
         accuracy: the student's, after retraining, in 0..1.
         accuracy_before: the student's, before retraining.
         teacher_accuracy: on the same images.
-        validation: the student's accuracy on validation images, by which those of targets that
-            they all keep are chosen from.
+        validation: the student's accuracy on validation images, by which students are compared.
+        validation_loss: its mean loss there.
         as_is: the given network that was shipped instead of a student, as it is.
         found_for: the tighter target whose student serves this one too; ``None`` for its own.
         onnx: path of the exported file, relative to the run folder.
@@ -132,6 +132,7 @@ class TargetResult:
     accuracy_before: float | None = None
     teacher_accuracy: float | None = None
     validation: float | None = None
+    validation_loss: float | None = None
     as_is: str | None = None
     found_for: str | None = None
     onnx: str | None = None
