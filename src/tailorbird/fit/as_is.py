@@ -78,22 +78,19 @@ def ship_as_is(
                 proof = proofs[target.name]
                 if isinstance(proof, TailorbirdError):
                     progress.say(f"{target.name}: {name} as it is was not tried: {proof}")
-                    continue
-                if proof.word != "met":
-                    continue
-                result = result_of(
-                    target,
-                    proof,
-                    judges.of(name, network),
-                    reference=judges.reference,
-                    onnx=f"students/{target.name}/{shipping.exporter.format.file}",
-                    minutes=held[target.name].minutes,
-                    as_is=name,
-                )
-                shipping.copy(aside.home(target.name), target.name)
-                held[target.name] = taken[target.name] = result
-                progress.say(
-                    f"{target.name}: {name} as it is keeps its limits and is better than the "
-                    "student; it is taken"
-                )
+                elif proof.word == "met":
+                    shipping.copy(aside.home(target.name), target.name)
+                    held[target.name] = taken[target.name] = result_of(
+                        target,
+                        proof,
+                        judges.of(name, network),
+                        reference=judges.reference,
+                        onnx=f"students/{target.name}/{shipping.exporter.format.file}",
+                        minutes=held[target.name].minutes,
+                        as_is=name,
+                    )
+                    progress.say(
+                        f"{target.name}: {name} as it is keeps its limits and is better than the "
+                        "student; it is taken"
+                    )
     return list(taken.values())

@@ -82,8 +82,14 @@ class FitOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
 
     def __post_init__(self) -> None:
-        least = {"subnets": 8, "candidates": 1, "rounds": 1, "sessions": 1, "checks": 3}
-        least["layers_at_most"] = 1
+        least = {
+            "subnets": 8,
+            "candidates": 1,
+            "rounds": 1,
+            "sessions": 1,
+            "checks": 3,
+            "layers_at_most": 1,
+        }
         problems = [
             f"{name}: expected {bound} or more, got {getattr(self, name)}"
             for name, bound in least.items()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -79,31 +80,24 @@ def speed_of(network: nn.Module, data: ImageData, *, most: int, now: Now = time.
     used = _FEW
     while True:
         used = min(used, len(images))
-        forward = _best(twin, images[:used], layout, now)
+        forward = _best(partial(_pass, twin, images[:used], layout, now))
         if forward >= LONG_ENOUGH_S or used == len(images):
             break
         used *= 2
     step = 3 * forward
     with torch.random.fork_rng(devices=[]), suppress(RuntimeError):  # training will tell
-        step = _best(twin.train(), images[:used], layout, now, learn=True)
+        step = _best(partial(_pass, twin.train(), images[:used], layout, now, learn=True))
     return Speed(forward_s=forward / used, step_s=step / used, read_s=read)
 
 
-def _best(
-    network: nn.Module,
-    images: Tensor,
-    layout: torch.memory_format,
-    now: Now,
-    *,
-    learn: bool = False,
-) -> float:
+def _best(one_pass: Callable[[], float]) -> float:
     """Seconds of the quickest of some passes: the first is slow, others are disturbed.
 
     Passes end once they have taken ten times what is long enough, all together.
     """
     found: list[float] = []
     while len(found) < _PASSES and (len(found) < 2 or sum(found) < 10 * LONG_ENOUGH_S):
-        found.append(_pass(network, images, layout, now, learn=learn))
+        found.append(one_pass())
     return min(found)
 
 
