@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import types
@@ -281,9 +282,24 @@ def test_an_exit_is_a_named_fault():
         walked(leave)
 
 
+# a worker killed while it hands a tensor over leaves multiprocessing's socket to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_a_sentence():
     with pytest.raises(DataError, match="a process that reads images was killed, perhaps for want"):
         walked(kill)
+
+
+def test_a_worker_killed_in_the_meantime_is_told_at_the_next_batch():
+    data = from_datasets(Bad(int), name="bad")
+    before, alone = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+    batches = replace(data.train, workers=2).batches(1)
+    next(batches)
+    for worker in set(multiprocessing.active_children()) - alone:
+        worker.kill()
+        worker.join()  # a handler would raise here, in the middle of something else
+    with pytest.raises(DataError, match="a process that reads images was killed"):
+        list(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before
 
 
 class Negative(Bad):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader, Dataset
 
 from tailorbird.data.decode import Decoder, as_pixels, cover
@@ -317,14 +321,14 @@ def _watched(loader: DataLoader[_Item]) -> Iterator[_Read]:
     Raises:
         DataError: for such a worker.
     """
-    batches = iter(loader)
+    awaited = _Awaited(loader)
     while True:
         try:
-            batch: _Read = next(batches)
+            batch = awaited.next()
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             hung = "timed out" in str(error)
             raise DataError(
@@ -334,6 +338,49 @@ def _watched(loader: DataLoader[_Item]) -> Iterator[_Read]:
                 "again to continue"
             ) from error
         yield batch
+
+
+class _Awaited:
+    """A loader's batches; that a worker was killed is told where a batch is awaited, nowhere else.
+
+    torch's own handler of SIGCHLD raises wherever the main thread happens to be: in a training
+    step as well as here. So it is left out, and asked for only during `next`.
+    """
+
+    def __init__(self, loader: DataLoader[_Item]) -> None:
+        self._watching = bool(
+            loader.num_workers
+            and hasattr(signal, "SIGCHLD")
+            and threading.current_thread() is threading.main_thread()
+        )
+        found = signal.getsignal(signal.SIGCHLD) if self._watching else None
+        self._batches: Iterator[_Read] = iter(loader)
+        if found is not None:
+            signal.signal(signal.SIGCHLD, found)
+
+    def next(self) -> _Read:
+        """The next batch.
+
+        Raises:
+            StopIteration: at the end.
+            RuntimeError: torch's word on a worker that was killed or gave nothing in time.
+            OSError: a worker was killed while it handed a batch over.
+        """
+        found = signal.getsignal(signal.SIGCHLD) if self._watching else None
+        if found is None:  # no workers, or a handler that is not Python's to put back
+            return next(self._batches)
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            _error_if_any_worker_fails()
+            if callable(found):
+                found(number, frame)
+
+        signal.signal(signal.SIGCHLD, ask)
+        try:
+            _error_if_any_worker_fails()
+            return next(self._batches)
+        finally:
+            signal.signal(signal.SIGCHLD, found)
 
 
 def _cores() -> int:
