@@ -48,7 +48,7 @@ from tailorbird.house.distil import Bunch, Distillation, distil
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.train.precision import autocast, compute_device, lay_out, resolve
 
 SHAPE = (3, 32, 32)

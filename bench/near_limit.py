@@ -28,7 +28,7 @@ from busy_search import PEERS, busy
 from record import write_result
 from tailorbird.export.onnx import export_onnx
 from tailorbird.fit.sessions import MOST, word
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 
 SHAPE = (3, 40, 40)
 OFF = (0.95, 0.97, 0.99, 1.01, 1.03, 1.05)

@@ -366,7 +366,7 @@ def main() -> None:
     """Try every peer at one limit, with few images."""
     from cifar_resnet import trained
     from tailorbird.export.onnx import export_onnx
-    from tailorbird.measure.onnxruntime import OnnxRuntime
+    from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 
     parser = argparse.ArgumentParser(description="Try every peer on a small budget.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))

@@ -27,7 +27,7 @@ from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.report.words import bare
 from tailorbird.supernet import counts
 from tailorbird.supernet.architecture import SPACES, load_space
@@ -124,7 +124,7 @@ MODULES = (
     "tailorbird.train.world",
     "tailorbird.measure.counts",
     "tailorbird.measure.latencies",
-    "tailorbird.measure.onnxruntime",
+    "tailorbird.measure.devices.onnxruntime",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
     "tailorbird.export.verify",

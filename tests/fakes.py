@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tailorbird.device import Latency
 from tailorbird.errors import MeasurementError
-from tailorbird.export.exporters import OnnxExporter
+from tailorbird.export.exporters import OnnxExporter, Written
 from tailorbird.export.verify import Parity
 from tailorbird.files import write_bytes
 from tailorbird.measure.counts import count
-from tailorbird.targets import Latency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,9 @@ class FakeExporter(OnnxExporter):
     def final(self, module, input_shape, path, **_):
         self.exported.append(path)
         write_bytes(path, stand_in(module, input_shape))
+        return Written()
 
-    def quick(self, networks, folder, names):
+    def quick(self, networks, folder, names, *, batch=1):
         paths = [folder / f"{name}.onnx" for name in names]
         for (module, shape), path in zip(networks, paths, strict=True):
             path.write_bytes(stand_in(module, shape))

@@ -29,7 +29,7 @@ from tailorbird.config.targets import load_targets
 from tailorbird.errors import MeasurementError
 from tailorbird.export.onnx import export_onnx
 from tailorbird.house.options import HouseOptions
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.network import build_supernet
 from tailorbird.supernet.train_state import SupernetRecipe

@@ -2,10 +2,10 @@
 
 import pytest
 
+from tailorbird.device import Device
 from tailorbird.errors import ConfigError, StoreError
 from tailorbird.factories import call_factory, is_factory, of_kind, own
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import Device
 
 HERE = __name__
 

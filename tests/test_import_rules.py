@@ -23,6 +23,7 @@ CORE = {
     "asking",
     "changes",
     "copying",
+    "device",
     "errors",
     "factories",
     "files",

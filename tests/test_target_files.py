@@ -13,7 +13,7 @@ from tailorbird.config.sections import Faults
 from tailorbird.config.targets import load_fleet, load_targets, read_targets
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.targets import Limit, places_of
 
 DEVICES = """

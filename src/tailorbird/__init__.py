@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tailorbird.estimate.predicted import PredictedFamily as PredictedFamily
     from tailorbird.estimate.predictor_files import open_predictor as open_predictor
     from tailorbird.house.options import HouseOptions as HouseOptions
-    from tailorbird.measure.onnxruntime import OnnxRuntime as OnnxRuntime
+    from tailorbird.measure.devices.onnxruntime import OnnxRuntime as OnnxRuntime
     from tailorbird.models import load_model as load_model
     from tailorbird.pipeline import Job as Job
     from tailorbird.pipeline import ModelHouse as ModelHouse
@@ -54,7 +54,7 @@ _HOMES = {
     "ModelHouse": "tailorbird.pipeline",
     "Normalisation": "tailorbird.data.images",
     "OfaPredictor": "tailorbird.estimate.accuracy_predictor",
-    "OnnxRuntime": "tailorbird.measure.onnxruntime",
+    "OnnxRuntime": "tailorbird.measure.devices.onnxruntime",
     "Place": "tailorbird.targets",
     "PredictedFamily": "tailorbird.estimate.predicted",
     "ProgressiveShrinking": "tailorbird.supernet.schemes.progressive_shrinking",

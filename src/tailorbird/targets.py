@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import get_args
 
-import numpy as np
-import numpy.typing as npt
-
-from tailorbird.asking import asked, shown
+from tailorbird.asking import asked
+from tailorbird.device import KEY_LIMIT_S, Device, Precision, key_of
 from tailorbird.errors import ConfigError, MeasurementError
 
 LATENCY = "latency_ms"
@@ -25,113 +23,10 @@ ALIASES = {"latency": LATENCY, "size": "size_mb", "peak_memory": "peak_memory_mb
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What names a folder."""
 
-Run = Callable[[Path, "npt.NDArray[np.float32]"], "npt.NDArray[np.float32]"]
-"""A file and images (n, C, H, W) to its outputs (n, ...)."""
+MOST_BATCH = 4096
+"""Images in one call."""
 
 _SHARE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*x\s*$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """A measured latency: median and interquartile range over ``runs`` timed runs."""
-
-    median_ms: float
-    spread_ms: float
-    runs: int
-    warmup: int
-
-
-Precision = Literal["float32", "float16", "int8"]
-"""What an artifact computes in."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """What exported files are: a name, and what the file in a student's folder is called."""
-
-    name: str
-    file: str
-
-
-ONNX = Format("onnx", "model.onnx")
-
-
-class Device(Protocol):
-    """What times exported networks. One instance is one deployment setting.
-
-    It may have the members of `Runtime` as well; without them it takes ONNX files in float32, and
-    what a file answers is asked of ONNX Runtime on this machine.
-    """
-
-    @property
-    def key(self) -> str:
-        """Identity of device, runtime and settings: equal keys give comparable latencies."""
-
-    def measure(self, models: Sequence[Path]) -> list[Latency]:
-        """Time each ONNX file at batch 1, interleaved so that drift hits all alike.
-
-        Raises:
-            MeasurementError: when a file can't be run on this device.
-        """
-
-
-class Runtime(Device, Protocol):
-    """A device that also says what it takes, and tells what a file answers there."""
-
-    @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """Precisions of artifacts that it runs."""
-
-    @property
-    def format(self) -> Format:
-        """The artifacts that it runs."""
-
-    def run(self, artifact: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What a file answers to images (n, C, H, W): outputs (n, ...).
-
-        Raises:
-            ExportError: when the file can't be run on these images.
-            MeasurementError: when the device does not answer.
-        """
-
-
-KEY_LIMIT_S = 60.0
-"""Seconds that a device may take to name itself."""
-
-_LONGEST_KEY = 500
-
-
-def key_of(device: Device) -> str:
-    """A device's key, read once.
-
-    Raises:
-        MeasurementError: where it is no text that names the device, or raises, or hangs.
-
-    Example:
-        >>> class Board:
-        ...     key = 5
-        >>> key_of(Board())
-        Traceback (most recent call last):
-        ...
-        tailorbird.errors.MeasurementError: the key of its device (Board) is 5, expected text that \
-names the device
-    """
-    title = f"the key of its device ({type(device).__name__})"
-
-    def call() -> str:
-        given = device.key
-        if not isinstance(given, str) or not given:
-            raise MeasurementError(
-                f"{title} is {shown(given)}, expected text that names the device"
-            )
-        text = str.__str__(given)
-        if not text.isprintable() or len(text) > _LONGEST_KEY:
-            raise MeasurementError(
-                f"{title} is {shown(text)}, expected at most {_LONGEST_KEY} printable characters"
-            )
-        return text
-
-    return asked(call, title, limit_s=KEY_LIMIT_S)
 
 
 @dataclass(frozen=True)
@@ -238,6 +133,9 @@ class Place:
         device: what measures; ``None`` where there is only a table, so that what is made for this
             place is predicted, not measured.
         table: a latency table, instead of one that is measured on the device.
+        batch: images per call: files are exported with this batch size, and latencies are of such
+            calls.
+        precision: that files compute in; see `at`.
 
     Without either, only what is counted of a network can be limited.
 
@@ -252,16 +150,35 @@ class Place:
     name: str = ""
     device: Device | None = None
     table: Path | None = None
+    batch: int = 1
+    precision: Precision = "float32"
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.batch, bool) or not 1 <= self.batch <= MOST_BATCH:
+            raise ConfigError(f"batch: expected 1 to {MOST_BATCH} images, got {self.batch!r}")
         key = f"table {self.table}"
         if self.device is not None:
             key, fault = _key_that_stays(self.device)
             if fault:
                 raise ConfigError(f"place {self.name!r}: {fault}" if self.name else fault)
+        if self.batch > 1:
+            key += f", batch {self.batch}"
+        if self.precision != "float32":
+            key += f", {self.precision}"
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "name", self.name or key)
+
+    def at(self, precision: Precision) -> Place:
+        """The same place for files in a precision: figures of each are a place's own.
+
+        Example:
+            >>> Place(name="phone").at("int8").name, Place(name="phone").at("float32").name
+            ('phone int8', 'phone')
+        """
+        if precision == self.precision:
+            return self
+        return replace(self, name=f"{self.name} {precision}", precision=precision)
 
 
 def _key_that_stays(device: Device) -> tuple[str, str]:
@@ -290,6 +207,7 @@ class Target:
         limits: metric -> number in the metric's unit, or a share of the reference like ``"0.5x"``;
             or limits that have been read.
         device: the same as ``place``, for a device.
+        precisions: that its file may compute in; all that the device runs where ``None``.
 
     Raises:
         ConfigError: listing every fault of the name and the limits at once.
@@ -305,6 +223,7 @@ class Target:
     name: str
     place: Place
     limits: tuple[Limit, ...]
+    precisions: tuple[Precision, ...] | None
 
     def __init__(
         self,
@@ -313,6 +232,7 @@ class Target:
         limits: Mapping[str, float | str] | Sequence[Limit] = (),
         *,
         device: Device | None = None,
+        precisions: Sequence[Precision] | None = None,
     ) -> None:
         problems: list[str] = []
         if not NAME.fullmatch(name):
@@ -336,9 +256,12 @@ class Target:
         else:
             read = tuple(limits)
             problems += _twice(name, read)
+        if precisions is not None:
+            problems += [f"target {name!r}: {fault}" for fault in precision_faults(precisions)]
         if problems:
             raise ConfigError(problems)
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "precisions", None if precisions is None else tuple(precisions))
         object.__setattr__(self, "place", given)
         object.__setattr__(self, "limits", read)
 
@@ -366,6 +289,23 @@ class Target:
         return {limit.metric: limit.absolute(reference) for limit in self.limits}
 
 
+def precision_faults(given: Sequence[object]) -> list[str]:
+    """What is wrong with a list of precisions.
+
+    Example:
+        >>> precision_faults(["int8", "int4"])
+        ["precision: unknown 'int4'; give one or more of float32, float16, int8"]
+    """
+    known = get_args(Precision)
+    if not given:
+        return [f"precision: the list is empty; give one or more of {', '.join(known)}"]
+    wrong = [one for one in given if one not in known]
+    faults = [
+        f"precision: unknown {one!r}; give one or more of {', '.join(known)}" for one in wrong
+    ]
+    return faults or (["precision: one is given twice"] if len(set(given)) < len(given) else [])
+
+
 def _twice(name: str, limits: Sequence[Limit]) -> list[str]:
     metrics = [limit.metric for limit in limits]
     return [
@@ -389,7 +329,7 @@ def places_of(targets: Sequence[Target]) -> dict[str, Place]:
     twice = set()
     for place in (target.place for target in targets):
         first = found.setdefault(place.name, place)
-        if (first.key, first.table) != (place.key, place.table):
+        if (first.key, first.table, first.batch) != (place.key, place.table, place.batch):
             twice.add(place.name)
     if twice:
         raise ConfigError(

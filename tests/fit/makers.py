@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from tailorbird.device import Latency
 from tailorbird.errors import MeasurementError
 from tailorbird.fit.candidates import Judgement, Network, Words, latency_at
 from tailorbird.space import Choice, Space
-from tailorbird.targets import Latency
 
 WIDTHS = tuple(range(1, 41))
 

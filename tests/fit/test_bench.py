@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 
+from tailorbird.device import Latency
 from tailorbird.fit.bench import Bench
 from tailorbird.fit.candidates import Network
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Silent
-from tailorbird.targets import Latency
 from tests.fakes import FakeDevice, FakeExporter
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tailorbird.device import Latency
 from tailorbird.errors import MeasurementError
 from tailorbird.fit.sessions import (
     MOST,
@@ -17,7 +18,6 @@ from tailorbird.fit.sessions import (
     mean,
     word,
 )
-from tailorbird.targets import Latency
 
 TRIALS = 1000
 

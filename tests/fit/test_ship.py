@@ -105,7 +105,7 @@ def test_a_file_is_compared_where_it_will_run_once_for_each_device(tmp_path):
     shipping.deliver(student, "first", key=(1,), device=good)
     shipping.deliver(student, "second", key=(1,), device=good)
     assert len(good.ran) == 1 and len(exporter.converted) == 1
-    with pytest.raises(ExportError, match="target 'third': the ONNX file disagrees"):
+    with pytest.raises(ExportError, match="target 'third': the file disagrees"):
         shipping.deliver(student, "third", key=(1,), device=wrong)
     assert len(wrong.ran) == 1
     assert not json.loads((tmp_path / "students/third/verify.json").read_text())["passed"]
@@ -123,6 +123,6 @@ def test_a_file_that_disagrees_is_not_copied(tmp_path):
     exporter = Watched(passes=False)
     shipping = Shipping(images(), tmp_path, ExportOptions(), exporter)
     for name in ("first", "second"):
-        with pytest.raises(ExportError, match=f"target '{name}': the ONNX file disagrees"):
+        with pytest.raises(ExportError, match=f"target '{name}': the file disagrees"):
             shipping.deliver(made(teacher().module), name, key=(1,))
     assert len(exporter.converted) == 2

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tailorbird.device import ONNX, Format, Latency
 from tailorbird.errors import ConfigError, ExportError, MeasurementError, StoreError
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.fit.candidates import Made, Network
@@ -23,7 +24,7 @@ from tailorbird.measure.answering import run_onnx
 from tailorbird.measure.latencies import Latencies
 from tailorbird.runfolder import RunFolder
 from tailorbird.space import Choice, Space
-from tailorbird.targets import ONNX, Format, Latency, Target
+from tailorbird.targets import Target
 from tests.fakes import FakeDevice
 from tests.fit.makers import Sums
 from tests.house.makers import images

@@ -38,8 +38,8 @@ from tailorbird.estimate.predictor_files import open_predictor, read_pairs
 from tailorbird.export.bundle import load_student
 from tailorbird.fit.answers import Answers
 from tailorbird.house.store import HouseStore
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.latencies import Latencies
-from tailorbird.measure.onnxruntime import OnnxRuntime
 from tailorbird.report.house import contents
 from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder

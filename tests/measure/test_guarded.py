@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tailorbird.device import ONNX, Format, Latency
 from tailorbird.errors import ConfigError, ExportError, MeasurementError
 from tailorbird.measure.guarded import (
     answering,
@@ -15,7 +16,7 @@ from tailorbird.measure.guarded import (
     precisions_of,
     threads_of,
 )
-from tailorbird.targets import ONNX, Format, Latency, Place, Target
+from tailorbird.targets import Place, Target
 
 FILES = [Path("a.onnx"), Path("b.onnx")]
 
@@ -61,7 +62,7 @@ def test_a_right_answer_is_handed_on():
         (iter([]), "returned list_iterator, expected a list"),
         ([latency()], "returned 1 figures, expected one per file"),
         ([latency()] * 3, "returned 3 figures"),
-        ([1.0, 2.0], r"gave 1\.0 for a\.onnx, expected a tailorbird\.targets\.Latency"),
+        ([1.0, 2.0], r"gave 1\.0 for a\.onnx, expected a tailorbird\.device\.Latency"),
         ([latency(), {"median_ms": 1.0}], r"gave \{'median_ms': 1\.0\} for b\.onnx"),
         (
             [latency(), latency(math.nan)],
@@ -256,7 +257,7 @@ def test_a_run_that_hangs_is_left_behind():
 @pytest.mark.parametrize(
     ("read", "members", "words"),
     [
-        (format_of, {"format": "onnx"}, "its format is 'onnx', expected a tailorbird.targets.F"),
+        (format_of, {"format": "onnx"}, "its format is 'onnx', expected a tailorbird.device.F"),
         (format_of, {"format": None}, "its format is None"),
         (format_of, {"format": Format(3, "a")}, r"its format is Format\(name=3"),
         (precisions_of, {"precisions": ()}, r"its precisions are \(\), expected a tuple"),

@@ -7,12 +7,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from tailorbird.device import ONNX, Device
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.onnx import export_many, export_onnx
-from tailorbird.measure import onnxruntime as measuring
+from tailorbird.measure.devices import onnxruntime as measuring
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.guarded import answering, format_of, precisions_of
-from tailorbird.measure.onnxruntime import OnnxRuntime
-from tailorbird.targets import ONNX, Device
 from tailorbird.testing import check_device
 from tests.fakes import FakeDevice
 

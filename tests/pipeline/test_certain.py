@@ -4,12 +4,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tailorbird.device import Latency
 from tailorbird.fit.candidates import Network
 from tailorbird.fit.judge import Judge
 from tailorbird.fit.serve import better
 from tailorbird.report.record import RunReport
 from tailorbird.report.verdict import verdict
-from tailorbird.targets import Latency
 from tailorbird.task import Score
 from tests.fakes import FakeDevice
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tailorbird.demo import DigitsNet
+from tailorbird.device import Format
 from tailorbird.errors import ConfigError, MeasurementError, StoreError
 from tailorbird.fit.serve import better
 from tailorbird.fit.ship import DELIVERED
@@ -16,7 +17,7 @@ from tailorbird.progress import Silent
 from tailorbird.report.record import RunReport
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import Annealing
-from tailorbird.targets import Format, Target
+from tailorbird.targets import Target
 from tailorbird.task import Score
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice, FakeExporter

@@ -6,7 +6,7 @@ import torch
 
 from tailorbird.export.bundle import load_student
 from tailorbird.export.options import ExportOptions
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.pipeline import execute
 from tests.house.makers import images
 

@@ -21,7 +21,7 @@ from tailorbird.export.bundle import load_student
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.export.onnx import export_many
 from tailorbird.files import digest_of, read_json, write_json
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.pipeline.reporting import write_report
 from tailorbird.pipeline.supernet_fit import FitOptions, fit_run
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets

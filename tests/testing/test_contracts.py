@@ -13,11 +13,11 @@ from torch import nn
 from tailorbird.data.digits import digits
 from tailorbird.data.folder import folder
 from tailorbird.data.images import Normalisation, TensorSplit
+from tailorbird.device import Format, Latency
 from tailorbird.errors import MeasurementError
 from tailorbird.export.onnx import export_many
 from tailorbird.measure.answering import run_onnx
 from tailorbird.search.baselines import RandomSearch
-from tailorbird.targets import Format, Latency
 from tailorbird.testing import check_device, check_images, check_split, check_strategy
 from tests.data.makers import fill
 from tests.supernet.tiny import stripes

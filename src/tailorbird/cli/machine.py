@@ -30,8 +30,8 @@ def measure(
     """Time ONNX files the way targets are timed."""
     for model in models:
         expect(model, Kind.ONNX)
+    from tailorbird.measure.devices.onnxruntime import OnnxRuntime
     from tailorbird.measure.guarded import too_many_threads
-    from tailorbird.measure.onnxruntime import OnnxRuntime
 
     device = OnnxRuntime(threads=threads, provider=provider, runs=runs, warmup=warmup)
     if waiting := too_many_threads(device):

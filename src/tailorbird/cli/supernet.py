@@ -115,7 +115,7 @@ def evaluate(
     """
     expect(run, Kind.SUPERNET_RUN)
     from tailorbird.files import write_json
-    from tailorbird.measure.onnxruntime import OnnxRuntime
+    from tailorbird.measure.devices.onnxruntime import OnnxRuntime
     from tailorbird.pipeline.supernet_evaluation import evaluate_run
     from tailorbird.report.supernet_evaluation import show
     from tailorbird.report.terminal import terminal

@@ -36,16 +36,16 @@ from tailorbird.config.sections import (
     read_fields,
     short,
 )
+from tailorbird.device import Device
 from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import is_factory, make_importable, own
-from tailorbird.measure.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.targets import (
     ALIASES,
     LATENCY,
     METRICS,
     NAME,
-    Device,
     Limit,
     Place,
     Target,

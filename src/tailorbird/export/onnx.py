@@ -53,6 +53,7 @@ def export_onnx(
     dynamic_batch: bool = False,
     metadata: Mapping[str, str] | None = None,
     output: str = OUTPUT,
+    batch: int = 1,
     single_file_bytes: int = SINGLE_FILE_BYTES,
 ) -> Path:
     """Write ``module`` in eval mode and float32 as the ONNX file ``path``.
@@ -66,9 +67,10 @@ def export_onnx(
         input_shape: without the batch dimension, such as (3, 32, 32).
         path: the file to write; an existing one is replaced.
         opset: the ONNX operator set; ``None`` takes the exporter's default.
-        dynamic_batch: leave the batch size open instead of 1.
+        dynamic_batch: leave the batch size open.
         metadata: text that travels in the file, such as class names and normalisation.
         output: the name of what it returns.
+        batch: images per call where the batch size is not left open.
         single_file_bytes: above this the weights go to ``NAME.onnx.data`` beside the file.
 
     Returns:
@@ -88,7 +90,7 @@ def export_onnx(
     shape = tuple(input_shape)
     frozen = _frozen(module, path.name)
     _dry_run(frozen, shape, path.name)
-    batch = 2 if dynamic_batch else 1  # an example of batch 1 would be taken for a constant
+    batch = 2 if dynamic_batch else batch  # an example of batch 1 would be taken for a constant
     model = _convert(
         frozen, [shape], batch=batch, opset=opset, dynamic=dynamic_batch, what=path.name
     )
@@ -156,9 +158,10 @@ def export_many(
     folder: Path,
     names: Sequence[str],
     *,
+    batch: int = 1,
     tracing: bool = True,
 ) -> list[Path]:
-    """Write many modules as ``folder/NAME.onnx`` at batch 1, fast, for measuring.
+    """Write many modules as ``folder/NAME.onnx``, fast, for measuring.
 
     Same convolutions and matrix products as one :func:`export_onnx` each, and so the same
     latency within noise. Files appear whole or not at all, but are not synced to disk: they can be
@@ -168,6 +171,7 @@ def export_many(
         modules: (module, input shape without the batch dimension) each.
         folder: where the files go; made if missing.
         names: one file name each, without ``.onnx``.
+        batch: images per call.
         tracing: try the tracing exporter first, which is faster but knows fewer operators.
 
     Returns:
@@ -180,11 +184,13 @@ def export_many(
     paths = _file_names(modules, folder, names)
     faults: list[str] = []
     slow = [
-        i for i in range(len(modules)) if not (tracing and _export_traced(*modules[i], paths[i]))
+        i
+        for i in range(len(modules))
+        if not (tracing and _export_traced(*modules[i], paths[i], batch=batch))
     ]
     for chunk in _chunks([modules[i][0] for i in slow]):
         places = [slow[position] for position in chunk]
-        _export_chunk([modules[i] for i in places], [paths[i] for i in places], faults)
+        _export_chunk([modules[i] for i in places], [paths[i] for i in places], faults, batch)
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ExportError(
@@ -195,14 +201,14 @@ def export_many(
     return paths
 
 
-def _export_traced(module: nn.Module, shape: _Shape, path: Path) -> bool:
+def _export_traced(module: nn.Module, shape: _Shape, path: Path, *, batch: int) -> bool:
     """Convert by the tracing exporter; whether that worked."""
     try:
         with scratch() as folder, _quiet(), torch.no_grad():
             file = folder / "traced.onnx"
             torch.onnx.export(
                 _frozen(module, path.name),
-                (torch.zeros(1, *shape),),
+                (torch.zeros(batch, *shape),),
                 file,
                 dynamo=False,
                 input_names=[INPUT],
@@ -230,7 +236,10 @@ class _SideBySide(nn.Module):
 
 
 def _export_chunk(
-    modules: Sequence[tuple[nn.Module, _Shape]], paths: Sequence[Path], faults: list[str]
+    modules: Sequence[tuple[nn.Module, _Shape]],
+    paths: Sequence[Path],
+    faults: list[str],
+    batch: int,
 ) -> None:
     """Convert together; where that fails, halve until the modules at fault stand alone."""
     try:
@@ -238,10 +247,11 @@ def _export_chunk(
             module, shape = modules[0]
             frozen = _frozen(module, paths[0].name)
             _dry_run(frozen, shape, paths[0].name)
-            model = _convert(frozen, [shape], what=paths[0].name)
+            model = _convert(frozen, [shape], what=paths[0].name, batch=batch)
         else:
             together = _SideBySide([_frozen(module, "block") for module, _ in modules])
-            model = _convert(together, [shape for _, shape in modules], what="blocks")
+            shapes = [shape for _, shape in modules]
+            model = _convert(together, shapes, what="blocks", batch=batch)
         parts = [_cut(model, index) for index in range(len(modules))]
         for part, path in zip(parts, paths, strict=True):
             _check(part, path.name, full=False)
@@ -250,8 +260,8 @@ def _export_chunk(
             faults.append(str(error))
             return
         middle = len(modules) // 2
-        _export_chunk(modules[:middle], paths[:middle], faults)
-        _export_chunk(modules[middle:], paths[middle:], faults)
+        _export_chunk(modules[:middle], paths[:middle], faults, batch)
+        _export_chunk(modules[middle:], paths[middle:], faults, batch)
         return
     for part, path in zip(parts, paths, strict=True):
         _write(part, path, sync=False)

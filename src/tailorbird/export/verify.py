@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tailorbird.device import Precision, Run
 from tailorbird.errors import ExportError
 from tailorbird.measure.answering import run_onnx
-from tailorbird.targets import Run
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 
@@ -36,6 +36,39 @@ class Parity:
     tolerance: float
     images: int
     passed: bool
+
+    @property
+    def fault(self) -> str:
+        """What is wrong where it has not passed."""
+        return f"by {self.max_difference:.3g}, expected at most {self.tolerance:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far a file in a lower precision is from its network in float32.
+
+    Args:
+        precision: of the file.
+        top1_agreement: share of images whose largest output is at the same place.
+        mean_difference: mean absolute difference of outputs.
+        worst_image: number of the image with the largest difference.
+        worst_difference: that image's largest absolute difference of an output.
+        images: how many were compared.
+        passed: all outputs are finite.
+    """
+
+    precision: Precision
+    top1_agreement: float
+    mean_difference: float
+    worst_image: int
+    worst_difference: float
+    images: int
+    passed: bool
+
+    @property
+    def fault(self) -> str:
+        """What is wrong where it has not passed."""
+        return f"by {self.worst_difference:.3g} on image {self.worst_image}"
 
 
 def verify(

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from tailorbird.device import Device, Latency, Precision, key_of
 from tailorbird.errors import ExportError, MeasurementError
 from tailorbird.export.exporters import Exporter
 from tailorbird.files import scratch
@@ -16,7 +17,7 @@ from tailorbird.fit.candidates import Candidates, Make, Network
 from tailorbird.measure.guarded import answering, format_of, measured, precisions_of
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress
-from tailorbird.targets import Device, Latency, Place, Precision, key_of
+from tailorbird.targets import Place
 
 TOGETHER = 8
 """Whole networks timed in one session, in which the reference takes part; what a kill can lose."""
@@ -174,6 +175,5 @@ def try_out(device: Device, exporter: Exporter) -> None:
             raise ExportError(f"{named}: run on a small network: {error}") from error
     if not parity.passed:
         raise MeasurementError(
-            f"{named}: run answers otherwise than PyTorch on a small network: expected a "
-            f"difference of at most {parity.tolerance:.3g}, got {parity.max_difference:.3g}"
+            f"{named}: run answers otherwise than PyTorch on a small network: {parity.fault}"
         )

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from tailorbird.device import Latency
 from tailorbird.family import Estimated, Floats
 from tailorbird.space import Genomes
-from tailorbird.targets import LATENCY, Latency, Place
+from tailorbird.targets import LATENCY, Place
 
 if TYPE_CHECKING:
     from torch import fx, nn

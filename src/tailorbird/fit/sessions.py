@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal, TypeVar
 
+from tailorbird.device import Device
 from tailorbird.errors import MeasurementError
 from tailorbird.measure.guarded import measured
 from tailorbird.report.record import Session
-from tailorbird.targets import Device
 
 MOST = 8
 """Sessions of a student at most, unless asked for otherwise."""

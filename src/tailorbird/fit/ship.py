@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 
 from tailorbird.data.images import ImageData
+from tailorbird.device import Device, Format, key_of
 from tailorbird.errors import ExportError, GraphError, StoreError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.delivered import about, as_given, delivered
 from tailorbird.export.exporters import Exporter
 from tailorbird.export.onnx import metadata_of, relabel
 from tailorbird.export.options import ExportOptions
-from tailorbird.export.verify import Parity
+from tailorbird.export.verify import Agreement, Parity
 from tailorbird.files import cannot_write, digest_of, write_bytes, write_json
 from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import parity_images
 from tailorbird.measure.guarded import answering
 from tailorbird.records import read_record
-from tailorbird.targets import Device, Format, key_of
 
-_Parities = dict[str | None, Parity]
+_Parities = dict[str | None, Parity | Agreement]
 """Key of the device that ran a file, ``None`` for this machine -> how it compared."""
 
 BUNDLE = ("student.json", "student.safetensors")
@@ -106,10 +106,7 @@ class Shipping:
         parity = parities[where]
         write_json(home / "verify.json", asdict(parity))
         if not parity.passed:
-            raise ExportError(
-                f"target '{name}': the ONNX file disagrees with PyTorch by "
-                f"{parity.max_difference:.3g}, expected at most {parity.tolerance:.3g}"
-            )
+            raise ExportError(f"target '{name}': the file disagrees with PyTorch {parity.fault}")
         self._proven[path] = key, parities
         return path
 
@@ -226,9 +223,8 @@ def export_reference(
     if not parity.passed:
         draft.unlink()
         raise ExportError(
-            f"the {name}'s ONNX file disagrees with PyTorch by {parity.max_difference:.3g}, "
-            f"expected at most {parity.tolerance:.3g}; check operators that behave "
-            "differently in evaluation mode"
+            f"the {name}'s file disagrees with PyTorch {parity.fault}; check operators that "
+            "behave differently in evaluation mode"
         )
     write_json(proof, {path.name: digest_of(draft)})
     draft.replace(path)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.asking import asked, shown
+from tailorbird.device import ONNX, Device, Format, Latency, Precision, Run, key_of
 from tailorbird.errors import ExportError, MeasurementError
-from tailorbird.targets import ONNX, Device, Format, Latency, Precision, Run, key_of
 
 TIME_LIMIT_S = 1800.0
 """Seconds that a device may take over one call, unless it has a ``time_limit_s`` of its own."""
@@ -53,7 +53,7 @@ def measured(device: Device, models: Sequence[Path]) -> list[Latency]:
         Traceback (most recent call last):
         ...
         tailorbird.errors.MeasurementError: device board: measure of 1 files gave -1.0 for a.onnx, \
-expected a tailorbird.targets.Latency
+expected a tailorbird.device.Latency
     """
     title, files = f"{_title(device)}: measure of {len(models)} files", list(models)
     return _asked(device, title, lambda: _latencies(device.measure([*files]), files, title))
@@ -109,7 +109,7 @@ def format_of(device: Device) -> Format:
         given = getattr(device, "format", ONNX)
         if not isinstance(given, Format) or not _texts((given.name, given.file)):
             raise MeasurementError(
-                f"{title} is {shown(given)}, expected a tailorbird.targets.Format such as ONNX"
+                f"{title} is {shown(given)}, expected a tailorbird.device.Format such as ONNX"
             )
         return Format(given.name, given.file)
 
@@ -220,7 +220,7 @@ def _latencies(given: object, models: Sequence[Path], title: str) -> list[Latenc
 def _latency(given: object, model: Path, title: str) -> Latency:
     if not isinstance(given, Latency):
         raise MeasurementError(
-            f"{title} gave {shown(given)} for {model.name}, expected a tailorbird.targets.Latency"
+            f"{title} gave {shown(given)} for {model.name}, expected a tailorbird.device.Latency"
         )
     try:
         found = Latency(

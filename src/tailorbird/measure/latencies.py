@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tailorbird.device import Latency
 from tailorbird.errors import StoreError
 from tailorbird.files import write_json
 from tailorbird.records import read_record
-from tailorbird.targets import Latency
 
 
 class Latencies:

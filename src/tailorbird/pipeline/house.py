@@ -13,6 +13,7 @@ from torch import nn
 
 from tailorbird.changes import differences
 from tailorbird.data.images import ImageData
+from tailorbird.device import Device
 from tailorbird.errors import (
     ConfigError,
     ExportError,
@@ -43,7 +44,7 @@ from tailorbird.records import read_record
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import Device, Target
+from tailorbird.targets import Target
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.recipe import Recipe
 

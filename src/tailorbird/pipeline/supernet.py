@@ -11,6 +11,7 @@ import yaml
 
 from tailorbird.data.colour import for_supernets
 from tailorbird.data.images import ImageData, classes_in
+from tailorbird.device import Device
 from tailorbird.errors import ConfigError, StoreError
 from tailorbird.export.exporters import Exporter
 from tailorbird.export.options import ExportOptions
@@ -31,7 +32,7 @@ from tailorbird.supernet.schemes.deps import DepS
 from tailorbird.supernet.schemes.scheme import Scheme
 from tailorbird.supernet.start import starting_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
-from tailorbird.targets import Device, Target
+from tailorbird.targets import Target
 
 
 class Supernet:

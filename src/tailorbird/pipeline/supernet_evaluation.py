@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tailorbird.device import Device, key_of
 from tailorbird.errors import ConfigError
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.files import write_json
@@ -23,7 +24,6 @@ from tailorbird.supernet.counts import macs, params
 from tailorbird.supernet.extract import extract
 from tailorbird.supernet.pareto import bucket_front, mean_pareto_accuracy
 from tailorbird.supernet.predictor import sampled
-from tailorbird.targets import Device, key_of
 
 RANGES = 6
 """Of MACs, for the front and the mean Pareto accuracy."""

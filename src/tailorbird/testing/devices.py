@@ -9,10 +9,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tailorbird.device import ONNX, Device, Run
 from tailorbird.errors import ConfigError, ExportError, MeasurementError
 from tailorbird.measure.answering import run_onnx
 from tailorbird.measure.guarded import answering, format_of, measured, precisions_of
-from tailorbird.targets import ONNX, Device, Place, Run
+from tailorbird.targets import Place
 from tailorbird.testing.raising import refused
 
 Images = npt.NDArray[np.float32]
@@ -22,7 +23,7 @@ _COUNT = 3
 
 
 def check_device(device: Device, models: Sequence[Path], *, images: Images | None = None) -> None:
-    """A device keeps to what `tailorbird.targets.Device` and `tailorbird.targets.Runtime` say.
+    """A device keeps to what `tailorbird.device.Device` and `tailorbird.device.Runtime` say.
 
     Latencies come in the order of the files, grow with the work, and a bad file is an error. What
     it says of itself is of the right type. Where it has ``run``, a row of answers comes for each

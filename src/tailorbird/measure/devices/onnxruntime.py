@@ -8,17 +8,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from tailorbird.device import ONNX, Format, Latency, Precision
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.measure.answering import run_onnx
+from tailorbird.measure.rounds import steady, summary
 from tailorbird.measure.sizes import check_sizes
-from tailorbird.targets import ONNX, Format, Latency, Precision
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -42,7 +43,9 @@ GROUP_BYTES = 2_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxRuntime:
-    """Times ONNX files at batch 1 in this process. Implements :class:`tailorbird.targets.Device`.
+    """Times ONNX files in this process, at batch 1 where it is open.
+
+    Implements :class:`tailorbird.device.Device`.
 
     Each model is warmed up, then the models take turns in an order shuffled every round: one
     untimed and five timed runs each, so that drift, other load and neighbours hit all alike. The
@@ -122,7 +125,7 @@ class OnnxRuntime:
         return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads}, {_processor()}"
 
     def measure(self, models: Sequence[Path], *, group_bytes: int = GROUP_BYTES) -> list[Latency]:
-        """Time each file at batch 1; the latencies come in the order of ``models``.
+        """Time each file; the latencies come in the order of ``models``.
 
         Args:
             models: ONNX files.
@@ -135,10 +138,11 @@ class OnnxRuntime:
                 and why.
         """
         groups = _groups(models, limit=group_bytes)
+        seconds = self.seconds / len(groups)
         return [
             latency
             for group in groups
-            for latency in self._measure_together(group, self.seconds / len(groups))
+            for latency in steady(partial(self._measure_together, group, seconds))
         ]
 
     @property
@@ -177,7 +181,7 @@ class OnnxRuntime:
             raise MeasurementError("; ".join(faults[:5]) + more)
         with _undisturbed():
             rounds = self._rounds(runners, seconds)
-        return [self._summary(samples) for samples in rounds]
+        return [summary(samples, warmup=self.warmup) for samples in rounds]
 
     def _rounds(self, runners: Sequence[_Runner], seconds: float) -> list[list[list[float]]]:
         """Samples in ms as [model][round][run]."""
@@ -194,16 +198,6 @@ class OnnxRuntime:
             if time.perf_counter() > until and done >= LEAST_RUNS:
                 break
         return samples
-
-    def _summary(self, rounds: Sequence[Sequence[float]]) -> Latency:
-        every = np.concatenate([np.asarray(samples) for samples in rounds])
-        low, high = np.percentile(every, [25, 75])
-        return Latency(
-            median_ms=float(np.median([np.median(samples) for samples in rounds])),
-            spread_ms=float(high - low),
-            runs=len(every),
-            warmup=self.warmup,
-        )
 
     @property
     def _alone(self) -> bool:

@@ -1,0 +1,1 @@
+"""What times artifacts: one file per kind of device."""
