@@ -27,6 +27,7 @@ from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
+from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.report.words import bare
 from tailorbird.supernet import counts
@@ -124,6 +125,7 @@ MODULES = (
     "tailorbird.train.world",
     "tailorbird.measure.counts",
     "tailorbird.measure.latencies",
+    "tailorbird.measure.devices.browser.device",
     "tailorbird.measure.devices.onnxruntime",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
@@ -160,8 +162,9 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
     },
     "device": {
         "name": "under `devices` only: what targets call it; names the targets that `limits` make",
-        "kind": "what measures: `onnxruntime`, or `package.module:name`: a class or function that "
-        "returns a device. Left out: `onnxruntime`, or nothing beside a `latency_table`",
+        "kind": "what measures: `onnxruntime`, `browser` ([devices.md](devices.md)), or "
+        "`package.module:name`: a class or function that returns a device. Left out: "
+        "`onnxruntime`, or nothing beside a `latency_table`",
         "runtime": "another word for `kind`",
         "latency_table": "a table of any known form; see below for who reads it",
         "arguments": "of a `package.module:name`, its keyword arguments",
@@ -398,6 +401,7 @@ def tables() -> dict[str, str]:
         "job": table(house_job.FIELDS, {**meanings(HousePlan), **_MEANINGS["targets"]}),
         "network": table(fields_of(networks.Network), meanings(networks.Network)),
         "target": table(targets._TARGET, _MEANINGS["target"]),
+        "browser": table(fields_of(Browser, without=["seed"]), meanings(Browser)),
         "onnxruntime": table(fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)),
         "device": table(
             {

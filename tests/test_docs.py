@@ -29,6 +29,7 @@ from tailorbird.config.targets import load_targets
 from tailorbird.errors import MeasurementError
 from tailorbird.export.onnx import export_onnx
 from tailorbird.house.options import HouseOptions
+from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.network import build_supernet
@@ -144,7 +145,8 @@ def test_devices_and_metrics_are_described():
     assert set(key_tables()["onnxruntime"]) == {*fields_of(OnnxRuntime)} - {"seed"}
     text = (ROOT / "docs" / "job.md").read_text(encoding="utf-8")
     assert all(f"| `{metric}` |" in text for metric in METRICS)
-    assert set(targets.DEVICES) == {"onnxruntime"}  # another one needs its table in job.md
+    assert set(key_tables()["browser"]) == {*fields_of(Browser)} - {"seed"}
+    assert set(targets.DEVICES) == {"browser", "onnxruntime"}  # another one needs its table too
 
 
 def test_every_sampler_is_described():

@@ -40,6 +40,7 @@ from tailorbird.device import Device
 from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.targets import (
     ALIASES,
@@ -52,7 +53,7 @@ from tailorbird.targets import (
     read_limits,
 )
 
-DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime}
+DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime, "browser": Browser}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"
