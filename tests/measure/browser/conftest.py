@@ -21,6 +21,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--remote-debugging-port=0",
+    "--enable-unsafe-webgpu",
+    "--enable-features=Vulkan",
+    "--use-webgpu-adapter=swiftshader",  # on the processor
     "--host-resolver-rules=MAP elsewhere.test 127.0.0.1, MAP 192.0.2.7 127.0.0.1",
 ]
 

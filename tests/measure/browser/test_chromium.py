@@ -29,7 +29,7 @@ def opened(chromium, installed):
 
 
 def test_it_keeps_to_the_contract(opened, files):
-    check_device(opened(), files)
+    check_device(opened(runs=50), files)
 
 
 def test_it_says_what_it_is(opened):
@@ -97,6 +97,18 @@ def test_with_shared_memory_it_runs_on_two_threads(opened, files):
     np.testing.assert_allclose(
         device.run(files[3], images), OnnxRuntime().run(files[3], images), atol=1e-4
     )
+
+
+def test_webgpu_answers_as_onnx_runtime_does(opened, files):
+    device = opened(provider="webgpu")
+    images = np.random.default_rng(0).random((2, 16, 16, 16), np.float32)
+    try:
+        found = device.run(files[1], images)
+    except ExportError as error:
+        if "no available backend" in str(error):
+            pytest.skip("this chromium has no WebGPU")
+        raise
+    np.testing.assert_allclose(found, OnnxRuntime().run(files[1], images), atol=1e-4)
 
 
 def test_a_page_that_is_closed_in_the_middle_and_opened_again(installed, chromium, files):

@@ -3,6 +3,7 @@
 import gc
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tailorbird.config.targets import load_targets
 from tailorbird.device import ONNX
 from tailorbird.errors import ConfigError, ExportError, MeasurementError
 from tailorbird.measure.devices.browser.device import Browser
@@ -26,6 +28,12 @@ def browser(package, capsys):
 @pytest.fixture
 def page(browser):
     return Page(browser.url)
+
+
+def request_fails(url):
+    with pytest.raises(OSError):
+        request(url)
+    return True
 
 
 def times(task, ms=2.0):
@@ -251,6 +259,36 @@ def test_it_stops_with_its_last_user(package):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
+def test_it_serves_again_after_close(browser, files):
+    before = browser.url
+    browser.close()
+    assert request_fails(before)
+    assert browser.url not in {before, ""}
+    page = Page(browser.url)
+    with asked(lambda: browser.measure(files)) as answer:
+        turn, task = page.work()
+        page.done(turn, times(task))
+        assert len(answer()) == 4
+
+
+def test_who_waits_is_let_go_at_close(package, files):
+    device = Browser(package=package, wait_s=100)
+    _ = device.url
+    with asked(lambda: device.measure(files)) as answer:
+        device.close()
+        with pytest.raises(MeasurementError, match=r"no browser has opened the page"):
+            answer()
+
+
+def test_many_threads_are_served_once(package, capsys):
+    device = Browser(package=package)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: device.url, range(8)))
+    assert len(found) == 1
+    assert capsys.readouterr().err.count("open this page") == 1
+    device.close()
+
+
 def test_its_key_tells_settings_apart(package):
     keys = [
         Browser(package=package, **given).key
@@ -263,6 +301,22 @@ def test_its_key_tells_settings_apart(package):
     assert (device.precisions, device.format) == (("float32", "int8"), ONNX)
     (package / "dist" / "ort.webgpu.min.mjs").write_text("")
     assert Browser(package=package, provider="webgpu").precisions == ("float32", "float16")
+
+
+def test_a_job_names_it_by_its_kind(package, tmp_path):
+    path = tmp_path / "targets.yaml"
+    path.write_text(
+        "targets: [{name: web, limits: {latency_ms: 9}, device: {kind: browser, "
+        f"package: {package}, label: phone, host: 0.0.0.0, threads: 4}}}}]"
+    )
+    (target,) = load_targets(path)
+    assert isinstance(target.device, Browser)
+    assert (target.device.host, target.device.threads) == ("0.0.0.0", 4)
+    assert target.device.key == "browser, onnxruntime-web 1.30.0, wasm, 4 threads, phone"
+    path.write_text("targets: [{name: web, limits: {latency_ms: 9}, device: {kind: browser, "
+                    f"package: {package}, provider: webgl, port: 70000}}}}]")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"targets\[0\].device.*one of wasm, webgpu"):
+        load_targets(path)
 
 
 def test_files_that_no_browser_is_given(browser, files, tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ssl
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import isfinite
@@ -57,6 +58,17 @@ _THREADS_WAY_OUT = (
     "a page has it under https or localhost only: give certificate and certificate_key, forward "
     "the port so that the device finds the page under localhost, or take threads: 1"
 )
+
+
+_OPENING = threading.Lock()
+"""A device that two threads use first at the same time is served once."""
+
+
+@dataclass(frozen=True)
+class _Served:
+    desk: Desk
+    url: str
+    ends: Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +172,7 @@ class Browser:
         return [
             f"Browser: {name}: there is no file {path}"
             for name, path in given.items()
-            if path is not None and not path.expanduser().is_file()
+            if path is not None and not Path(path).expanduser().is_file()
         ]
 
     @cached_property
@@ -197,21 +209,32 @@ class Browser:
 
     @property
     def url(self) -> str:
-        """The page's address; the page is served from now on."""
-        return self._serving[2]
+        """The page's address; the page is served from now on.
+
+        Raises:
+            MeasurementError: when it can't be.
+        """
+        return self._served.url
 
     def close(self) -> None:
-        """Stop serving, for good; otherwise it ends with the process, or with this object."""
-        self._serving[1].close()
+        """Stop serving, until it is used again; it ends with the process, or with this object."""
+        with _OPENING:
+            served = self.__dict__.pop("_serving", None)
+        if served is not None:
+            served.ends()
+
+    @property
+    def _served(self) -> _Served:
+        with _OPENING:
+            return self._serving
 
     @cached_property
-    def _serving(self) -> tuple[Desk, Server, str]:
+    def _serving(self) -> _Served:
         desk = Desk()
         pages = {name: _PAGE / name for name in _PAGES}
         pages |= {f"ort/{name}": path for name, path in self._package.served.items()}
         tls = self._tls()
         server = Server(desk, pages, host=self.host, port=self.port, tls=tls)
-        weakref.finalize(self, server.close)
         url = url_of(self.host, server.port, server.token, secure=tls is not None)
         code = "" if is_loopback(self.host) else qr_code(url)
         named = f" {self.label}" if self.label else ""
@@ -219,7 +242,7 @@ class Browser:
         stream.write(f"browser device{named}: open this page there and keep it in front\n  {url}\n")
         stream.write(code)
         stream.flush()
-        return desk, server, url
+        return _Served(desk, url, weakref.finalize(self, server.close))
 
     def _tls(self) -> ssl.SSLContext | None:
         if self.certificate is None or self.certificate_key is None:
@@ -227,8 +250,8 @@ class Browser:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(
-                self.certificate.expanduser(),
-                self.certificate_key.expanduser(),
+                Path(self.certificate).expanduser(),
+                Path(self.certificate_key).expanduser(),
                 password=lambda: b"",  # never asked for at the terminal
             )
         except (OSError, ValueError) as error:  # SSLError is an OSError
@@ -243,7 +266,7 @@ class Browser:
         return f"open {self.url} on the device, keep the page in front, and run this again"
 
     def _hello(self) -> Hello:
-        hello = self._serving[0].page(wait_s=self.wait_s, way_out=self._way_out)
+        hello = self._served.desk.page(wait_s=self.wait_s, way_out=self._way_out)
         if self.threads > 1 and not hello.isolated:
             raise MeasurementError(
                 f"browser device: {self.threads} threads need SharedArrayBuffer, which "
@@ -254,7 +277,7 @@ class Browser:
     def _ask(self, work: Work) -> tuple[Mapping[str, Any], Mapping[int, npt.NDArray[np.float32]]]:
         self._hello()
         limit_s = self.seconds + self.wait_s + _LOADING_S
-        return self._serving[0].ask(
+        return self._served.desk.ask(
             work, wait_s=self.wait_s, limit_s=limit_s, way_out=self._way_out
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -100,15 +101,16 @@ class Server:
         self._http.headers = {**_HEADERS, **(_ISOLATING if isolating else {})}
         self._http.name = host
         self.port = int(self._http.server_address[1])
-        self._desk = desk
+        self._desk, self._process = desk, os.getpid()
         threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
         ).start()
 
     def close(self) -> None:
-        """Stop; pages find that nobody answers."""
-        self._desk.close()
-        self._http.shutdown()
+        """Stop; pages find that nobody answers. A forked process lets go of the address only."""
+        if os.getpid() == self._process:  # its thread is not in another one
+            self._desk.close()
+            self._http.shutdown()
         self._http.server_close()
 
 
