@@ -74,6 +74,9 @@ class Sums:
         self.judged += keys
         return [Judgement(float(self.quality(np.array([k]))[0]), 0.5) for k in keys]
 
+    def judged_as(self, key):
+        return self.network(key)
+
     def as_they_are(self):
         return {}
 
@@ -84,7 +87,7 @@ class Sums:
 class Times:
     """Times `Sums` as they are; fails after so many networks."""
 
-    reference_ms = 43.0
+    reference_ms = base_ms = 43.0
 
     def __init__(self, candidates, *, fails_after=None):
         self.candidates, self.fails_after = candidates, fails_after

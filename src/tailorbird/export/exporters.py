@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from tailorbird.device import ONNX, Format, Precision, Run
@@ -21,6 +23,7 @@ from tailorbird.export.onnx import (
 )
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Agreement, Parity, verify
+from tailorbird.measure.answering import run_onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,13 @@ class Exporter(Protocol):
     ) -> Parity | Agreement:
         """Whether the file answers as the network does, where it is run."""
 
+    def run(self, path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What a file answers on this machine: asked where the device doesn't tell.
+
+        Raises:
+            ExportError: when it can't be run on these images (n, C, H, W).
+        """
+
     def metadata_of(self, path: Path) -> dict[str, str]:
         """What travels in a file."""
 
@@ -119,12 +129,18 @@ class Exporter(Protocol):
         """Copy a file, and what belongs beside it, with other metadata."""
 
 
-Exporters = Callable[[Format, Precision], Exporter]
-"""What makes files of a format in a precision."""
-
-
-def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A002  # the field's word
+def exporter_for(
+    format: Format,  # noqa: A002  # the field's word
+    precision: Precision,
+    *,
+    own: Exporter | None = None,
+) -> Exporter:
     """What makes files of a format in a precision.
+
+    Args:
+        format: of the files.
+        precision: that they compute in.
+        own: taken where it makes just these.
 
     Raises:
         ExportError: where nothing here does.
@@ -133,6 +149,8 @@ def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A00
         >>> exporter_for(ONNX, "float32").precision
         'float32'
     """
+    if own is not None and (own.format.name, own.precision) == (format.name, precision):
+        return own
     if (format.name, precision) == (ONNX.name, "float32"):
         return OnnxExporter()
     raise ExportError(f"{format.name} files in {precision} are not made here")
@@ -185,6 +203,10 @@ class OnnxExporter:
     ) -> Parity:
         """See `tailorbird.export.verify.verify`."""
         return verify(module, path, images, run=run)
+
+    def run(self, path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `tailorbird.measure.answering.run_onnx`."""
+        return run_onnx(path, images)
 
     def metadata_of(self, path: Path) -> dict[str, str]:
         """See `tailorbird.export.onnx.metadata_of`."""
