@@ -7,8 +7,13 @@ from torch import nn
 
 from tailorbird.device import Latency
 from tailorbird.errors import MeasurementError
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.candidates import Judgement, Network, Words, latency_at
+from tailorbird.fit.judge import Judges
+from tailorbird.fit.quantised import Quantiser
+from tailorbird.fit.ship import Shipping
 from tailorbird.space import Choice, Space
+from tailorbird.task import CLASSIFICATION
 
 WIDTHS = tuple(range(1, 41))
 
@@ -101,3 +106,10 @@ class Times:
             ms = float(self.candidates.true_ms(genome)[0])
             self.known[label] = Latency(median_ms=ms, spread_ms=0.0, runs=1, warmup=0)
         return {label: self.known[label] for label in networks}
+
+
+def shipping_to(folder, exporter, reference, data, *, options=None):
+    """Writes files into a folder; ``reference`` is a Network for images without labels."""
+    judges = Judges(data, lambda: reference, CLASSIFICATION)
+    quantiser = Quantiser(data, judges, QuantiseOptions())
+    return Shipping(data, folder, options or ExportOptions(), exporter, quantiser)
