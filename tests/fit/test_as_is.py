@@ -7,8 +7,8 @@ from torch import nn
 
 from tailorbird.fit.as_is import ship_as_is
 from tailorbird.fit.candidates import Made, Network
-from tailorbird.fit.choose import own_place
 from tailorbird.fit.judge import Accuracies
+from tailorbird.fit.pools import own_place
 from tailorbird.graph.trace import trace
 from tailorbird.measure.counts import count
 from tailorbird.progress import Silent

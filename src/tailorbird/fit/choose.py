@@ -7,13 +7,11 @@ takes the best of its place's pool within its limits, as measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
-from tailorbird.device import Precision
 from tailorbird.errors import ExportError, InfeasibleError, MeasurementError, TailorbirdError
 from tailorbird.fit.candidates import (
     Candidates,
@@ -24,6 +22,7 @@ from tailorbird.fit.candidates import (
     latency_at,
     rows,
 )
+from tailorbird.fit.pools import Aim, Choice, Files, Option, Past, Pool, own_place
 from tailorbird.fit.propose import Wish, propose
 from tailorbird.measure.counts import count, in_precision
 from tailorbird.progress import Progress
@@ -45,109 +44,6 @@ EXACT = 1e-6
 
 SAFETY = 0.99
 """What is asked for after a miss, as a share of what would just have been enough."""
-
-
-Option = tuple[str, Key]
-"""A place's name, which says the precision, and a candidate."""
-
-
-class Files(Protocol):
-    """Judges candidates as files of a precision, where they will run."""
-
-    def judge(self, place: Place, key: Key, plain: Judgement) -> Judgement:
-        """How a candidate's file answers validation images.
-
-        Args:
-            place: a device in some precision.
-            key: of the candidate.
-            plain: how the network in float32 answers all of them.
-
-        Raises:
-            ExportError: when the file can't be made or run.
-            MeasurementError: when the device does not answer.
-        """
-
-
-def own_place(target: Target) -> Sequence[Place]:
-    """The target's place as it is: float32 only."""
-    return (target.place,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The candidate chosen for a target.
-
-    Args:
-        key: its genome.
-        name: the same as a short text.
-        limits: metric -> bound in its unit, margin not taken off.
-        figures: metric -> figure of the whole network; latency measured where it can be.
-        accuracy: on the validation split, before it is trained further.
-        place: the name of the place in the precision that was chosen.
-        precision: that its file computes in.
-    """
-
-    key: Key
-    name: str
-    limits: Mapping[str, float]
-    figures: Mapping[str, float]
-    accuracy: float
-    place: str = ""
-    precision: Precision = PLAIN
-
-
-@dataclass
-class Pool:
-    """What is known at one place, in one precision.
-
-    Args:
-        place: where.
-        timing: times networks there; ``None`` where the place has only a table.
-        base: the reference's figures, in float32: what shares of limits are of.
-        candidates: those proposed, each with its latency in ms, and the reference.
-        checks: networks that only correct the estimate.
-    """
-
-    place: Place
-    timing: Timing | None
-    base: Mapping[str, float]
-    candidates: dict[Key, float]
-    checks: dict[Key, float] = field(default_factory=dict)
-
-    @property
-    def searched(self) -> bool:
-        """Whether candidates have been proposed for this place: the reference is there anyway."""
-        return len(self.candidates) > 1
-
-    @property
-    def informed(self) -> bool:
-        """Whether the estimate has been corrected by whole networks."""
-        return self.timing is not None and (self.searched or bool(self.checks))
-
-
-@dataclass(frozen=True)
-class Past:
-    """The networks of a pool when it was left; their figures are in the place's store."""
-
-    candidates: tuple[Key, ...] = ()
-    checks: tuple[Key, ...] = ()
-
-
-@dataclass
-class Aim:
-    """How a target is chosen for: tighter after a miss, and without what missed.
-
-    Args:
-        scale: share of the limit that is asked for.
-        missed: candidates that came out over it, or too near to tell, each with its place.
-        undecided: the last of those that were too near: taken where nothing tighter is found.
-        without: names of places whose precision does not do, and why.
-    """
-
-    scale: float = 1.0
-    missed: list[Option] = field(default_factory=list)
-    undecided: Option | None = None
-    without: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False, repr=False)

@@ -38,9 +38,10 @@ from tailorbird.fit.answers import Answers, Round, Student
 from tailorbird.fit.as_is import ship_as_is
 from tailorbird.fit.bench import bench_at, try_out
 from tailorbird.fit.candidates import Candidates, Made, Network
-from tailorbird.fit.choose import Choice, Chooser, Past
+from tailorbird.fit.choose import Chooser
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.places import places_for
+from tailorbird.fit.pools import Choice, Past
 from tailorbird.fit.prove import Finished, Proof, prove
 from tailorbird.fit.quantised import JudgedFiles, Quantiser
 from tailorbird.fit.results import result_of
