@@ -15,38 +15,33 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import fx
 
 from tailorbird.data.images import ImageData
-from tailorbird.device import Precision
 from tailorbird.errors import (
     ConfigError,
-    ExportError,
     InfeasibleError,
-    MeasurementError,
     PrecisionError,
     TailorbirdError,
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
-from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.answers import Answers, Round, Student
 from tailorbird.fit.as_is import ship_as_is
-from tailorbird.fit.bench import bench_at, try_out
 from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Chooser
 from tailorbird.fit.judge import Judges
+from tailorbird.fit.opening import Opening
 from tailorbird.fit.places import places_for
-from tailorbird.fit.pools import Choice, Past
+from tailorbird.fit.pools import Choice
 from tailorbird.fit.prove import Finished, Proof, prove
 from tailorbird.fit.quantised import JudgedFiles, Quantiser
 from tailorbird.fit.results import result_of
 from tailorbird.fit.serve import moves
-from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import FEWER, Settings, Until, check_targets
 from tailorbird.fit.ship import Shipping, clear, export_reference
 from tailorbird.measure.guarded import judged_at_most
 from tailorbird.progress import Progress, Silent
@@ -57,53 +52,6 @@ from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import LATENCY, PLAIN, Place, Target, places_of
 from tailorbird.task import CLASSIFICATION, Task
-
-Until = Literal["search", "retrain", "export"]
-"""Where to stop; each value includes what comes before it."""
-
-
-FEWER = len(get_args(Precision)) - 1
-"""Rounds beside those that were asked for: a precision that loses too much costs none of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How targets are fitted.
-
-    Args:
-        rounds: most searches in a row, and most attempts at a target's limits.
-        candidates: proposed per target and search.
-        sessions: measurements of a finished student at most, until its limit is clear.
-        export: of the files.
-        quantise: of files in lower precisions.
-        seed: of the search.
-
-    Raises:
-        ConfigError: listing every value out of range.
-    """
-
-    rounds: int = 3
-    candidates: int = 4
-    sessions: int = MOST
-    export: ExportOptions = field(default_factory=ExportOptions)
-    quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"rounds": 1, "candidates": 1, "sessions": 1, "seed": 0}
-        problems = [
-            f"{name}: expected {bound} or more, got {getattr(self, name)}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
-        if problems:
-            raise ConfigError(problems)
-
-    def asked(self) -> dict[str, object]:
-        """The settings as a request counts them: those that came later only where they are set."""
-        found = {**asdict(self), "export": self.export.asked()}
-        later = {"sessions": MOST, "quantise": asdict(QuantiseOptions())}
-        return {k: v for k, v in found.items() if k not in later or v != later[k]}
 
 
 @dataclass
@@ -117,22 +65,6 @@ class _Attempt:
     result: TargetResult | None = None
     module: fx.GraphModule | None = None
     seconds: float = 0.0
-
-
-def check_targets(targets: Sequence[Target]) -> list[str]:
-    """Faults of a list of targets: none at all, names that occur twice, places that differ."""
-    if not targets:
-        return ["targets: the list is empty; give at least one device with a limit"]
-    names = [target.name for target in targets]
-    problems = [
-        f"targets: the name '{name}' occurs twice"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    try:
-        places_of(targets)
-    except ConfigError as error:
-        problems += error.problems
-    return problems
 
 
 def fit(
@@ -250,6 +182,12 @@ class _Fitting:
             files=JudgedFiles(self.candidates, self.shipping.quantiser, self.exporter),
         )
 
+    @cached_property
+    def _opening(self) -> Opening:
+        return Opening(
+            self.candidates, self.chooser, self.exporter, self.folder.stage, self.progress
+        )
+
     def _precisions(self, target: Target) -> Sequence[Place]:
         """A target's place in each precision that it may have."""
         return self._places[target.name]
@@ -300,26 +238,11 @@ class _Fitting:
             if place.device is None:
                 continue
             there = [a for a in open_ones if a.target.place.name == place.name]
-            try:
-                try_out(place.device, self.exporter)
-            except (MeasurementError, ExportError) as error:
-                self.chooser.failed[place.name] = error
+            others = [one for a in there for one in self._precisions(a.target)]
+            error = self._opening.try_out(place, others)
+            if error is not None:
                 for attempt in there:
                     self._give_up(attempt, error)
-                continue
-            self._try_precisions(place, [attempt.target for attempt in there])
-
-    def _try_precisions(self, place: Place, targets: Sequence[Target]) -> None:
-        """Ask a device for the other precisions; a fault costs that precision only."""
-        assert place.device is not None
-        for other in dict.fromkeys(one for target in targets for one in self._precisions(target)):
-            if other.precision == PLAIN:
-                continue
-            try:
-                try_out(place.device, self.exporter, other.precision)
-            except (MeasurementError, ExportError) as error:
-                self.chooser.failed[other.name] = error
-                self.progress.say(f"{other.name} is left out: {error}")
 
     # rounds that survive a kill -----------------------------------------------------------------
 
@@ -340,23 +263,8 @@ class _Fitting:
                 if attempt.target.name in wanted or (state and place.name in state.pools):
                     every.setdefault(place.name, place)
         for name, place in every.items():
-            if name not in self.chooser.failed:
-                self._open(place, None if state is None else state.pools.get(name))
+            self._opening.open(place, None if state is None else state.pools.get(name))
         return begun, number, names
-
-    def _open(self, place: Place, past: Past | None) -> None:
-        with self.folder.stage(self.candidates.words.opening.format(place=place.name)):
-            try:
-                timing = bench_at(self.candidates, place, self.exporter, self.progress)
-            except (MeasurementError, ExportError) as error:
-                self.chooser.failed[place.name] = error
-                return
-            if past is None:  # what was measured there before any kill, or for other targets
-                known = map(self.candidates.named, () if timing is None else timing.known)
-                past = Past(checks=tuple(key for key in known if key is not None))
-            self.chooser.open(place, timing, past)
-        if place.name in self.chooser.slow:
-            self.progress.say(f"{place.name}: {self.chooser.slow[place.name]}")
 
     def _note(self, begun: str, number: int, names: Sequence[str]) -> None:
         """Write down what a round begins with."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions
-from tailorbird.fit.fit import check_targets
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import check_targets
 from tailorbird.house.options import HouseOptions
 from tailorbird.prepare import prepared
 from tailorbird.search.strategy import Strategy
