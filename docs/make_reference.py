@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import tailorbird
 from tailorbird.cli import supernet as supernet_commands
-from tailorbird.config import house_job, images, networks, schemes, supernet_job, targets
+from tailorbird.config import devices, house_job, images, networks, schemes, supernet_job, targets
 from tailorbird.config.house_job import HousePlan
 from tailorbird.config.sections import REQUIRED, Field, fields_of, is_section, words
 from tailorbird.data.images import Normalisation
@@ -93,6 +93,7 @@ MODULES = (
     "tailorbird.pipeline.supernet_fit",
     "tailorbird.config.supernet_job",
     "tailorbird.config.targets",
+    "tailorbird.config.devices",
     "tailorbird.factories",
     "tailorbird.estimate.latency_table",
     "tailorbird.estimate.accuracy_predictor",
@@ -408,7 +409,7 @@ def tables() -> dict[str, str]:
         "device": table(
             {
                 "name": Field(str),
-                **targets.device_fields("package.module:name"),
+                **devices.device_fields("package.module:name", targets.DEVICES),
                 "limits": Field(object, None),
             },
             _MEANINGS["device"],

@@ -2,14 +2,16 @@
 
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tailorbird.config.devices import own_fields
 from tailorbird.config.house_job import check
 from tailorbird.config.reader import read
-from tailorbird.config.sections import Faults, fields_of
+from tailorbird.config.sections import Faults
 from tailorbird.config.targets import DEVICES as DEVICE_KINDS
 from tailorbird.config.targets import load_fleet, load_targets, read_targets
 from tailorbird.errors import ConfigError
@@ -433,9 +435,57 @@ devices:
 
 @pytest.mark.parametrize("kind", DEVICE_KINDS)
 def test_settings_of_a_device_leave_keys_of_all_devices_alone(kind):
-    own = fields_of(DEVICE_KINDS[kind])
-    assert not own.keys() & {"name", "kind", "runtime", "latency_table", "limits", "batch"}
-    assert "precision" not in own
+    own = own_fields(DEVICE_KINDS[kind])
+    assert not own.keys() & {"name", "kind", "latency_table", "limits", "batch", "precision"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Far:
+    """A device elsewhere, whose settings are of every type that there is."""
+
+    host: str
+    runtime: str = "onnxruntime"
+    keys: Path | None = None
+    threads: int = 1
+
+    def __post_init__(self):
+        if self.threads < 1:
+            raise ConfigError(f"Far: threads must be 1 or more, got {self.threads}")
+
+    @property
+    def key(self):
+        return f"{self.host}, {self.runtime}"
+
+    def measure(self, models):
+        return []
+
+
+def far(folder, text, **more):
+    faults = Faults(read(text).lines)
+    found = read_targets(
+        faults, read(text).data, base=folder, reference="teacher", kinds={"far": Far}, **more
+    )
+    return found, faults.found
+
+
+def test_settings_are_those_of_the_kind(tmp_path):
+    text = """
+devices:
+  - {name: pi, kind: far, host: pi@raspberry, runtime: openvino, keys: my/keys, limits: [30]}
+  - {name: old, runtime: far, host: old, limits: [30]}
+"""
+    found, wrong = far(tmp_path, text)
+    assert wrong == [] and [target.device for target in found.targets] == [
+        Far(host="pi@raspberry", runtime="openvino", keys=tmp_path / "my" / "keys"),
+        Far(host="old"),
+    ]
+    again, wrong = far(tmp_path, yaml.safe_dump(found.written, sort_keys=False))
+    assert wrong == [] and again == found
+    _, wrong = far(tmp_path, text.replace("host: old", "threads: 0").replace("my/keys", "4"))
+    assert wrong == [
+        "devices[0].keys (line 3): expected text or null, got 4; put it in quotes",
+        "devices[1].host (line 4): missing, expected text",
+    ]
 
 
 @pytest.mark.parametrize("command", ["run", "fit"])

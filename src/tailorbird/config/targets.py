@@ -21,30 +21,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from tailorbird.config.devices import PRECISION, DeviceReader, Kinds, Needs, Spot
 from tailorbird.config.reader import Path_, read_file, show
 from tailorbird.config.sections import (
     NAMING,
     Faults,
     Field,
     as_written,
-    fields_of,
     near,
     near_or_own,
     read_fields,
     settings,
     short,
 )
-from tailorbird.device import Device, Precision
-from tailorbird.errors import ConfigError, TailorbirdError
+from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions, QuantiseOptions
-from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.factories import is_factory
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
-from tailorbird.measure.guarded import precisions_of
 from tailorbird.targets import (
     ALIASES,
     LATENCY,
@@ -54,22 +52,14 @@ from tailorbird.targets import (
     Limit,
     Place,
     Target,
-    batch_fault,
-    precision_faults,
     read_limits,
     unsearchable,
 )
 
-DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime}
+DEVICES: Kinds = {"onnxruntime": OnnxRuntime}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"
-
-DEFAULT = "onnxruntime"
-"""Where neither a kind nor a table is named: one thread on this machine."""
-
-Needs = Literal["device", "table", None]
-"""What a command asks of places: to measure, to predict without building any device, or either."""
 
 KEYS = {
     "devices": Field(object, None, "a list, with a name and settings each"),
@@ -77,22 +67,11 @@ KEYS = {
 }
 """What a document about targets holds; a job holds it among other things."""
 
-AUTO = "auto"
-"""All precisions that a device runs."""
-
-_PRECISION = Field(str | tuple[str, ...] | None, None)
-_DEVICE = {
-    "kind": Field(str | None, None),
-    "runtime": Field(str | None, None),
-    "latency_table": Field(Path | None, None),
-    "batch": Field(int | None, None),
-    "precision": _PRECISION,
-}
 _TARGET = {
     "name": Field(str, hint="it names the student's folder"),
     "device": Field(object, None),
     "batch": Field(int | None, None),
-    "precision": _PRECISION,
+    "precision": PRECISION,
     "limits": Field(object, hint="such as 'latency: 0.5x'"),
 }
 _LISTED = {
@@ -171,15 +150,6 @@ def quantise(faults: Faults, path: Path_, raw: object) -> QuantiseOptions | None
     return settings(faults, path, raw, QuantiseOptions)
 
 
-def device_fields(kind: str | None) -> dict[str, Field]:
-    """The keys of a device of this kind; of a place that has a table alone for ``None``."""
-    if kind is None:
-        return dict(_DEVICE)
-    if kind in DEVICES:
-        return _DEVICE | fields_of(DEVICES[kind], without=["seed"])
-    return _DEVICE | {"arguments": Field(dict[str, object] | None, None)}
-
-
 def made_names(places: Sequence[str], limits: Sequence[Sequence[Limit]]) -> list[str]:
     """Names for targets that have none, which stay when others are added at the end.
 
@@ -208,7 +178,13 @@ def _label(limit: Limit) -> str:
 
 
 def read_targets(
-    faults: Faults, given: Mapping[str, object], *, base: Path, reference: str, needs: Needs = None
+    faults: Faults,
+    given: Mapping[str, object],
+    *,
+    base: Path,
+    reference: str,
+    needs: Needs = None,
+    kinds: Kinds = DEVICES,
 ) -> Targets | None:
     """Check the keys ``devices`` and ``targets`` of a document.
 
@@ -218,12 +194,13 @@ def read_targets(
         base: the file's folder: where paths start and modules are found.
         reference: what shares are of, for messages.
         needs: what the command asks of places.
+        kinds: of devices.
 
     Returns:
         The targets; ``None`` where there were faults.
     """
     before = len(faults.found)
-    reader = _Reader(faults, base, reference, needs)
+    reader = _Reader(DeviceReader(faults, base, needs, kinds), reference)
     if given.get("devices") is None and given.get("targets") is None:
         faults.add(
             ("targets",),
@@ -239,20 +216,12 @@ def read_targets(
 
 
 @dataclass(frozen=True)
-class _Spot:
-    """A place, and the precisions that are asked of it; all that it runs for ``None``."""
-
-    place: Place
-    precisions: tuple[Precision, ...] | None = None
-
-
-@dataclass(frozen=True)
 class _Wish:
     """A target that is being read: where it stands, what it asks for, how it is written."""
 
     path: Path_
     name: str
-    spot: _Spot | None
+    spot: Spot | None
     limits: tuple[Limit, ...]
     written: Mapping[str, object]
 
@@ -260,13 +229,14 @@ class _Wish:
 class _Reader:
     """Reads the two keys of one document; what it notes in ``faults`` ends the reading."""
 
-    def __init__(self, faults: Faults, base: Path, reference: str, needs: Needs) -> None:
-        self.faults, self.base, self.reference, self.needs = faults, base, reference, needs
-        self.spots: dict[str, _Spot] = {}
+    def __init__(self, reader: DeviceReader, reference: str) -> None:
+        self.reader, self.reference = reader, reference
+        self.faults, self.needs, self.kinds = reader.faults, reader.needs, reader.kinds
+        self.spots: dict[str, Spot] = {}
         self.written: list[dict[str, object]] = []
         self.idle: dict[str, Path_] = {}
         self.wishes: list[_Wish] = []
-        self._inline: dict[str, _Spot] = {}
+        self._inline: dict[str, Spot] = {}
         self._batched: dict[tuple[str, int], Place] = {}
 
     def devices(self, raw: object) -> None:
@@ -276,7 +246,7 @@ class _Reader:
             raw = []
         for number, one in enumerate(raw):
             path: Path_ = ("devices", number)
-            values, spot = self._device(path, one, _LISTED)
+            values, spot = self.reader.read(path, one, _LISTED)
             name = values["name"] if isinstance(values["name"], str) else ""
             if values["name"] is not None and (not name or "@" in name):
                 self.faults.add((*path, "name"), f"{name!r} has to be text without '@'")
@@ -313,7 +283,8 @@ class _Reader:
             limits: tuple[Limit, ...] = ()
             if isinstance(one, dict) and "limits" in one:
                 limits = self._limits((*path, "limits"), values["limits"], spot)
-            written = {"device": device, **{key: values[key] for key in ("batch", "precision")}}
+            own = {key: as_written(values[key]) for key in ("batch", "precision")}
+            written = {"device": device, **own}
             self.wishes.append(_Wish(path, name, spot, limits, written))
 
     def all_are_used(self) -> None:
@@ -339,27 +310,27 @@ class _Reader:
             targets.append(Target(one.name, one.spot.place, one.limits, precisions=precisions))
         return Targets(tuple(targets), {"devices": self.written or None, "targets": listed})
 
-    def _spot(self, path: Path_, raw: object, name: str) -> tuple[_Spot | None, object]:
+    def _spot(self, path: Path_, raw: object, name: str) -> tuple[Spot | None, object]:
         """A target's place, and how it is written: the name of a device, or a section."""
         if isinstance(raw, str) and raw in self.spots:
             return self.spots[raw], raw
-        if isinstance(raw, str) and self.spots and raw not in DEVICES and not is_factory(raw):
-            known = near_or_own(raw, [*self.spots, *DEVICES])
+        if isinstance(raw, str) and self.spots and raw not in self.kinds and not is_factory(raw):
+            known = near_or_own(raw, [*self.spots, *self.kinds])
             self.faults.add(path, f"unknown device {short(raw)}{known}")
             return None, raw
         before = len(self.faults.found)
-        values, spot = self._device(path, {"kind": raw} if isinstance(raw, str) else raw)
+        values, spot = self.reader.read(path, {"kind": raw} if isinstance(raw, str) else raw)
         if len(self.faults.found) > before:
             return None, values
         if spot.place.device is None:
             spot = replace(spot, place=replace(spot.place, name=name))
         return self._inline.setdefault(json.dumps(values), spot), values
 
-    def _own(self, path: Path_, values: Mapping[str, Any], spot: _Spot | None) -> _Spot | None:
+    def _own(self, path: Path_, values: Mapping[str, Any], spot: Spot | None) -> Spot | None:
         """A target's place by what the target itself says of batch and precision."""
         device = None if spot is None else spot.place.device
-        batch = self._batch(path, values)
-        precisions = self._precisions(path, values["precision"], device)
+        batch = self.reader.batch(path, values["batch"])
+        precisions = self.reader.precisions(path, values["precision"], device)
         if spot is None:
             return None
         if values["precision"] is not None:
@@ -373,90 +344,7 @@ class _Reader:
             return spot
         return replace(spot, place=place)
 
-    def _batch(self, path: Path_, values: Mapping[str, Any]) -> int | None:
-        batch: int | None = values["batch"]
-        if batch is not None and (fault := batch_fault(batch)):
-            self.faults.add((*path, "batch"), fault)
-            return None
-        return batch
-
-    def _precisions(
-        self, path: Path_, raw: object, device: Device | None
-    ) -> tuple[Precision, ...] | None:
-        """What files may compute in; ``None`` for all that the device runs."""
-        if raw is None or raw == AUTO:
-            return None
-        given: Any = raw if isinstance(raw, tuple) else (raw,)
-        told = [fault.removeprefix("precision: ") for fault in precision_faults(given)]
-        if device is not None and not told:
-            try:
-                runs = precisions_of(device)
-            except TailorbirdError as error:
-                told, runs = [str(error)], given
-            wrong = [one for one in given if one not in runs]
-            if wrong:
-                what = f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} asked of it"
-                told.append(f"the device runs {', '.join(runs)}, and {what}")
-        for what in told:
-            self.faults.add((*path, "precision"), what)
-        return None if told else given
-
-    def _device(
-        self, path: Path_, raw: object, extra: Mapping[str, Field] | None = None
-    ) -> tuple[dict[str, object], _Spot]:
-        """Settings of a device as they would be written again, and its place without a name."""
-        given, more = raw if isinstance(raw, dict) else {}, extra or {}
-        key = "runtime" if given.get("kind") is None else "kind"
-        kind = given.get(key)
-        if key == "kind" and given.get("runtime") is not None:
-            self.faults.add((*path, "runtime"), "says the same as kind; give one of them")
-        if kind is None and given.get("latency_table") is None:
-            kind = DEFAULT
-        named = kind if isinstance(kind, str) and (kind in DEVICES or is_factory(kind)) else None
-        fields = {**more, **device_fields(named)}
-        if kind is not None and named is None:
-            hint = near_or_own(str(kind), DEVICES)
-            self.faults.add((*path, key), f"unknown {key} {short(kind)}{hint}")
-            fields = {name: Field(object, None) for name in given} | fields  # its keys are unknown
-        before = len(self.faults.found)
-        values = self.faults.values(path, raw, fields)
-        table = (
-            values["latency_table"] and self.base / Path(str(values["latency_table"])).expanduser()
-        )
-        values |= {"kind": kind, "latency_table": table}
-        del values["runtime"]
-        device = None
-        if named is not None and self.needs != "table":
-            device = self._built(path, named, values)
-        elif kind is None and self.needs == "device" and len(self.faults.found) == before:
-            self.faults.add(
-                path,
-                "a job measures its students, and a latency_table alone measures nothing; add the "
-                "kind of a device, such as 'kind: onnxruntime'",
-            )
-        spot = _Spot(
-            Place(
-                device=device,
-                table=table if isinstance(table, Path) else None,
-                batch=self._batch(path, values) or 1,
-            ),
-            self._precisions(path, values["precision"], device),
-        )
-        return {name: as_written(value) for name, value in values.items()}, spot
-
-    def _built(self, path: Path_, kind: str, values: Mapping[str, Any]) -> Device | None:
-        try:
-            if kind in DEVICES:
-                settings = fields_of(DEVICES[kind], without=["seed"])
-                return DEVICES[kind](**{key: values[key] for key in settings})
-            make_importable(self.base)
-            device: Device = own(kind, Device, values["arguments"])
-            return Place(device=device).device  # its key is told of here
-        except TailorbirdError as error:
-            self.faults.adopt(path, error)
-        return None
-
-    def _sets(self, path: Path_, raw: object, spot: _Spot) -> None:
+    def _sets(self, path: Path_, raw: object, spot: Spot) -> None:
         """A device's list of limits: each entry is a latency, or several limits that all hold."""
         if not isinstance(raw, list) or not raw:
             what = f"expected a list of limits such as [15, 0.5x], got {short(raw)}"
@@ -475,7 +363,7 @@ class _Reader:
             self.wishes.append(_Wish(where, name, spot, limits, written))
 
     def _limits(
-        self, path: Path_, raw: object, spot: _Spot | None, *, at_metrics: bool = True
+        self, path: Path_, raw: object, spot: Spot | None, *, at_metrics: bool = True
     ) -> tuple[Limit, ...]:
         """Limits of one target; faults stand at their metrics, or at ``path`` itself."""
         if not isinstance(raw, dict) or not raw:
