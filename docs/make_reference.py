@@ -20,12 +20,12 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import tailorbird
 from tailorbird.cli import supernet as supernet_commands
-from tailorbird.config import house_job, images, networks, schemes, supernet_job, targets
+from tailorbird.config import devices, house_job, images, networks, schemes, supernet_job, targets
 from tailorbird.config.house_job import HousePlan
 from tailorbird.config.sections import REQUIRED, Field, fields_of, is_section, words
 from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
-from tailorbird.export.options import ExportOptions
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
@@ -94,6 +94,7 @@ MODULES = (
     "tailorbird.pipeline.supernet_fit",
     "tailorbird.config.supernet_job",
     "tailorbird.config.targets",
+    "tailorbird.config.devices",
     "tailorbird.factories",
     "tailorbird.estimate.latency_table",
     "tailorbird.estimate.accuracy_predictor",
@@ -127,6 +128,7 @@ MODULES = (
     "tailorbird.measure.latencies",
     "tailorbird.measure.devices.browser.device",
     "tailorbird.measure.devices.onnxruntime",
+    "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
     "tailorbird.export.verify",
@@ -158,6 +160,9 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "name": "names the student's folder",
         "device": "the name of one of `devices`, or a device's keys; left out, ONNX Runtime on one "
         "thread",
+        "batch": "images per call; the device's own `batch` where null, which is 1 by default",
+        "precision": "what its file may compute in: `float32`, `float16`, `int8` or a list of "
+        "these; `auto` for all that the device runs; the device's own `precision` where null",
         "limits": "metric -> bound; at least one",
     },
     "device": {
@@ -167,6 +172,9 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "`onnxruntime`, or nothing beside a `latency_table`",
         "runtime": "another word for `kind`",
         "latency_table": "a table of any known form; see below for who reads it",
+        "batch": "images per call, for all its targets, 1 by default; a `latency_table` is of such "
+        "calls",
+        "precision": "what files of its targets may compute in: `auto` by default",
         "arguments": "of a `package.module:name`, its keyword arguments",
         "limits": "under `devices` only: list of limits, each of which makes a target: a latency "
         "in ms, a share of the reference's latency, or metric -> bound",
@@ -406,7 +414,7 @@ def tables() -> dict[str, str]:
         "device": table(
             {
                 "name": Field(str),
-                **targets.device_fields("package.module:name"),
+                **devices.device_fields("package.module:name", targets.DEVICES),
                 "limits": Field(object, None),
             },
             _MEANINGS["device"],
@@ -414,6 +422,7 @@ def tables() -> dict[str, str]:
         "house": table(fields_of(HouseOptions), meanings(HouseOptions)),
         "retrain": table(fields_of(Recipe), meanings(Recipe)),
         "export": table(fields_of(ExportOptions), meanings(ExportOptions)),
+        "quantise": table(fields_of(QuantiseOptions), meanings(QuantiseOptions)),
     }
     for kind, (source, _) in images.DATA.items():
         said = {**folder, **meanings(source), **_MEANINGS["data"]}

@@ -174,6 +174,30 @@ def threads_of(device: Device) -> int | None:
         return None
 
 
+def judged_at_most(device: Device | None) -> int | None:
+    """How many images of a split files are judged on there, where a device sets a bound.
+
+    A device behind a cable is not sent ten thousand photographs: it has ``images``.
+
+    Example:
+        >>> class Board:
+        ...     key, images = "board", 500
+        >>> judged_at_most(Board()), judged_at_most(None)
+        (500, None)
+    """
+    if device is None:
+        return None
+
+    def call() -> int | None:
+        given = getattr(device, "images", None)
+        return given if isinstance(given, int) and given > 0 else None
+
+    try:
+        return _asked(device, f"{_title(device)}: its images", call)
+    except MeasurementError:  # all of them, then
+        return None
+
+
 def too_many_threads(device: Device, cores: int | None = None) -> str | None:
     """What to say of a device with more threads than this machine has cores; else ``None``.
 

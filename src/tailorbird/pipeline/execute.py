@@ -16,7 +16,7 @@ from tailorbird.errors import StoreError
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.files import read_json, scratch, write_bytes, write_json
 from tailorbird.fit.answers import Answers
-from tailorbird.fit.fit import Settings
+from tailorbird.fit.settings import Settings
 from tailorbird.pipeline.house import (
     ModelHouse,
     Write,

@@ -27,9 +27,10 @@ from tailorbird.files import write_json
 from tailorbird.fit.answers import Student, request_of
 from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
-from tailorbird.fit.fit import Settings, fit
+from tailorbird.fit.fit import fit
 from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import Settings
 from tailorbird.fit.ship import export_reference
 from tailorbird.graph.serial import VERSION, code_of, structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace

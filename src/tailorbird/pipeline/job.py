@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
-from tailorbird.export.options import ExportOptions
-from tailorbird.fit.fit import check_targets
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import check_targets
 from tailorbird.house.options import HouseOptions
 from tailorbird.prepare import prepared
 from tailorbird.search.strategy import Strategy
@@ -44,6 +44,7 @@ class Job:
         candidates: selections measured whole in each search.
         sessions: measurements of a finished student at most, until its limit is clear.
         export: of the ONNX files.
+        quantise: how files in int8 are made.
         seed: of every random choice.
         task: what the networks' outputs mean.
         strategy: how selections are searched; proven by integer programming where ``None``.
@@ -67,6 +68,7 @@ class Job:
     candidates: int = 4
     sessions: int = MOST
     export: ExportOptions = field(default_factory=ExportOptions)
+    quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
     seed: int = 0
     task: Task = CLASSIFICATION
     strategy: Strategy | None = None
