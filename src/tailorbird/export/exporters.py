@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tailorbird.device import ONNX, Format, Precision, Run
 from tailorbird.errors import ExportError
 from tailorbird.export.exporter import Calibration, Exporter, Written
+from tailorbird.export.float16 import OnnxFloat16Exporter
+from tailorbird.export.int8 import OnnxInt8Exporter
 from tailorbird.export.onnx import (
     OUTPUT,
     PROBABILITIES,
@@ -46,8 +48,13 @@ def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A00
         >>> exporter_for(ONNX, "float32").precision
         'float32'
     """
-    if (format.name, precision) == (ONNX.name, "float32"):
-        return OnnxExporter()
+    if format.name == ONNX.name:
+        made: dict[Precision, Exporter] = {
+            "float32": OnnxExporter(),
+            "float16": OnnxFloat16Exporter(),
+            "int8": OnnxInt8Exporter(),
+        }
+        return made[precision]
     raise ExportError(f"{format.name} files in {precision} are not made here")
 
 
