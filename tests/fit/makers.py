@@ -7,8 +7,13 @@ from torch import nn
 
 from tailorbird.device import Latency
 from tailorbird.errors import MeasurementError
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.candidates import Judgement, Network, Words, latency_at
+from tailorbird.fit.judge import Judges
+from tailorbird.fit.quantised import Quantiser
+from tailorbird.fit.ship import Shipping
 from tailorbird.space import Choice, Space
+from tailorbird.task import CLASSIFICATION
 
 WIDTHS = tuple(range(1, 41))
 
@@ -74,6 +79,9 @@ class Sums:
         self.judged += keys
         return [Judgement(float(self.quality(np.array([k]))[0]), 0.5) for k in keys]
 
+    def judged_as(self, key):
+        return self.network(key)
+
     def as_they_are(self):
         return {}
 
@@ -84,7 +92,7 @@ class Sums:
 class Times:
     """Times `Sums` as they are; fails after so many networks."""
 
-    reference_ms = 43.0
+    reference_ms = base_ms = 43.0
 
     def __init__(self, candidates, *, fails_after=None):
         self.candidates, self.fails_after = candidates, fails_after
@@ -98,3 +106,10 @@ class Times:
             ms = float(self.candidates.true_ms(genome)[0])
             self.known[label] = Latency(median_ms=ms, spread_ms=0.0, runs=1, warmup=0)
         return {label: self.known[label] for label in networks}
+
+
+def shipping_to(folder, exporter, reference, data, *, options=None):
+    """Writes files into a folder; ``reference`` is a Network for images without labels."""
+    judges = Judges(data, lambda: reference, CLASSIFICATION)
+    quantiser = Quantiser(data, judges, QuantiseOptions())
+    return Shipping(data, folder, options or ExportOptions(), exporter, quantiser)

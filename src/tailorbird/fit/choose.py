@@ -6,12 +6,14 @@ takes the best of its place's pool within its limits, as measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
+from tailorbird.device import Precision
 from tailorbird.errors import ExportError, InfeasibleError, MeasurementError, TailorbirdError
 from tailorbird.fit.candidates import (
     Candidates,
@@ -23,11 +25,11 @@ from tailorbird.fit.candidates import (
     rows,
 )
 from tailorbird.fit.propose import Wish, propose
-from tailorbird.measure.counts import count
+from tailorbird.measure.counts import count, in_precision
 from tailorbird.progress import Progress
 from tailorbird.search.selection import within
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import LATENCY, Place, Target
+from tailorbird.targets import LATENCY, PLAIN, Place, Target
 
 MARGIN = 0.02
 """Share of a latency limit kept free at the choice, for the noise of the final measurement."""
@@ -35,11 +37,40 @@ MARGIN = 0.02
 NEAR = 0.95
 """A choice that takes this share of its latency limit leaves little to search for."""
 
+SMALLER = {"size_mb", "peak_memory_mb"}
+"""What a lower precision saves even where it saves no time."""
+
 EXACT = 1e-6
 """Estimates that are off by less are taken as exact."""
 
 SAFETY = 0.99
 """What is asked for after a miss, as a share of what would just have been enough."""
+
+
+Option = tuple[str, Key]
+"""A place's name, which says the precision, and a candidate."""
+
+
+class Files(Protocol):
+    """Judges candidates as files of a precision, where they will run."""
+
+    def judge(self, place: Place, key: Key, plain: Judgement) -> Judgement:
+        """How a candidate's file answers validation images.
+
+        Args:
+            place: a device in some precision.
+            key: of the candidate.
+            plain: how the network in float32 answers all of them.
+
+        Raises:
+            ExportError: when the file can't be made or run.
+            MeasurementError: when the device does not answer.
+        """
+
+
+def own_place(target: Target) -> Sequence[Place]:
+    """The target's place as it is: float32 only."""
+    return (target.place,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +83,8 @@ class Choice:
         limits: metric -> bound in its unit, margin not taken off.
         figures: metric -> figure of the whole network; latency measured where it can be.
         accuracy: on the validation split, before it is trained further.
+        place: the name of the place in the precision that was chosen.
+        precision: that its file computes in.
     """
 
     key: Key
@@ -59,16 +92,18 @@ class Choice:
     limits: Mapping[str, float]
     figures: Mapping[str, float]
     accuracy: float
+    place: str = ""
+    precision: Precision = PLAIN
 
 
 @dataclass
 class Pool:
-    """What is known at one place.
+    """What is known at one place, in one precision.
 
     Args:
         place: where.
         timing: times networks there; ``None`` where the place has only a table.
-        base: the reference's figures.
+        base: the reference's figures, in float32: what shares of limits are of.
         candidates: those proposed, each with its latency in ms, and the reference.
         checks: networks that only correct the estimate.
     """
@@ -104,13 +139,15 @@ class Aim:
 
     Args:
         scale: share of the limit that is asked for.
-        missed: candidates that came out over it, or too near to tell.
+        missed: candidates that came out over it, or too near to tell, each with its place.
         undecided: the last of those that were too near: taken where nothing tighter is found.
+        without: names of places whose precision does not do, and why.
     """
 
     scale: float = 1.0
-    missed: list[Key] = field(default_factory=list)
-    undecided: Key | None = None
+    missed: list[Option] = field(default_factory=list)
+    undecided: Option | None = None
+    without: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False, repr=False)
@@ -124,9 +161,12 @@ class Chooser:
         searches: at most, in one call of `settle`.
         seed: of the search.
         progress: told how it goes.
+        places: a target's place in each precision that it may have, float32 first.
+        files: judges candidates in other precisions; as they are in float32 without it.
 
     Attributes:
         failed: place's name -> why its device failed; that costs its own targets only.
+        slow: place's name -> that its precision makes the reference no faster than float32 does.
     """
 
     candidates: Candidates
@@ -136,21 +176,32 @@ class Chooser:
     searches: int
     seed: int
     progress: Progress
+    places: Callable[[Target], Sequence[Place]] = own_place
+    files: Files | None = None
 
     def __post_init__(self) -> None:
         self.pools: dict[str, Pool] = {}
         self.aims: dict[str, Aim] = {}
         self.failed: dict[str, MeasurementError | ExportError] = {}
+        self.slow: dict[str, str] = {}
         self._counted: dict[Key, dict[str, float]] = {}
         self._judged: dict[Key, Judgement] = {}
+        self._as_files: dict[Option, Judgement] = {}
 
     def open(self, place: Place, timing: Timing | None, past: Past | None = None) -> None:
         """Begin a place's pool, or take it up; a device that fails is noted in ``failed``."""
         reference, past = self.candidates.reference, past or Past()
         try:
             latency = self.candidates.open(place, timing)
-            base = {**self.counted(reference), LATENCY: latency}
+            plain = latency if timing is None else timing.base_ms
+            base = {**self.counted(reference), LATENCY: plain}
             self.pools[place.name] = Pool(place, timing, base, {reference: latency})
+            if place.precision != PLAIN and latency >= plain:
+                self.slow[place.name] = (
+                    f"{place.precision} is no faster than float32 here: the "
+                    f"{self.candidates.words.reference} takes {latency:.4g} ms, {plain:.4g} in "
+                    "float32"
+                )
             first = self.candidates.checks(place, ())
             self.measure(place.name, past.candidates, [*past.checks, *first])
         except (MeasurementError, ExportError) as error:
@@ -196,49 +247,120 @@ class Chooser:
         """Search until the choices come near their limits, nothing new is found, or enough."""
         left = [target for target in targets if not self._within_reach(target)]
         for _ in range(self.searches):
-            left = [target for target in left if target.place.name not in self.failed]
+            left = [target for target in left if self.open_places(target)]
             informed = {name for name, pool in self.pools.items() if pool.informed}
             if not left or not self._search(left):
                 break
             left = [
                 target
                 for target in left
-                if not (target.place.name in informed and self._near(target))
+                if not (informed.issuperset(self.open_places(target)) and self._near(target))
             ]
         self._judge_within(targets)
 
+    def open_places(self, target: Target) -> list[str]:
+        """Names of the places in which a target can be chosen for now, float32 first."""
+        shut = {*self.failed, *self.aim(target).without}
+        if target.precisions is None and not {limit.metric for limit in target.limits} & SMALLER:
+            shut |= self.slow.keys()
+        return [
+            place.name
+            for place in self.places(target)
+            if place.name in self.pools and place.name not in shut
+        ]
+
+    def notes(self, target: Target) -> list[str]:
+        """Why precisions were not taken for a target."""
+        names = [place.name for place in self.places(target)]
+        open_ones, without = self.open_places(target), self.aim(target).without
+        slow = [self.slow[name] for name in names if name in self.slow and name not in open_ones]
+        failed = [
+            f"{place.precision}: {self.failed[place.name]}"
+            for place in self.places(target)
+            if place.name in self.failed and place.precision != PLAIN
+        ]
+        return [*slow, *failed, *(without[name] for name in names if name in without)]
+
+    def shut(self, target: Target, name: str, reason: str) -> None:
+        """A place's precision does not do for a target."""
+        self.aim(target).without[name] = reason
+
     def choose(self, target: Target) -> Choice:
-        """The best of the place's pool within the limits, as measured.
+        """The best of the place's pools within the limits, as measured.
 
         Raises:
-            InfeasibleError: when none is, with the lowest figures of the pool.
+            InfeasibleError: when none is, with the lowest figures of the pools.
             MeasurementError, ExportError: when the device failed.
         """
-        name = target.place.name
-        if name in self.failed:
-            raise self.failed[name]
+        if not self.open_places(target):
+            raise self._failure(target)
         limits, missed = self.limits(target), self.aim(target).missed
         for allowed in self._allowed(target):
-            met = [key for key in self._kept(name, allowed) if key not in missed]
-            if met:
-                return self._best(target, met)
+            met = [option for option in self._kept(target, allowed) if option not in missed]
+            best = self._best(target, met)
+            if best is not None:
+                return best
         undecided = self.aim(target).undecided
         if undecided is not None:
-            return self._best(target, [undecided])
+            best = self._best(target, [undecided])
+            if best is not None:
+                return best
         raise self._infeasible(target, limits)
 
-    def _best(self, target: Target, keys: Sequence[Key]) -> Choice:
-        self.judge(keys)
-        name = target.place.name
-        pool = self.pools[name].candidates
-        best = max(keys, key=lambda key: (self._judged[key].quality, -pool[key]))
-        return Choice(
-            key=best,
-            name=self.candidates.label(best),
-            limits=self.limits(target),
-            figures=self._figures(name, best),
-            accuracy=self._judged[best].accuracy,
-        )
+    def _failure(self, target: Target) -> MeasurementError | ExportError:
+        for place in self.places(target):
+            if place.name in self.failed:
+                return self.failed[place.name]
+        return ExportError("; ".join(self.aim(target).without.values()))
+
+    def _best(self, target: Target, options: Sequence[Option]) -> Choice | None:
+        """The best of some options; ``None`` where there are none, or none can be made a file.
+
+        A file in a lower precision answers no better than its network, by and large. So options
+        are taken as good as their networks until their turn comes; then the file is judged.
+        """
+        self.judge([key for _, key in options])
+        left = list(options)
+        while left:
+            name, key = best = max(left, key=self._rank)
+            if self._seen(best):
+                return Choice(
+                    key=key,
+                    name=self.candidates.label(key),
+                    limits=self.limits(target),
+                    figures=self._figures(name, key),
+                    accuracy=self._judgement(best).accuracy,
+                    place=name,
+                    precision=self.pools[name].place.precision,
+                )
+            if not self._judge_file(best):
+                left.remove(best)
+        return None
+
+    def _rank(self, option: Option) -> tuple[float, float]:
+        name, key = option
+        return self._judgement(option).quality, -self.pools[name].candidates[key]
+
+    def _judgement(self, option: Option) -> Judgement:
+        return self._as_files.get(option, self._judged[option[1]])
+
+    def _seen(self, option: Option) -> bool:
+        plain = self.pools[option[0]].place.precision == PLAIN
+        return plain or self.files is None or option in self._as_files
+
+    def _judge_file(self, option: Option) -> bool:
+        """See to it that an option has been judged as a file; whether that could be done."""
+        assert self.files is not None
+        name, key = option
+        try:
+            self._as_files[option] = self.files.judge(
+                self.pools[name].place, key, self._judged[key]
+            )
+        except (ExportError, MeasurementError) as error:
+            self.progress.say(f"{name}: {self.candidates.label(key)} is left out: {error}")
+            del self.pools[name].candidates[key]
+            return False
+        return True
 
     def miss(
         self, target: Target, choice: Choice, slower: float, *, undecided: bool = False
@@ -249,20 +371,29 @@ class Chooser:
             slower: latency of the file as a multiple of what the candidate had taken.
             undecided: it may be within the limit, and is chosen again where nothing else is left.
         """
-        aim = self.aim(target)
+        aim, option = self.aim(target), (choice.place, choice.key)
         if undecided:
-            aim.undecided = choice.key
-        if choice.key not in aim.missed:
-            aim.missed.append(choice.key)
+            aim.undecided = option
+        if option not in aim.missed:
+            aim.missed.append(option)
         aim.scale = min(aim.scale, SAFETY / max(slower, 1.0))
 
     def aim(self, target: Target) -> Aim:
         """How the target is chosen for."""
         return self.aims.setdefault(target.name, Aim())
 
+    def base(self, target: Target) -> Mapping[str, float]:
+        """The reference's figures at a target's place, in float32.
+
+        Raises:
+            KeyError: where the place has not been opened.
+        """
+        names = [place.name for place in self.places(target) if place.name in self.pools]
+        return self.pools[names[0] if names else target.place.name].base
+
     def limits(self, target: Target) -> dict[str, float]:
         """The target's bounds in their units."""
-        return target.absolute(self.pools[target.place.name].base)
+        return target.absolute(self.base(target))
 
     def judge(self, keys: Sequence[Key]) -> None:
         """See to it that candidates have been judged, all that are new at once."""
@@ -274,9 +405,11 @@ class Chooser:
 
     def _search(self, targets: Sequence[Target]) -> int:
         """One search for all; the number of candidates that are new."""
-        bias = {name: self._bias(name) for name in {target.place.name for target in targets}}
+        bias = {name: self._bias(name) for target in targets for name in self.open_places(target)}
         wishes = [
-            Wish(target.name, self._wish(target, bias[target.place.name])) for target in targets
+            Wish((target.name, name), self._wish(target, name, bias[name]))
+            for target in targets
+            for name in self.open_places(target)
         ]
         found = propose(
             self.candidates,
@@ -287,8 +420,8 @@ class Chooser:
             progress=self.progress,
         )
         by_place: dict[str, list[Key]] = {}
-        for target in targets:
-            by_place.setdefault(target.place.name, []).extend(found.get(target.name, ()))
+        for wish in wishes:
+            by_place.setdefault(wish.owner[1], []).extend(found.get(wish.owner, ()))
         new = 0
         for name, keys in by_place.items():
             pool = self.pools[name]
@@ -304,8 +437,8 @@ class Chooser:
         self._judge_within(targets)
         return new
 
-    def _wish(self, target: Target, bias: Mapping[str, float]) -> dict[str, float]:
-        latency = latency_at(target.place)
+    def _wish(self, target: Target, name: str, bias: Mapping[str, float]) -> dict[str, float]:
+        latency = latency_at(self.pools[name].place)
         return {
             latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
             for metric, bound in self._tight(target).items()
@@ -316,13 +449,12 @@ class Chooser:
 
         Sizes and memory are estimated roughly; what is counted is exact.
         """
-        keys = [key for key in self.pools[name].candidates if key != self.candidates.reference]
-        if not keys:
-            return {}
+        reference, precision = self.candidates.reference, self.pools[name].place.precision
+        keys = [key for key in self.pools[name].candidates if key != reference] or [reference]
         estimated = self.candidates.cost(rows(keys))
         found = {}
         for metric in self.counted(keys[0]).keys() & estimated.keys():
-            exact = np.array([self.counted(key)[metric] for key in keys])
+            exact = np.array([in_precision(self.counted(k), precision)[metric] for k in keys])
             ratio = float(np.median(exact / estimated[metric]))
             if abs(ratio - 1.0) > EXACT:
                 found[metric] = ratio
@@ -331,18 +463,23 @@ class Chooser:
     def _judge_within(self, targets: Sequence[Target]) -> None:
         keys: list[Key] = []
         for target in targets:
-            if target.place.name not in self.failed:
-                keys += self._kept(target.place.name, self._allowed(target)[-1])
+            if self.open_places(target):
+                keys += [key for _, key in self._kept(target, self._allowed(target)[-1])]
         self.judge(keys)
 
     def _within_reach(self, target: Target) -> bool:
         """Whether the reference itself keeps the limits: nothing is gained by a search."""
-        name = target.place.name
-        if name in self.failed:
+        names = self.open_places(target)
+        if not names:
             return True
-        reference = self.candidates.reference
-        missed = reference in self.aim(target).missed
-        return not missed and within(self.pools[name].base, self._tight(target))
+        reference, tight = self.candidates.reference, self._tight(target)
+        kept = {
+            (name, reference)
+            for name in names
+            if reference in self.pools[name].candidates
+            and within(self._figures(name, reference), tight)
+        }
+        return not kept.issubset(self.aim(target).missed)
 
     def _near(self, target: Target) -> bool:
         try:
@@ -356,7 +493,8 @@ class Chooser:
 
     def _tight(self, target: Target) -> dict[str, float]:
         """What to choose by: the latency with a margin, tighter after a miss."""
-        margin = 0.0 if self.pools[target.place.name].timing is None else MARGIN
+        measured = any(self.pools[name].timing is not None for name in self.open_places(target))
+        margin = MARGIN if measured else 0.0
         scale = self.aim(target).scale * (1 - margin)
         return {
             metric: bound * (scale if metric == LATENCY else 1.0)
@@ -371,21 +509,26 @@ class Chooser:
         tight = self._tight(target)
         return [tight, self.limits(target)] if self.aim(target).scale == 1.0 else [tight]
 
-    def _kept(self, name: str, bounds: Mapping[str, float]) -> list[Key]:
+    def _kept(self, target: Target, bounds: Mapping[str, float]) -> list[Option]:
         return [
-            key for key in self.pools[name].candidates if within(self._figures(name, key), bounds)
+            (name, key)
+            for name in self.open_places(target)
+            for key in self.pools[name].candidates
+            if within(self._figures(name, key), bounds)
         ]
 
     def _figures(self, name: str, key: Key) -> dict[str, float]:
-        return {**self.counted(key), LATENCY: self.pools[name].candidates[key]}
+        pool = self.pools[name]
+        counted = in_precision(self.counted(key), pool.place.precision)
+        return {**counted, LATENCY: pool.candidates[key]}
 
     def _infeasible(self, target: Target, limits: Mapping[str, float]) -> InfeasibleError:
-        pool, words = self.pools[target.place.name], self.candidates.words
-        known = [self._figures(target.place.name, key) for key in pool.candidates]
+        words, names = self.candidates.words, self.open_places(target)
+        known = [self._figures(name, key) for name in names for key in self.pools[name].candidates]
         lowest = {metric: min(figures[metric] for figures in known) for metric in limits}
         asked = ", ".join(f"{metric} <= {bound:.4g}" for metric, bound in limits.items())
         reached = ", ".join(f"{metric} {value:.4g}" for metric, value in lowest.items())
-        how = "predicted" if pool.timing is None else "measured"
+        how = "predicted" if self.pools[names[0]].timing is None else "measured"
         slower = ""
         if self.aim(target).scale < 1.0 and LATENCY in limits:
             slower = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tailorbird.device import Precision
 from tailorbird.fit.judge import Accuracies
 from tailorbird.fit.prove import Proof
 from tailorbird.report.record import TargetResult
 from tailorbird.report.words import undecided
-from tailorbird.targets import LATENCY, Target
+from tailorbird.targets import LATENCY, PLAIN, Target
 
 
 def result_of(
@@ -17,12 +18,13 @@ def result_of(
     accuracies: Accuracies,
     *,
     reference: float,
-    onnx: str,
+    precision: Precision = PLAIN,
     missed: str = "",
     otherwise: str = "",
     minutes: float,
     replaced: Sequence[str] = (),
     as_is: str | None = None,
+    notes: Sequence[str] = (),
 ) -> TargetResult:
     """A target's result.
 
@@ -31,12 +33,13 @@ def result_of(
         proof: what was found of the exported file.
         accuracies: of the network.
         reference: accuracy of the reference.
-        onnx: the file, relative to the run folder.
+        precision: of the file.
         missed: what is said before figures that are over their limits.
         otherwise: why it isn't met where none is.
         minutes: spent on this target.
         replaced: what the network is made of.
         as_is: the given network that it is, if it was not made.
+        notes: what else is to be known, such as why a precision was not taken.
     """
     found, met = proof.measured, proof.word == "met"
     over = {m: found[m] for m, most in proof.limits.items() if found.get(m, 0.0) > most}
@@ -56,7 +59,10 @@ def result_of(
         validation=accuracies.validation.value,
         validation_loss=accuracies.validation.loss,
         as_is=as_is,
-        onnx=onnx,
+        onnx=f"students/{target.name}/{proof.shipped.path.name}",
+        precision=precision,
+        kept=proof.shipped.written.kept,
+        notes=tuple(notes),
         lowest={} if met else over,
         reason=None if met else _reason(proof, over, missed, otherwise),
         minutes=minutes,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tailorbird.fit.prove import keeps, latency_of
 from tailorbird.report.record import TargetResult
-from tailorbird.targets import LATENCY, Target
+from tailorbird.targets import LATENCY, PLAIN, Target
 from tailorbird.task import Score
 
 
@@ -29,6 +29,7 @@ def moves(
     bases: Mapping[str, Mapping[str, float]],
     *,
     looks: int,
+    precisions: Callable[[Target], Collection[str]] = lambda _: (PLAIN,),
 ) -> list[Move]:
     """Targets that another one's student suits better than their own.
 
@@ -39,6 +40,7 @@ def moves(
         answered: targets and what they got.
         bases: place's name -> the reference's figures there, for places that measure.
         looks: sessions at most, by which students were measured.
+        precisions: that a target's file may compute in.
 
     Returns:
         The worst off first: done in this order, files are copied before they are replaced.
@@ -49,7 +51,9 @@ def moves(
         others = [
             result
             for other, result in answered
-            if other.name != target.name and other.place.name == target.place.name
+            if other.name != target.name
+            and other.place.name == target.place.name
+            and result.precision in precisions(target)
         ]
         best = None if base is None else _better(target, own, others, base=base, looks=looks)
         if best is not None and base is not None:

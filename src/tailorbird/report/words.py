@@ -155,3 +155,13 @@ def _over(limits: Mapping[str, float], measured: Mapping[str, float]) -> str:
         if metric in measured and measured[metric] > bound
     ]
     return ", ".join(over) or "no student was made"
+
+
+def in_words(precision: str) -> str:
+    """A precision in a sentence; nothing of float32, which goes without saying.
+
+    Example:
+        >>> "the teacher as it is" + in_words("int8")
+        'the teacher as it is in int8'
+    """
+    return "" if precision == "float32" else f" in {precision}"
