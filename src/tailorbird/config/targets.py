@@ -22,11 +22,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tailorbird.config.reader import Path_, read_file, show
 from tailorbird.config.sections import (
     NAMING,
+    REQUIRED,
     Faults,
     Field,
     as_written,
@@ -41,6 +42,7 @@ from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import is_factory, make_importable, own
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import (
     ALIASES,
     LATENCY,
@@ -52,8 +54,14 @@ from tailorbird.targets import (
     read_limits,
 )
 
-DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime}
+DEVICES: Mapping[str, Callable[..., Device]] = {
+    "onnxruntime": OnnxRuntime,
+    "ssh": Ssh,
+}
 """Kind of device -> its class. A new device is a line here."""
+
+RUNTIMES_OF_THEIR_OWN = {kind for kind, of in DEVICES.items() if "runtime" in fields_of(of)}
+"""Kinds for which ``runtime`` is a setting; for others it is another word for ``kind``."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"
 
@@ -313,7 +321,8 @@ class _Reader:
         given, more = raw if isinstance(raw, dict) else {}, extra or {}
         key = "runtime" if given.get("kind") is None else "kind"
         kind = given.get(key)
-        if key == "kind" and given.get("runtime") is not None:
+        own_runtime = kind in RUNTIMES_OF_THEIR_OWN
+        if key == "kind" and given.get("runtime") is not None and not own_runtime:
             self.faults.add((*path, "runtime"), "says the same as kind; give one of them")
         if kind is None and given.get("latency_table") is None:
             kind = DEFAULT
@@ -325,11 +334,15 @@ class _Reader:
             fields = {name: Field(object, None) for name in given} | fields  # its keys are unknown
         before = len(self.faults.found)
         values = self.faults.values(path, raw, fields)
-        table = (
-            values["latency_table"] and self.base / Path(str(values["latency_table"])).expanduser()
-        )
-        values |= {"kind": kind, "latency_table": table}
-        del values["runtime"]
+        values |= {
+            name: self.base / Path(str(values[name])).expanduser()
+            for name, one in fields.items()
+            if Path in get_args(one.kind) and values[name]
+        }
+        table = values["latency_table"]
+        values |= {"kind": kind}
+        if key == "runtime" or not own_runtime:
+            del values["runtime"]
         device = None
         if named is not None and self.needs != "table":
             device = self._built(path, named, values)
@@ -346,7 +359,9 @@ class _Reader:
         try:
             if kind in DEVICES:
                 settings = fields_of(DEVICES[kind], without=["seed"])
-                return DEVICES[kind](**{key: values[key] for key in settings})
+                if any(values.get(k) is None for k, f in settings.items() if f.default is REQUIRED):
+                    return None  # it is missing, which has been told
+                return DEVICES[kind](**{key: values[key] for key in settings if key in values})
             make_importable(self.base)
             device: Device = own(kind, Device, values["arguments"])
             return Place(device=device).device  # its key is told of here
