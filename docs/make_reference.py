@@ -165,7 +165,8 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
     "device": {
         "name": "under `devices` only: what targets call it; names the targets that `limits` make",
         "kind": "what measures: `onnxruntime`, `ssh`, or `package.module:name`: a class or "
-        "function that returns a device. Left out: `onnxruntime`, or nothing beside a `latency_table`",
+        "function that returns a device. Left out: `onnxruntime`, or nothing beside a "
+        "`latency_table`",
         "runtime": "another word for `kind`; of `ssh`, what runs files there",
         "latency_table": "a table of any known form; see below for who reads it",
         "arguments": "of a `package.module:name`, its keyword arguments",
