@@ -28,6 +28,7 @@ from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.report.words import bare
 from tailorbird.supernet import counts
 from tailorbird.supernet.architecture import SPACES, load_space
@@ -126,6 +127,8 @@ MODULES = (
     "tailorbird.measure.counts",
     "tailorbird.measure.latencies",
     "tailorbird.measure.devices.onnxruntime",
+    "tailorbird.measure.devices.ssh",
+    "tailorbird.measure.devices.remote",
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
@@ -165,9 +168,10 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
     },
     "device": {
         "name": "under `devices` only: what targets call it; names the targets that `limits` make",
-        "kind": "what measures: `onnxruntime`, or `package.module:name`: a class or function that "
-        "returns a device. Left out: `onnxruntime`, or nothing beside a `latency_table`",
-        "runtime": "another word for `kind`",
+        "kind": "what measures: `onnxruntime`, `ssh`, or `package.module:name`: a class or "
+        "function that returns a device. Left out: `onnxruntime`, or nothing beside a "
+        "`latency_table`",
+        "runtime": "another word for `kind`; of `ssh`, what runs files there",
         "latency_table": "a table of any known form; see below for who reads it",
         "batch": "images per call, for all its targets, 1 by default; a `latency_table` is of such "
         "calls",
@@ -407,6 +411,7 @@ def tables() -> dict[str, str]:
         "network": table(fields_of(networks.Network), meanings(networks.Network)),
         "target": table(targets._TARGET, _MEANINGS["target"]),
         "onnxruntime": table(fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)),
+        "ssh": table(fields_of(Ssh, without=["seed"]), meanings(Ssh)),
         "device": table(
             {
                 "name": Field(str),
