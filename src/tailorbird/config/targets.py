@@ -42,6 +42,7 @@ from tailorbird.config.sections import (
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.factories import is_factory
+from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import (
@@ -57,7 +58,7 @@ from tailorbird.targets import (
     unsearchable,
 )
 
-DEVICES: Kinds = {"onnxruntime": OnnxRuntime, "ssh": Ssh}
+DEVICES: Kinds = {"onnxruntime": OnnxRuntime, "ssh": Ssh, "browser": Browser}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"
