@@ -12,12 +12,8 @@ with an input and an output each, and cut apart again.
 from __future__ import annotations
 
 import copy
-import io
-import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -27,6 +23,7 @@ from torch import nn
 
 from tailorbird.errors import ExportError, StoreError
 from tailorbird.files import cannot_write, scratch, write_bytes
+from tailorbird.quiet import silent
 
 INPUT, OUTPUT = "image", "logits"
 """Names of the one input and the one output of every exported network."""
@@ -204,7 +201,7 @@ def export_many(
 def _export_traced(module: nn.Module, shape: _Shape, path: Path, *, batch: int) -> bool:
     """Convert by the tracing exporter; whether that worked."""
     try:
-        with scratch() as folder, _quiet(), torch.no_grad():
+        with scratch() as folder, silent(), torch.no_grad():
             file = folder / "traced.onnx"
             torch.onnx.export(
                 _frozen(module, path.name),
@@ -282,7 +279,7 @@ def _convert(
     spec = ({0: torch.export.Dim("batch")},) if dynamic else None
     program = None
     try:
-        with _quiet(), torch.no_grad():
+        with silent(), torch.no_grad():
             program = torch.export.export(
                 module,
                 examples,
@@ -451,7 +448,7 @@ def _where_tracing_stops(module: nn.Module, examples: tuple[torch.Tensor, ...]) 
         hooks.append(child.register_forward_pre_hook(enter(name)))
         hooks.append(child.register_forward_hook(leave))
     try:
-        with _quiet(), torch.no_grad():
+        with silent(), torch.no_grad():
             torch.export.export(module, examples, strict=False)
     except Exception:  # the same failure as before; what counts is where it stopped
         return entered[-1] if entered else ""
@@ -463,7 +460,7 @@ def _where_tracing_stops(module: nn.Module, examples: tuple[torch.Tensor, ...]) 
 
 def _where_called(program: torch.export.ExportedProgram, operator: str) -> str:
     """Path of the submodule whose code led to ``operator`` (say ``aten._linalg_svd``)."""
-    with _quiet(), torch.no_grad():
+    with silent(), torch.no_grad():
         lowered = program.run_decompositions()
     for node in lowered.graph.nodes:
         if str(node.target).startswith(operator):
@@ -509,20 +506,3 @@ def _chunks(
         size += weight
     if chunk:
         yield chunk
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the exporter's layers print, warn and log."""
-    disabled = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        redirect_stdout(io.StringIO()),
-        redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
