@@ -27,7 +27,6 @@ from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
-from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.report.words import bare
 from tailorbird.supernet import counts
 from tailorbird.supernet.architecture import SPACES, load_space
@@ -125,9 +124,11 @@ MODULES = (
     "tailorbird.measure.counts",
     "tailorbird.measure.latencies",
     "tailorbird.measure.devices.onnxruntime",
+    "tailorbird.measure.devices.openvino",
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
+    "tailorbird.export.openvino",
     "tailorbird.export.verify",
     "tailorbird.export.bundle",
     "tailorbird.report.record",
@@ -161,8 +162,9 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
     },
     "device": {
         "name": "under `devices` only: what targets call it; names the targets that `limits` make",
-        "kind": "what measures: `onnxruntime`, or `package.module:name`: a class or function that "
-        "returns a device. Left out: `onnxruntime`, or nothing beside a `latency_table`",
+        "kind": "what measures: `onnxruntime`, `openvino`, or `package.module:name`: a class or "
+        "function that returns a device. Left out: `onnxruntime`, or nothing beside a "
+        "`latency_table`",
         "runtime": "another word for `kind`",
         "latency_table": "a table of any known form; see below for who reads it",
         "arguments": "of a `package.module:name`, its keyword arguments",
@@ -399,7 +401,10 @@ def tables() -> dict[str, str]:
         "job": table(house_job.FIELDS, {**meanings(HousePlan), **_MEANINGS["targets"]}),
         "network": table(fields_of(networks.Network), meanings(networks.Network)),
         "target": table(targets._TARGET, _MEANINGS["target"]),
-        "onnxruntime": table(fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)),
+        **{
+            kind: table(fields_of(made, without=["seed"]), meanings(made))
+            for kind, made in targets.DEVICES.items()
+        },
         "device": table(
             {
                 "name": Field(str),

@@ -41,6 +41,7 @@ from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import is_factory, make_importable, own
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.openvino import OpenVino
 from tailorbird.targets import (
     ALIASES,
     LATENCY,
@@ -52,7 +53,7 @@ from tailorbird.targets import (
     read_limits,
 )
 
-DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime}
+DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tailorbird.device import ONNX, Format, Precision, Run
+from tailorbird.device import ONNX, OPENVINO, Format, Precision, Run
 from tailorbird.errors import ExportError
 from tailorbird.export.exporter import Calibration, Exporter, Written
 from tailorbird.export.onnx import (
@@ -19,6 +19,7 @@ from tailorbird.export.onnx import (
     metadata_of,
     relabel,
 )
+from tailorbird.export.openvino import OpenVinoExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 
@@ -48,6 +49,8 @@ def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A00
     """
     if (format.name, precision) == (ONNX.name, "float32"):
         return OnnxExporter()
+    if format.name == OPENVINO.name:
+        return OpenVinoExporter(precision=precision)
     raise ExportError(f"{format.name} files in {precision} are not made here")
 
 
