@@ -276,6 +276,48 @@ def test_what_can_not_be_quantised(tmp_path, network, calibration, words):
     assert [*tmp_path.iterdir()] == []
 
 
+class Spread(nn.Module):
+    """Four layers, of which the third takes values that are a thousand times apart."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
+            self.hard, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+        with torch.no_grad():
+            self.two.weight *= 1e3
+            self.hard.weight[:, 4:] /= 1e3
+
+    def forward(self, images):
+        found = torch.cat([self.one(images), self.two(images)], 1).relu()
+        return self.head(self.hard(found).relu().amax((2, 3)))
+
+
+def test_the_layer_that_costs_most_stays_in_float32(tmp_path):
+    asked = []
+
+    def loss(path):
+        asked.append(len(layers(read(path))))
+        return 3.0 if asked[-1] == 3 else 0.5
+
+    def made(most):
+        calibration = Calibration(images=noise(24, 1, 8, 8), loss=loss, max_loss=most)
+        path, network = tmp_path / "model.xml", Spread().eval()
+        return INT8.final(
+            network, (1, 8, 8), path, options=PLAIN, metadata={}, calibration=calibration
+        )
+
+    found = made(1.0)
+    assert (found.kept, found.loss) == (("hard",), 0.5)
+    assert asked == [3, 2]
+    assert len(layers(read(tmp_path / "model.xml"))) == 2
+    found = made(3.0)
+    assert (found.kept, found.loss) == ((), 3.0)
+    assert len(layers(read(tmp_path / "model.xml"))) == 3
+    assert made(0.1).kept == ("hard",)
+
+
 def test_onnx_files_are_none_of_openvinos(tmp_path, trained):
     path = tmp_path / "model.xml"
     FLOAT32.final(trained, (1, 8, 8), path, options=PLAIN, metadata={"a": "b"})
