@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 import pytest
 
+WITH_OPENVINO = find_spec("openvino") is not None and find_spec("nncf") is not None
+
 needs_openvino = pytest.mark.skipif(
-    not (find_spec("openvino") and find_spec("nncf")),
-    reason="needs the extra openvino: pip install 'tailorbird[openvino]'",
+    not WITH_OPENVINO, reason="needs the extra openvino: pip install 'tailorbird[openvino]'"
 )
