@@ -131,6 +131,7 @@ MODULES = (
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
+    "tailorbird.export.openvino",
     "tailorbird.export.verify",
     "tailorbird.export.bundle",
     "tailorbird.report.record",
