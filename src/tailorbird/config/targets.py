@@ -44,6 +44,8 @@ from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.factories import is_factory
 from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.openvino import OpenVino
+from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import (
     ALIASES,
     LATENCY,
@@ -57,7 +59,12 @@ from tailorbird.targets import (
     unsearchable,
 )
 
-DEVICES: Kinds = {"onnxruntime": OnnxRuntime, "browser": Browser}
+DEVICES: Kinds = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "ssh": Ssh,
+    "browser": Browser,
+}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from statistics import fmean
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from tailorbird.fit.candidates import (
 )
 from tailorbird.fit.pools import Aim, Choice, Files, Option, Past, Pool, own_place
 from tailorbird.fit.propose import Wish, propose
+from tailorbird.fit.serve import spared_by
 from tailorbird.measure.counts import count, in_precision
 from tailorbird.progress import Progress
 from tailorbird.search.selection import within
@@ -35,6 +37,9 @@ MARGIN = 0.02
 
 NEAR = 0.95
 """A choice that takes this share of its latency limit leaves little to search for."""
+
+LADDER = (0.25, 0.4, 0.55, 0.7, 0.85)
+"""Shares of the reference's figure that candidates are searched for under a limit on accuracy."""
 
 SMALLER = {"size_mb", "peak_memory_mb"}
 """What a lower precision saves even where it saves no time."""
@@ -83,6 +88,7 @@ class Chooser:
         self._counted: dict[Key, dict[str, float]] = {}
         self._judged: dict[Key, Judgement] = {}
         self._as_files: dict[Option, Judgement] = {}
+        self._closed: list[float] = []
 
     def open(self, place: Place, timing: Timing | None, past: Past | None = None) -> None:
         """Begin a place's pool, or take it up; a device that fails is noted in ``failed``."""
@@ -157,7 +163,7 @@ class Chooser:
     def open_places(self, target: Target) -> list[str]:
         """Names of the places in which a target can be chosen for now, float32 first."""
         shut = {*self.failed, *self.aim(target).without}
-        if target.precisions is None and not {limit.metric for limit in target.limits} & SMALLER:
+        if target.precisions is None and not {limit.metric for limit in target.bounds} & SMALLER:
             shut |= self.slow.keys()
         return [
             place.name
@@ -181,8 +187,16 @@ class Chooser:
         """A place's precision does not do for a target."""
         self.aim(target).without[name] = reason
 
-    def choose(self, target: Target) -> Choice:
+    def choose(self, target: Target, *, sure: bool = False) -> Choice:
         """The best of the place's pools within the limits, as measured.
+
+        Best is the most accurate. Where accuracy is limited, it is the fastest of those that are
+        expected to keep that limit once they are trained further; the smallest, where the latency
+        is limited as well.
+
+        Args:
+            target: a place and limits.
+            sure: nothing is expected of training: only what is accurate enough as it is will do.
 
         Raises:
             InfeasibleError: when none is, with the lowest figures of the pools.
@@ -191,17 +205,31 @@ class Chooser:
         if not self.open_places(target):
             raise self._failure(target)
         limits, missed = self.limits(target), self.aim(target).missed
+        floor = self.floor(target)
         for allowed in self._allowed(target):
             met = [option for option in self._kept(target, allowed) if option not in missed]
-            best = self._best(target, met)
+            best = self._best(target, met, floor, sure=sure)
             if best is not None:
                 return best
         undecided = self.aim(target).undecided
         if undecided is not None:
-            best = self._best(target, [undecided])
+            best = self._best(target, [undecided], floor, sure=sure)
             if best is not None:
                 return best
-        raise self._infeasible(target, limits)
+        raise self._infeasible(target, limits, floor)
+
+    def floor(self, target: Target) -> float | None:
+        """The least accuracy on validation images that a target asks for."""
+        if target.accuracy(1.0) is None:
+            return None
+        self.judge([self.candidates.reference])
+        return target.accuracy(self._judged[self.candidates.reference].accuracy)
+
+    def trained(self, choice: Choice, accuracy: float) -> None:
+        """Take in what a candidate's accuracy on validation images became."""
+        most = self._judged[self.candidates.reference].accuracy
+        if choice.key != self.candidates.reference and choice.accuracy < most:
+            self._closed.append((accuracy - choice.accuracy) / (most - choice.accuracy))
 
     def _failure(self, target: Target) -> MeasurementError | ExportError:
         for place in self.places(target):
@@ -209,8 +237,10 @@ class Chooser:
                 return self.failed[place.name]
         return ExportError("; ".join(self.aim(target).without.values()))
 
-    def _best(self, target: Target, options: Sequence[Option]) -> Choice | None:
-        """The best of some options; ``None`` where there are none, or none can be made a file.
+    def _best(
+        self, target: Target, options: Sequence[Option], floor: float | None, *, sure: bool
+    ) -> Choice | None:
+        """The best of some options; ``None`` where none will do, or none can be made a file.
 
         A file in a lower precision answers no better than its network, by and large. So options
         are taken as good as their networks until their turn comes; then the file is judged.
@@ -218,8 +248,15 @@ class Chooser:
         self.judge([key for _, key in options])
         left = list(options)
         while left:
-            name, key = best = max(left, key=self._rank)
+            if floor is None:
+                best = max(left, key=self._rank)
+            else:
+                left = [one for one in left if self._expected(one, sure=sure) >= floor]
+                if not left:
+                    return None
+                best = min(left, key=lambda one: self._cost(target, one))
             if self._seen(best):
+                name, key = best
                 return Choice(
                     key=key,
                     name=self.candidates.label(key),
@@ -236,6 +273,17 @@ class Chooser:
     def _rank(self, option: Option) -> tuple[float, float]:
         name, key = option
         return self._judgement(option).quality, -self.pools[name].candidates[key]
+
+    def _cost(self, target: Target, option: Option) -> float:
+        return self._figures(*option)[spared_by(target)]
+
+    def _expected(self, option: Option, *, sure: bool) -> float:
+        """The accuracy that an option is expected to have once it is trained further."""
+        found, reference = self._judgement(option).accuracy, self.candidates.reference
+        if sure or option[1] == reference:
+            return found
+        closes = fmean(self._closed) if self._closed else self.candidates.closes
+        return found + closes * max(0.0, self._judged[reference].accuracy - found)
 
     def _judgement(self, option: Option) -> Judgement:
         return self._as_files.get(option, self._judged[option[1]])
@@ -274,6 +322,10 @@ class Chooser:
             aim.missed.append(option)
         aim.scale = min(aim.scale, SAFETY / max(slower, 1.0))
 
+    def dismiss(self, target: Target, choice: Choice) -> None:
+        """Note that a choice is not accurate enough: it is not chosen again."""
+        self.aim(target).missed.append((choice.place, choice.key))
+
     def aim(self, target: Target) -> Aim:
         """How the target is chosen for."""
         return self.aims.setdefault(target.name, Aim())
@@ -303,9 +355,10 @@ class Chooser:
         """One search for all; the number of candidates that are new."""
         bias = {name: self._bias(name) for target in targets for name in self.open_places(target)}
         wishes = [
-            Wish((target.name, name), self._wish(target, name, bias[name]))
+            Wish((target.name, name), bounds)
             for target in targets
             for name in self.open_places(target)
+            for bounds in self._wishes(target, name, bias[name])
         ]
         found = propose(
             self.candidates,
@@ -333,12 +386,22 @@ class Chooser:
         self._judge_within(targets)
         return new
 
-    def _wish(self, target: Target, name: str, bias: Mapping[str, float]) -> dict[str, float]:
-        latency = latency_at(self.pools[name].place)
-        return {
-            latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
-            for metric, bound in self._tight(target).items()
-        }
+    def _wishes(
+        self, target: Target, name: str, bias: Mapping[str, float]
+    ) -> list[dict[str, float]]:
+        """Bounds to search under at a place; several where the accuracy is limited."""
+        latency, tight = latency_at(self.pools[name].place), self._tight(target)
+        asked = [tight]
+        if self.floor(target) is not None:
+            spared = spared_by(target)
+            asked = [{**tight, spared: share * self.base(target)[spared]} for share in LADDER]
+        return [
+            {
+                latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
+                for metric, bound in bounds.items()
+            }
+            for bounds in asked
+        ]
 
     def _bias(self, name: str) -> dict[str, float]:
         """Metric -> what is counted of a place's candidates, as a multiple of its estimate.
@@ -368,6 +431,8 @@ class Chooser:
         names = self.open_places(target)
         if not names:
             return True
+        if self.floor(target) is not None:
+            return False
         reference, tight = self.candidates.reference, self._tight(target)
         kept = {
             (name, reference)
@@ -382,6 +447,8 @@ class Chooser:
             choice = self.choose(target)
         except TailorbirdError:
             return False
+        if self.floor(target) is not None:
+            return True
         bound = self._tight(target).get(LATENCY)
         return bound is None or choice.figures[LATENCY] >= NEAR * bound
 
@@ -418,12 +485,16 @@ class Chooser:
         counted = in_precision(self.counted(key), pool.place.precision)
         return {**counted, LATENCY: pool.candidates[key]}
 
-    def _infeasible(self, target: Target, limits: Mapping[str, float]) -> InfeasibleError:
+    def _infeasible(
+        self, target: Target, limits: Mapping[str, float], floor: float | None
+    ) -> InfeasibleError:
         words, names = self.candidates.words, self.open_places(target)
         known = [self._figures(name, key) for name in names for key in self.pools[name].candidates]
         lowest = {metric: min(figures[metric] for figures in known) for metric in limits}
         asked = ", ".join(f"{metric} <= {bound:.4g}" for metric, bound in limits.items())
         reached = ", ".join(f"{metric} {value:.4g}" for metric, value in lowest.items())
+        if floor is not None:
+            asked = ", ".join(filter(None, [asked, f"accuracy >= {floor:.4g}"]))
         how = "predicted" if self.pools[names[0]].timing is None else "measured"
         slower = ""
         if self.aim(target).scale < 1.0 and LATENCY in limits:
@@ -431,9 +502,10 @@ class Chooser:
                 " (a student came out slower than it had been measured, so "
                 f"{self._tight(target)[LATENCY]:.4g} ms were asked for)"
             )
+        told = f"; lowest {how}: {reached}" if reached else ""
         return InfeasibleError(
-            f"target '{target.name}': no {words.candidate} meets {asked}{slower}; lowest {how}: "
-            f"{reached}; {words.way_out}",
+            f"target '{target.name}': no {words.candidate} meets {asked}{slower}{told}; "
+            f"{words.way_out}",
             target=target.name,
             limits=limits,
             lowest=lowest,

@@ -33,7 +33,7 @@ from tailorbird.fit.answers import Answers, Round, Student
 from tailorbird.fit.as_is import ship_as_is
 from tailorbird.fit.candidates import Candidates, Made, Network
 from tailorbird.fit.choose import Chooser
-from tailorbird.fit.judge import Judges
+from tailorbird.fit.judge import Accuracies, Judges
 from tailorbird.fit.opening import Opening
 from tailorbird.fit.places import places_for
 from tailorbird.fit.pools import Choice
@@ -217,7 +217,7 @@ class _Fitting:
                 break
             self._note(begun, number, names)
             with self.folder.stage("search"):
-                self._choose(asked)
+                self._choose(asked, last=number >= self.settings.rounds - 1)
             if until == "search":
                 return
             chosen = [a for a in open_ones if a.result is None]
@@ -280,14 +280,14 @@ class _Fitting:
 
     # one round ----------------------------------------------------------------------------------
 
-    def _choose(self, attempts: Sequence[_Attempt]) -> None:
+    def _choose(self, attempts: Sequence[_Attempt], *, last: bool) -> None:
         start = time.perf_counter()
         self.chooser.settle([a.target for a in attempts])
         for attempt in attempts:
             if attempt.result is not None:
                 continue  # answered in this round, before a kill
             try:
-                attempt.choice = self.chooser.choose(attempt.target)
+                attempt.choice = self.chooser.choose(attempt.target, sure=last)
             except TailorbirdError as error:
                 self._give_up(attempt, error)
                 continue
@@ -342,10 +342,12 @@ class _Fitting:
                 self._shut(attempt, proof)
             elif isinstance(proof, TailorbirdError):
                 self._give_up(attempt, proof)
-            elif last or proof.certainty is None or self._enough(attempt, proof):
+            elif last or proof.certainty is None:
                 self._record(attempt, self._result(attempt, proof))
-            else:
+            elif not self._enough(attempt, proof):
                 self._miss(attempt, proof)
+            elif self._accurate(attempt, proof):
+                self._record(attempt, self._result(attempt, proof))
 
     def _finished(self, attempt: _Attempt) -> Finished:
         choice, made, target = attempt.choice, attempt.made, attempt.target
@@ -387,6 +389,25 @@ class _Fitting:
         )
         attempt.choice = attempt.made = attempt.module = None
 
+    def _accurate(self, attempt: _Attempt, proof: Proof) -> bool:
+        """Whether a limit on accuracy is kept, on validation images; else another is searched."""
+        target, choice = attempt.target, attempt.choice
+        assert choice is not None
+        floor = self.chooser.floor(target)
+        if floor is None:
+            return True
+        found = self._accuracies(attempt, proof).validation.value
+        self.chooser.trained(choice, found)
+        if found >= floor:
+            return True
+        self.chooser.dismiss(target, choice)
+        self.progress.say(
+            f"{target.name}: {100 * found:.2f} % on validation images, at least "
+            f"{100 * floor:.2f} % is asked for; searching again"
+        )
+        attempt.choice = attempt.made = attempt.module = None
+        return False
+
     def _serve(self) -> None:
         """Give targets the networks as they are, and the students of others, that suit them
         better.
@@ -397,11 +418,14 @@ class _Fitting:
             for a in held.values()
             if a.target.place.device is not None and self.chooser.open_places(a.target)
         }
+        asked = {a.target.name: self.chooser.floor(a.target) for a in held.values()}
+        floors = {name: floor for name, floor in asked.items() if floor is not None}
         networks = self.candidates.as_they_are()
         for result in ship_as_is(
             networks,
             _answered(held.values()),
             bases,
+            floors=floors,
             judges=self._judges,
             shipping=self.shipping,
             beside=self._reference_file,
@@ -419,6 +443,7 @@ class _Fitting:
             bases,
             looks=self.settings.sessions,
             precisions=lambda target: [place.precision for place in self._precisions(target)],
+            floors=floors,
         ):
             attempt = held[move.result.name]
             self.shipping.copy(self.shipping.home(move.source), move.result.name)
@@ -436,24 +461,30 @@ class _Fitting:
         assert choice is not None
         assert made is not None
         expected = figure(LATENCY, choice.figures[LATENCY])
-        place = target.place.at(choice.precision)
-        before = None if made.before is None else Network(made.before, made.input_shape)
         return result_of(
             target,
             proof,
-            self._judges.of(
-                (choice.key, place.key),
-                self.shipping.answers(proof.shipped, place),
-                before=before,
-                images=judged_at_most(place.device),
-            ),
-            reference=self._judges.reference,
+            self._accuracies(attempt, proof),
+            reference=self._judges.reference(judged_at_most(target.place.device)),
             precision=choice.precision,
             missed=f"measured over its limit after {self.settings.rounds} rounds",
             otherwise=f"predicted, not measured: {expected} by {target.place.table}",
             minutes=attempt.seconds / 60,
             replaced=self.candidates.parts(choice.key),
             notes=self.chooser.notes(target),
+        )
+
+    def _accuracies(self, attempt: _Attempt, proof: Proof) -> Accuracies:
+        """Of the file, as its device answers."""
+        choice, made = attempt.choice, attempt.made
+        assert choice is not None
+        assert made is not None
+        place = attempt.target.place.at(choice.precision)
+        return self._judges.of(
+            (choice.key, place.key),
+            self.shipping.answers(proof.shipped, place),
+            before=None if made.before is None else Network(made.before, made.input_shape),
+            images=judged_at_most(place.device),
         )
 
     def _give_up(self, attempt: _Attempt, error: TailorbirdError) -> None:
@@ -486,7 +517,7 @@ class _Fitting:
             base[LATENCY] = known.median_ms
         return {
             limit.metric: limit.absolute(base)
-            for limit in target.limits
+            for limit in target.bounds
             if not limit.share or limit.metric in base
         }
 

@@ -116,11 +116,12 @@ def format_of(device: Device) -> Format:
 
     def call() -> Format:
         given = getattr(device, "format", ONNX)
-        if not isinstance(given, Format) or not _texts((given.name, given.file)):
+        right = isinstance(given, Format) and isinstance(given.beside, tuple)
+        if not right or not _texts((given.name, given.file, *given.beside)):
             raise MeasurementError(
                 f"{title} is {shown(given)}, expected a tailorbird.device.Format such as ONNX"
             )
-        return Format(given.name, given.file)
+        return Format(given.name, given.file, given.beside)
 
     return _asked(device, title, call)
 

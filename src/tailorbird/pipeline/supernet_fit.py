@@ -250,6 +250,7 @@ def _settings(options: FitOptions, seed: int) -> Settings:
         candidates=options.candidates,
         sessions=options.sessions,
         export=options.export,
+        quantise=options.quantise,
         seed=seed,
     )
 

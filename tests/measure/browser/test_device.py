@@ -272,12 +272,11 @@ def test_it_serves_again_after_close(browser, files):
         assert len(answer()) == 4
 
 
-def test_who_waits_is_let_go_at_close(package, files):
-    device = Browser(package=package, wait_s=100)
-    _ = device.url
-    with asked(lambda: device.measure(files)) as answer:
-        device.close()
-        with pytest.raises(MeasurementError, match=r"no browser has opened the page"):
+def test_who_waits_is_let_go_at_close(browser, page, files):
+    with asked(lambda: browser.measure(files)) as answer:
+        page.work()
+        browser.close()
+        with pytest.raises(MeasurementError, match="measure of 4 files: its page is served no mor"):
             answer()
 
 
@@ -344,7 +343,8 @@ def test_all_wrong_arguments_are_listed(package, tmp_path):
     with pytest.raises(ConfigError) as error:
         Browser(
             package=package, threads=0, port=-1, runs=0, images=0, warmup=-1, seconds=0,
-            wait_s=float("inf"), host="", label="a\nb", provider="webnn", certificate=tmp_path / "none.pem",
+            wait_s=float("inf"), host="", label="a\nb", provider="webnn",
+            certificate=tmp_path / "none.pem",
         )  # fmt: skip
     assert len(error.value.problems) == 11
     absent, wrong = tmp_path / "none.pem", tmp_path / "wrong.pem"
