@@ -27,6 +27,7 @@ from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions
 from tailorbird.house.options import HouseOptions
+from tailorbird.measure.devices.adb import Adb
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.report.words import bare
@@ -127,6 +128,7 @@ MODULES = (
     "tailorbird.measure.latencies",
     "tailorbird.measure.devices.onnxruntime",
     "tailorbird.measure.devices.ssh",
+    "tailorbird.measure.devices.adb",
     "tailorbird.measure.devices.remote",
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
@@ -164,8 +166,8 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
     },
     "device": {
         "name": "under `devices` only: what targets call it; names the targets that `limits` make",
-        "kind": "what measures: `onnxruntime`, `ssh`, or `package.module:name`: a class or "
-        "function that returns a device. Left out: `onnxruntime`, or nothing beside a "
+        "kind": "what measures: `onnxruntime`, `ssh`, `adb`, or `package.module:name`: a class "
+        "or function that returns a device. Left out: `onnxruntime`, or nothing beside a "
         "`latency_table`",
         "runtime": "another word for `kind`; of `ssh`, what runs files there",
         "latency_table": "a table of any known form; see below for who reads it",
@@ -405,6 +407,7 @@ def tables() -> dict[str, str]:
         "target": table(targets._TARGET, _MEANINGS["target"]),
         "onnxruntime": table(fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)),
         "ssh": table(fields_of(Ssh, without=["seed"]), meanings(Ssh)),
+        "adb": table(fields_of(Adb, without=["seed"]), meanings(Adb)),
         "device": table(
             {
                 "name": Field(str),

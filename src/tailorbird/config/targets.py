@@ -41,6 +41,7 @@ from tailorbird.device import Device
 from tailorbird.errors import ConfigError, TailorbirdError
 from tailorbird.export.options import ExportOptions
 from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.measure.devices.adb import Adb
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import (
@@ -57,6 +58,7 @@ from tailorbird.targets import (
 DEVICES: Mapping[str, Callable[..., Device]] = {
     "onnxruntime": OnnxRuntime,
     "ssh": Ssh,
+    "adb": Adb,
 }
 """Kind of device -> its class. A new device is a line here."""
 
