@@ -127,6 +127,7 @@ MODULES = (
     "tailorbird.measure.devices.browser.device",
     "tailorbird.measure.devices.onnxruntime",
     "tailorbird.measure.devices.ssh",
+    "tailorbird.measure.devices.adb",
     "tailorbird.measure.devices.remote",
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
