@@ -113,6 +113,20 @@ def load_targets(path: Path, *, needs: Needs = None) -> tuple[Target, ...]:
     return found.targets
 
 
+def load_devices(path: Path) -> tuple[Target, ...]:
+    """Read the devices and targets alone of a job or a fleet; other sections are not looked at.
+
+    Raises:
+        ConfigError: listing every fault of these with its place and line.
+    """
+    document = read_file(path, hint=HINT)
+    faults = Faults(document.lines)
+    found = read_targets(faults, document.data, base=path.parent, reference="reference")
+    if found is None:
+        raise ConfigError(faults.found)
+    return found.targets
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
     """What `tailorbird supernet fit` is asked for.
