@@ -125,6 +125,7 @@ MODULES = (
     "tailorbird.measure.counts",
     "tailorbird.measure.latencies",
     "tailorbird.measure.devices.onnxruntime",
+    "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
     "tailorbird.export.verify",

@@ -12,7 +12,7 @@ from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.onnx import export_many, export_onnx
 from tailorbird.measure.devices import onnxruntime as measuring
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
-from tailorbird.measure.guarded import answering, format_of, precisions_of
+from tailorbird.measure.guarded import answering, description_of, format_of, precisions_of
 from tailorbird.testing import check_device
 from tests.fakes import FakeDevice
 
@@ -135,7 +135,12 @@ def test_what_it_takes_and_what_files_answer_there(tmp_path):
     with torch.no_grad():
         expected = network(images).numpy()
     np.testing.assert_allclose(device.run(path, images.numpy()), expected, atol=1e-6)
-    assert (format_of(device), precisions_of(device)) == (ONNX, ("float32",))
+    assert (format_of(device), precisions_of(device)) == (ONNX, ("float32", "int8"))
+    told = description_of(device)
+    assert told.runtime == "ONNX Runtime, CPUExecutionProvider"
+    assert told.version in device.key
+    assert told.machine in device.key
+    assert told.cores >= 1
 
     class Plain:
         key = "a board"
@@ -143,11 +148,8 @@ def test_what_it_takes_and_what_files_answer_there(tmp_path):
         def measure(self, models):
             return []
 
-    assert (format_of(Plain()), precisions_of(Plain()), answering(Plain())) == (
-        ONNX,
-        ("float32",),
-        None,
-    )
+    assert (format_of(Plain()), precisions_of(Plain())) == (ONNX, ("float32",))
+    assert (answering(Plain()), description_of(Plain())) == (None, None)
 
 
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand"])

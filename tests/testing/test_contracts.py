@@ -13,7 +13,7 @@ from torch import nn
 from tailorbird.data.digits import digits
 from tailorbird.data.folder import folder
 from tailorbird.data.images import Normalisation, TensorSplit
-from tailorbird.device import Format, Latency
+from tailorbird.device import Description, Format, Latency
 from tailorbird.errors import MeasurementError
 from tailorbird.export.onnx import export_many
 from tailorbird.measure.answering import run_onnx
@@ -156,6 +156,14 @@ def measures(change):
     return like(measure=lambda self, models: change(Right().measure(models)))
 
 
+TOLD = Description(machine="m", system="s", runtime="r", version="1", cores=2, governor="fast")
+
+
+def describes(given):
+    """A device that says this of itself."""
+    return like(describe=lambda self: given)
+
+
 def with_fields(**fields):
     return measures(lambda found: [replace(one, **fields) for one in found])
 
@@ -170,6 +178,7 @@ def rising(tmp_path_factory):
 
 def test_a_device_that_runs_files_keeps_to_the_contract(rising):
     check_device(Right(), rising)
+    check_device(describes(TOLD), rising)
     own = like(format=Format("engine", "model.engine"))
     check_device(own, rising, images=np.zeros((2, 3, 2, 2), np.float32))
     with pytest.raises(AssertionError, match="give images"):
@@ -191,6 +200,12 @@ def test_a_device_that_runs_files_keeps_to_the_contract(rising):
         (lambda: like(precisions=("float32", "float32")), "each once"),
         (lambda: like(precisions=("float8",)), r"its precisions are \('float8',\)"),
         (lambda: like(precisions=(["float32"],)), "its precisions are"),
+        (lambda: like(describe="fine"), "describe"),
+        (lambda: describes({"machine": "m"}), "gave {'machine': 'm'}, expected a tailorbird.dev"),
+        (lambda: describes(replace(TOLD, machine="")), "gave '', expected texts that are not"),
+        (lambda: describes(replace(TOLD, cores=float("nan"))), "gave nan, expected texts"),
+        (lambda: describes(replace(TOLD, temperature_c="warm")), "gave 'warm', expected texts"),
+        (lambda: describes(replace(TOLD, governor=1)), "gave 1, expected texts"),
         (lambda: measures(lambda found: found[::-1]), "expected rising latencies"),
         (lambda: measures(lambda found: found or None), "returned NoneType"),
         (lambda: measures(lambda found: found[1:]), "figures, expected one per file"),

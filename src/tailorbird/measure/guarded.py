@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.asking import asked, shown
-from tailorbird.device import ONNX, Device, Format, Latency, Precision, Run, key_of
+from tailorbird.device import (
+    ONNX,
+    Description,
+    Device,
+    Format,
+    Latency,
+    Precision,
+    Run,
+    key_of,
+)
 from tailorbird.errors import ExportError, MeasurementError
 
 TIME_LIMIT_S = 1800.0
@@ -137,6 +146,21 @@ def precisions_of(device: Device) -> tuple[Precision, ...]:
     return _asked(device, title, call)
 
 
+def description_of(device: Device) -> Description | None:
+    """What a device says of itself and its conditions now; ``None`` where it can't.
+
+    Raises:
+        MeasurementError: saying what it said instead.
+    """
+    title = f"{_title(device)}: describe"
+
+    def call() -> Description | None:
+        method = getattr(device, "describe", None)
+        return None if method is None else _description(method(), title)
+
+    return _asked(device, title, call)
+
+
 def threads_of(device: Device) -> int | None:
     """How many threads a device says that it computes with; ``None`` where it doesn't say."""
 
@@ -241,6 +265,28 @@ def _latency(given: object, model: Path, title: str) -> Latency:
             f"{LEAST_MS:g} to {MOST_MS:g} ms, a spread of 0 or more, and a run at least"
         )
     return found
+
+
+def _description(given: object, title: str) -> Description:
+    if not isinstance(given, Description):
+        raise MeasurementError(
+            f"{title} gave {shown(given)}, expected a tailorbird.device.Description"
+        )
+    texts = (given.machine, given.system, given.runtime, given.version)
+    numbers = (given.cores, given.memory_mb, given.temperature_c)
+    wrong: list[object] = [one for one in texts if not (isinstance(one, str) and one)]
+    wrong += [one for one in (given.governor,) if not (one is None or isinstance(one, str))]
+    wrong += [one for one in numbers if not (one is None or _is_number(one))]
+    if wrong:
+        raise MeasurementError(
+            f"{title} gave {shown(wrong[0])}, expected texts that are not empty, finite numbers, "
+            "and None for what can't be told"
+        )
+    return given
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def _outputs(given: object, count: int, title: str) -> npt.NDArray[np.float32]:

@@ -12,7 +12,13 @@ import numpy.typing as npt
 from tailorbird.device import ONNX, Device, Run
 from tailorbird.errors import ConfigError, ExportError, MeasurementError
 from tailorbird.measure.answering import run_onnx
-from tailorbird.measure.guarded import answering, format_of, measured, precisions_of
+from tailorbird.measure.guarded import (
+    answering,
+    description_of,
+    format_of,
+    measured,
+    precisions_of,
+)
 from tailorbird.targets import Place
 from tailorbird.testing.raising import refused
 
@@ -42,6 +48,7 @@ def check_device(device: Device, models: Sequence[Path], *, images: Images | Non
     assert len(models) > 1, "give two or more files"
     _kept(lambda: Place(device=device))
     _kept(lambda: precisions_of(device))
+    _kept(lambda: description_of(device))
     given = _kept(lambda: format_of(device))
     _check_measure(device, models)
     run = _kept(lambda: answering(device))

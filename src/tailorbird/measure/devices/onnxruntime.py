@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.device import ONNX, Format, Latency, Precision
+from tailorbird.device import ONNX, Description, Format, Latency, Precision
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.measure.answering import run_onnx
+from tailorbird.measure.conditions import processor, this_machine
 from tailorbird.measure.rounds import steady, summary
 from tailorbird.measure.sizes import check_sizes
 
@@ -41,11 +41,28 @@ GROUP_BYTES = 2_000_000_000
 """Files of more bytes together than this are measured in groups."""
 
 
+_PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "CPUExecutionProvider": ("float32", "int8"),
+    "CUDAExecutionProvider": ("float32", "float16"),
+    "TensorrtExecutionProvider": ("float32", "float16"),
+    "NvTensorRTRTXExecutionProvider": ("float32", "float16"),
+    "DmlExecutionProvider": ("float32", "float16"),
+    "CoreMLExecutionProvider": ("float32", "float16"),
+    "OpenVINOExecutionProvider": ("float32", "int8"),
+}
+"""What providers have kernels for, as far as files are made that suit them.
+
+The CPU provider has no kernels in float16: it converts to float32 and back around each operator.
+CUDA and DirectML have hardly any in int8, and TensorRT takes no zero points but 0, which files
+made here have. Providers that are not listed are asked for float32 only.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnnxRuntime:
     """Times ONNX files in this process, at batch 1 where it is open.
 
-    Implements :class:`tailorbird.device.Device`.
+    Implements :class:`tailorbird.device.Runtime`.
 
     Each model is warmed up, then the models take turns in an order shuffled every round: one
     untimed and five timed runs each, so that drift, other load and neighbours hit all alike. The
@@ -122,7 +139,7 @@ class OnnxRuntime:
         import onnxruntime
 
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads}, {_processor()}"
+        return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads}, {processor()}"
 
     def measure(self, models: Sequence[Path], *, group_bytes: int = GROUP_BYTES) -> list[Latency]:
         """Time each file; the latencies come in the order of ``models``.
@@ -152,8 +169,8 @@ class OnnxRuntime:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """What is made for it today."""
-        return ("float32",)
+        """float16 where the provider computes in it; int8 where it has kernels for it."""
+        return _PRECISIONS.get(self.provider, ("float32",))
 
     @property
     def format(self) -> Format:
@@ -167,6 +184,12 @@ class OnnxRuntime:
             ExportError: when it can't be run on these images.
         """
         return run_onnx(artifact, images, provider=self.provider, threads=self.threads)
+
+    def describe(self) -> Description:
+        """This machine, and the conditions that it is in now."""
+        import onnxruntime
+
+        return this_machine(f"ONNX Runtime, {self.provider}", onnxruntime.__version__)
 
     def _measure_together(self, models: Sequence[Path], seconds: float) -> list[Latency]:
         runners: list[_Runner] = []
@@ -357,16 +380,6 @@ def _undisturbed() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _processor() -> str:
-    """The processor's name, as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _short(error: BaseException) -> str:

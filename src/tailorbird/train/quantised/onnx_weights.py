@@ -23,7 +23,7 @@ def with_weights(like: Path, float32: onnx.ModelProto) -> onnx.ModelProto:
     """The quantised file ``like`` with the weights of another network of the same structure.
 
     Places, grids of activations and what is kept in float32 stay. Scales of weights follow from
-    the new weights, those of biases from them.
+    the new weights, those of biases from them. Metadata are left out.
 
     Args:
         like: quantised by ONNX Runtime, in QDQ form.
@@ -46,6 +46,7 @@ def with_weights(like: Path, float32: onnx.ModelProto) -> onnx.ModelProto:
     for node in biases:
         editor.round_bias(node)
     editor.take_plain()
+    del model.metadata_props[:]
     if editor.faults:
         raise ExportError(
             f"{like.name} can't take the weights of a network of another structure: "
