@@ -7,8 +7,8 @@ from torch import nn
 
 from tailorbird.fit.as_is import ship_as_is
 from tailorbird.fit.candidates import Made, Network
-from tailorbird.fit.choose import own_place
 from tailorbird.fit.judge import Accuracies
+from tailorbird.fit.pools import own_place
 from tailorbird.graph.trace import trace
 from tailorbird.measure.counts import count
 from tailorbird.progress import Silent
@@ -27,7 +27,8 @@ REFERENCE = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 
 class Known:
     """Accuracies that are known."""
 
-    reference = 0.9
+    def reference(self, images=None):
+        return 0.9
 
     def __init__(self, losses=None, **validation):
         self.known, self.losses = validation, losses or {}
@@ -66,6 +67,7 @@ def ship(tmp_path):
             shipping=shipping,
             beside=lambda _: beside,
             places=own_place,
+            floors={},
             sessions=8,
             progress=Silent(),
         )

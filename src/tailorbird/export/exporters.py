@@ -6,24 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from tailorbird.device import ONNX, Format, Precision, Run
 from tailorbird.errors import ExportError
 from tailorbird.export.exporter import Calibration, Exporter, Written
+from tailorbird.export.float16 import OnnxFloat16Exporter
+from tailorbird.export.int8 import OnnxInt8Exporter
 from tailorbird.export.onnx import (
     OUTPUT,
     PROBABILITIES,
     export_many,
     export_onnx,
-    metadata_of,
-    relabel,
 )
+from tailorbird.export.onnx_files import OnnxFiles
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
-from tailorbird.measure.answering import run_onnx
 
 __all__ = [
     "Calibration",
@@ -56,13 +54,18 @@ def exporter_for(
     """
     if own is not None and (own.format.name, own.precision) == (format.name, precision):
         return own
-    if (format.name, precision) == (ONNX.name, "float32"):
-        return OnnxExporter()
+    if format.name == ONNX.name:
+        made: dict[Precision, Exporter] = {
+            "float32": OnnxExporter(),
+            "float16": OnnxFloat16Exporter(),
+            "int8": OnnxInt8Exporter(),
+        }
+        return made[precision]
     raise ExportError(f"{format.name} files in {precision} are not made here")
 
 
 @dataclass(frozen=True)
-class OnnxExporter:
+class OnnxExporter(OnnxFiles):
     """ONNX files: PyTorch's dynamo exporter for what is shipped, the older one for timing."""
 
     format: Format = ONNX
@@ -108,15 +111,3 @@ class OnnxExporter:
     ) -> Parity:
         """See `tailorbird.export.verify.verify`."""
         return verify(module, path, images, run=run)
-
-    def run(self, path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `tailorbird.measure.answering.run_onnx`."""
-        return run_onnx(path, images)
-
-    def metadata_of(self, path: Path) -> dict[str, str]:
-        """See `tailorbird.export.onnx.metadata_of`."""
-        return metadata_of(path)
-
-    def relabel(self, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-        """See `tailorbird.export.onnx.relabel`."""
-        relabel(source, path, metadata)

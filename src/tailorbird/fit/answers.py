@@ -12,8 +12,8 @@ from torch import fx
 from tailorbird.errors import StoreError
 from tailorbird.export.bundle import load_student
 from tailorbird.files import digest_of, write_json
-from tailorbird.fit.choose import Aim, Choice, Past
 from tailorbird.fit.places import precisions_for
+from tailorbird.fit.pools import Aim, Choice, Past
 from tailorbird.fit.ship import DELIVERED
 from tailorbird.records import Kind, read_record
 from tailorbird.report.record import TargetResult

@@ -13,7 +13,7 @@ from tailorbird.fit.candidates import Made, Network
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.prove import Finished, prove
 from tailorbird.fit.results import result_of
-from tailorbird.fit.serve import better
+from tailorbird.fit.serve import preferred
 from tailorbird.fit.ship import Shipping
 from tailorbird.measure.guarded import judged_at_most
 from tailorbird.progress import Progress
@@ -31,6 +31,7 @@ def ship_as_is(
     shipping: Shipping,
     beside: Callable[[Place], Path],
     places: Callable[[Target], Sequence[Place]],
+    floors: Mapping[str, float],
     sessions: int,
     progress: Progress,
 ) -> list[TargetResult]:
@@ -49,6 +50,7 @@ def ship_as_is(
         shipping: writes the files.
         beside: gives the reference's exported file for a place.
         places: a target's place in each precision that it may have.
+        floors: target's name -> the least accuracy on validation images that it asks for.
         sessions: of a network at most.
         progress: told what is taken, and what can't be exported or run.
 
@@ -72,7 +74,8 @@ def ship_as_is(
                     base=bases[target.place.name],
                 )
                 for target, _ in answered
-                if target.place.name in bases and better(scores[name], held[target.name])
+                if target.place.name in bases
+                and preferred(target, scores[name], held[target.name], floors.get(target.name))
                 for place in places(target)
                 if place.precision == precision
             ]
@@ -83,6 +86,7 @@ def ship_as_is(
                 judges=judges,
                 shipping=shipping,
                 beside=beside,
+                floors=floors,
                 sessions=sessions,
                 progress=progress,
             )
@@ -99,6 +103,7 @@ def _proven(
     judges: Judges,
     shipping: Shipping,
     beside: Callable[[Place], Path],
+    floors: Mapping[str, float],
     sessions: int,
     progress: Progress,
 ) -> dict[str, TargetResult]:
@@ -122,18 +127,19 @@ def _proven(
             if isinstance(proof, TailorbirdError):
                 progress.say(f"{target.name}: {name} as it is was not tried: {proof}")
                 continue
+            images = judged_at_most(one.place.device)
             accuracies = judges.of(
-                (name, one.place.key),
-                aside.answers(proof.shipped, one.place),
-                images=judged_at_most(one.place.device),
+                (name, one.place.key), aside.answers(proof.shipped, one.place), images=images
             )
-            if proof.word == "met" and better(accuracies.validation, own):
+            floor = floors.get(target.name)
+            wanted = preferred(target, accuracies.validation, own, floor, proof.measured)
+            if proof.word == "met" and wanted:
                 shipping.copy(aside.home(target.name), target.name)
                 found[target.name] = result_of(
                     target,
                     proof,
                     accuracies,
-                    reference=judges.reference,
+                    reference=judges.reference(images),
                     precision=one.place.precision,
                     minutes=own.minutes,
                     as_is=name,

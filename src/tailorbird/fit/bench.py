@@ -152,20 +152,23 @@ def bench_at(
     )
 
 
-def time_networks(networks: Sequence[Network], device: Device, exporter: Exporter) -> list[Latency]:
+def time_networks(
+    networks: Sequence[Network], device: Device, exporter: Exporter, *, batch: int = 1
+) -> list[Latency]:
     """Latencies of networks in float32, in one session: files are gone afterwards.
 
     Args:
-        networks: at batch 1.
+        networks: any.
         device: what runs them.
         exporter: makes files of its own format; others come from `exporter_for`.
+        batch: images per call.
 
     Raises:
         ExportError: when one can't be exported.
         MeasurementError: when one can't be run.
     """
     made = exporter_for(format_of(device), PLAIN, own=exporter)
-    return _timed([(made, network) for network in networks], device, 1)
+    return _timed([(made, network) for network in networks], device, batch)
 
 
 def _timed(

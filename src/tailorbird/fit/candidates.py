@@ -136,6 +136,12 @@ class Candidates(Estimated, Protocol):
     def reference(self) -> Key:
         """What shares of limits are of: the teacher, or the full network."""
 
+    @property
+    def closes(self) -> float:
+        """Share of what a candidate's accuracy lacks of the reference's that training it further
+        is expected to win, before any has been trained.
+        """
+
     def prepare(self) -> None:
         """What is needed before the first place is opened; only called where something is open."""
 

@@ -7,13 +7,12 @@ takes the best of its place's pool within its limits, as measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Protocol
+from statistics import fmean
 
 import numpy as np
 
-from tailorbird.device import Precision
 from tailorbird.errors import ExportError, InfeasibleError, MeasurementError, TailorbirdError
 from tailorbird.fit.candidates import (
     Candidates,
@@ -24,7 +23,9 @@ from tailorbird.fit.candidates import (
     latency_at,
     rows,
 )
+from tailorbird.fit.pools import Aim, Choice, Files, Option, Past, Pool, own_place
 from tailorbird.fit.propose import Wish, propose
+from tailorbird.fit.serve import spared_by
 from tailorbird.measure.counts import count, in_precision
 from tailorbird.progress import Progress
 from tailorbird.search.selection import within
@@ -37,6 +38,9 @@ MARGIN = 0.02
 NEAR = 0.95
 """A choice that takes this share of its latency limit leaves little to search for."""
 
+LADDER = (0.25, 0.4, 0.55, 0.7, 0.85)
+"""Shares of the reference's figure that candidates are searched for under a limit on accuracy."""
+
 SMALLER = {"size_mb", "peak_memory_mb"}
 """What a lower precision saves even where it saves no time."""
 
@@ -45,109 +49,6 @@ EXACT = 1e-6
 
 SAFETY = 0.99
 """What is asked for after a miss, as a share of what would just have been enough."""
-
-
-Option = tuple[str, Key]
-"""A place's name, which says the precision, and a candidate."""
-
-
-class Files(Protocol):
-    """Judges candidates as files of a precision, where they will run."""
-
-    def judge(self, place: Place, key: Key, plain: Judgement) -> Judgement:
-        """How a candidate's file answers validation images.
-
-        Args:
-            place: a device in some precision.
-            key: of the candidate.
-            plain: how the network in float32 answers all of them.
-
-        Raises:
-            ExportError: when the file can't be made or run.
-            MeasurementError: when the device does not answer.
-        """
-
-
-def own_place(target: Target) -> Sequence[Place]:
-    """The target's place as it is: float32 only."""
-    return (target.place,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The candidate chosen for a target.
-
-    Args:
-        key: its genome.
-        name: the same as a short text.
-        limits: metric -> bound in its unit, margin not taken off.
-        figures: metric -> figure of the whole network; latency measured where it can be.
-        accuracy: on the validation split, before it is trained further.
-        place: the name of the place in the precision that was chosen.
-        precision: that its file computes in.
-    """
-
-    key: Key
-    name: str
-    limits: Mapping[str, float]
-    figures: Mapping[str, float]
-    accuracy: float
-    place: str = ""
-    precision: Precision = PLAIN
-
-
-@dataclass
-class Pool:
-    """What is known at one place, in one precision.
-
-    Args:
-        place: where.
-        timing: times networks there; ``None`` where the place has only a table.
-        base: the reference's figures, in float32: what shares of limits are of.
-        candidates: those proposed, each with its latency in ms, and the reference.
-        checks: networks that only correct the estimate.
-    """
-
-    place: Place
-    timing: Timing | None
-    base: Mapping[str, float]
-    candidates: dict[Key, float]
-    checks: dict[Key, float] = field(default_factory=dict)
-
-    @property
-    def searched(self) -> bool:
-        """Whether candidates have been proposed for this place: the reference is there anyway."""
-        return len(self.candidates) > 1
-
-    @property
-    def informed(self) -> bool:
-        """Whether the estimate has been corrected by whole networks."""
-        return self.timing is not None and (self.searched or bool(self.checks))
-
-
-@dataclass(frozen=True)
-class Past:
-    """The networks of a pool when it was left; their figures are in the place's store."""
-
-    candidates: tuple[Key, ...] = ()
-    checks: tuple[Key, ...] = ()
-
-
-@dataclass
-class Aim:
-    """How a target is chosen for: tighter after a miss, and without what missed.
-
-    Args:
-        scale: share of the limit that is asked for.
-        missed: candidates that came out over it, or too near to tell, each with its place.
-        undecided: the last of those that were too near: taken where nothing tighter is found.
-        without: names of places whose precision does not do, and why.
-    """
-
-    scale: float = 1.0
-    missed: list[Option] = field(default_factory=list)
-    undecided: Option | None = None
-    without: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False, repr=False)
@@ -187,6 +88,7 @@ class Chooser:
         self._counted: dict[Key, dict[str, float]] = {}
         self._judged: dict[Key, Judgement] = {}
         self._as_files: dict[Option, Judgement] = {}
+        self._closed: list[float] = []
 
     def open(self, place: Place, timing: Timing | None, past: Past | None = None) -> None:
         """Begin a place's pool, or take it up; a device that fails is noted in ``failed``."""
@@ -261,7 +163,7 @@ class Chooser:
     def open_places(self, target: Target) -> list[str]:
         """Names of the places in which a target can be chosen for now, float32 first."""
         shut = {*self.failed, *self.aim(target).without}
-        if target.precisions is None and not {limit.metric for limit in target.limits} & SMALLER:
+        if target.precisions is None and not {limit.metric for limit in target.bounds} & SMALLER:
             shut |= self.slow.keys()
         return [
             place.name
@@ -285,8 +187,16 @@ class Chooser:
         """A place's precision does not do for a target."""
         self.aim(target).without[name] = reason
 
-    def choose(self, target: Target) -> Choice:
+    def choose(self, target: Target, *, sure: bool = False) -> Choice:
         """The best of the place's pools within the limits, as measured.
+
+        Best is the most accurate. Where accuracy is limited, it is the fastest of those that are
+        expected to keep that limit once they are trained further; the smallest, where the latency
+        is limited as well.
+
+        Args:
+            target: a place and limits.
+            sure: nothing is expected of training: only what is accurate enough as it is will do.
 
         Raises:
             InfeasibleError: when none is, with the lowest figures of the pools.
@@ -295,17 +205,31 @@ class Chooser:
         if not self.open_places(target):
             raise self._failure(target)
         limits, missed = self.limits(target), self.aim(target).missed
+        floor = self.floor(target)
         for allowed in self._allowed(target):
             met = [option for option in self._kept(target, allowed) if option not in missed]
-            best = self._best(target, met)
+            best = self._best(target, met, floor, sure=sure)
             if best is not None:
                 return best
         undecided = self.aim(target).undecided
         if undecided is not None:
-            best = self._best(target, [undecided])
+            best = self._best(target, [undecided], floor, sure=sure)
             if best is not None:
                 return best
-        raise self._infeasible(target, limits)
+        raise self._infeasible(target, limits, floor)
+
+    def floor(self, target: Target) -> float | None:
+        """The least accuracy on validation images that a target asks for."""
+        if target.accuracy(1.0) is None:
+            return None
+        self.judge([self.candidates.reference])
+        return target.accuracy(self._judged[self.candidates.reference].accuracy)
+
+    def trained(self, choice: Choice, accuracy: float) -> None:
+        """Take in what a candidate's accuracy on validation images became."""
+        most = self._judged[self.candidates.reference].accuracy
+        if choice.key != self.candidates.reference and choice.accuracy < most:
+            self._closed.append((accuracy - choice.accuracy) / (most - choice.accuracy))
 
     def _failure(self, target: Target) -> MeasurementError | ExportError:
         for place in self.places(target):
@@ -313,8 +237,10 @@ class Chooser:
                 return self.failed[place.name]
         return ExportError("; ".join(self.aim(target).without.values()))
 
-    def _best(self, target: Target, options: Sequence[Option]) -> Choice | None:
-        """The best of some options; ``None`` where there are none, or none can be made a file.
+    def _best(
+        self, target: Target, options: Sequence[Option], floor: float | None, *, sure: bool
+    ) -> Choice | None:
+        """The best of some options; ``None`` where none will do, or none can be made a file.
 
         A file in a lower precision answers no better than its network, by and large. So options
         are taken as good as their networks until their turn comes; then the file is judged.
@@ -322,8 +248,15 @@ class Chooser:
         self.judge([key for _, key in options])
         left = list(options)
         while left:
-            name, key = best = max(left, key=self._rank)
+            if floor is None:
+                best = max(left, key=self._rank)
+            else:
+                left = [one for one in left if self._expected(one, sure=sure) >= floor]
+                if not left:
+                    return None
+                best = min(left, key=lambda one: self._cost(target, one))
             if self._seen(best):
+                name, key = best
                 return Choice(
                     key=key,
                     name=self.candidates.label(key),
@@ -340,6 +273,17 @@ class Chooser:
     def _rank(self, option: Option) -> tuple[float, float]:
         name, key = option
         return self._judgement(option).quality, -self.pools[name].candidates[key]
+
+    def _cost(self, target: Target, option: Option) -> float:
+        return self._figures(*option)[spared_by(target)]
+
+    def _expected(self, option: Option, *, sure: bool) -> float:
+        """The accuracy that an option is expected to have once it is trained further."""
+        found, reference = self._judgement(option).accuracy, self.candidates.reference
+        if sure or option[1] == reference:
+            return found
+        closes = fmean(self._closed) if self._closed else self.candidates.closes
+        return found + closes * max(0.0, self._judged[reference].accuracy - found)
 
     def _judgement(self, option: Option) -> Judgement:
         return self._as_files.get(option, self._judged[option[1]])
@@ -378,6 +322,10 @@ class Chooser:
             aim.missed.append(option)
         aim.scale = min(aim.scale, SAFETY / max(slower, 1.0))
 
+    def dismiss(self, target: Target, choice: Choice) -> None:
+        """Note that a choice is not accurate enough: it is not chosen again."""
+        self.aim(target).missed.append((choice.place, choice.key))
+
     def aim(self, target: Target) -> Aim:
         """How the target is chosen for."""
         return self.aims.setdefault(target.name, Aim())
@@ -407,9 +355,10 @@ class Chooser:
         """One search for all; the number of candidates that are new."""
         bias = {name: self._bias(name) for target in targets for name in self.open_places(target)}
         wishes = [
-            Wish((target.name, name), self._wish(target, name, bias[name]))
+            Wish((target.name, name), bounds)
             for target in targets
             for name in self.open_places(target)
+            for bounds in self._wishes(target, name, bias[name])
         ]
         found = propose(
             self.candidates,
@@ -437,12 +386,22 @@ class Chooser:
         self._judge_within(targets)
         return new
 
-    def _wish(self, target: Target, name: str, bias: Mapping[str, float]) -> dict[str, float]:
-        latency = latency_at(self.pools[name].place)
-        return {
-            latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
-            for metric, bound in self._tight(target).items()
-        }
+    def _wishes(
+        self, target: Target, name: str, bias: Mapping[str, float]
+    ) -> list[dict[str, float]]:
+        """Bounds to search under at a place; several where the accuracy is limited."""
+        latency, tight = latency_at(self.pools[name].place), self._tight(target)
+        asked = [tight]
+        if self.floor(target) is not None:
+            spared = spared_by(target)
+            asked = [{**tight, spared: share * self.base(target)[spared]} for share in LADDER]
+        return [
+            {
+                latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
+                for metric, bound in bounds.items()
+            }
+            for bounds in asked
+        ]
 
     def _bias(self, name: str) -> dict[str, float]:
         """Metric -> what is counted of a place's candidates, as a multiple of its estimate.
@@ -472,6 +431,8 @@ class Chooser:
         names = self.open_places(target)
         if not names:
             return True
+        if self.floor(target) is not None:
+            return False
         reference, tight = self.candidates.reference, self._tight(target)
         kept = {
             (name, reference)
@@ -486,6 +447,8 @@ class Chooser:
             choice = self.choose(target)
         except TailorbirdError:
             return False
+        if self.floor(target) is not None:
+            return True
         bound = self._tight(target).get(LATENCY)
         return bound is None or choice.figures[LATENCY] >= NEAR * bound
 
@@ -522,12 +485,16 @@ class Chooser:
         counted = in_precision(self.counted(key), pool.place.precision)
         return {**counted, LATENCY: pool.candidates[key]}
 
-    def _infeasible(self, target: Target, limits: Mapping[str, float]) -> InfeasibleError:
+    def _infeasible(
+        self, target: Target, limits: Mapping[str, float], floor: float | None
+    ) -> InfeasibleError:
         words, names = self.candidates.words, self.open_places(target)
         known = [self._figures(name, key) for name in names for key in self.pools[name].candidates]
         lowest = {metric: min(figures[metric] for figures in known) for metric in limits}
         asked = ", ".join(f"{metric} <= {bound:.4g}" for metric, bound in limits.items())
         reached = ", ".join(f"{metric} {value:.4g}" for metric, value in lowest.items())
+        if floor is not None:
+            asked = ", ".join(filter(None, [asked, f"accuracy >= {floor:.4g}"]))
         how = "predicted" if self.pools[names[0]].timing is None else "measured"
         slower = ""
         if self.aim(target).scale < 1.0 and LATENCY in limits:
@@ -535,9 +502,10 @@ class Chooser:
                 " (a student came out slower than it had been measured, so "
                 f"{self._tight(target)[LATENCY]:.4g} ms were asked for)"
             )
+        told = f"; lowest {how}: {reached}" if reached else ""
         return InfeasibleError(
-            f"target '{target.name}': no {words.candidate} meets {asked}{slower}; lowest {how}: "
-            f"{reached}; {words.way_out}",
+            f"target '{target.name}': no {words.candidate} meets {asked}{slower}{told}; "
+            f"{words.way_out}",
             target=target.name,
             limits=limits,
             lowest=lowest,

@@ -15,37 +15,33 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import fx
 
 from tailorbird.data.images import ImageData
-from tailorbird.device import Precision
 from tailorbird.errors import (
     ConfigError,
-    ExportError,
     InfeasibleError,
-    MeasurementError,
     PrecisionError,
     TailorbirdError,
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
-from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.answers import Answers, Round, Student
 from tailorbird.fit.as_is import ship_as_is
-from tailorbird.fit.bench import bench_at, try_out
 from tailorbird.fit.candidates import Candidates, Made, Network
-from tailorbird.fit.choose import Choice, Chooser, Past
-from tailorbird.fit.judge import Judges
+from tailorbird.fit.choose import Chooser
+from tailorbird.fit.judge import Accuracies, Judges
+from tailorbird.fit.opening import Opening
 from tailorbird.fit.places import places_for
+from tailorbird.fit.pools import Choice
 from tailorbird.fit.prove import Finished, Proof, prove
 from tailorbird.fit.quantised import JudgedFiles, Quantiser
 from tailorbird.fit.results import result_of
 from tailorbird.fit.serve import moves
-from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import FEWER, Settings, Until, check_targets
 from tailorbird.fit.ship import Shipping, clear, export_reference
 from tailorbird.measure.guarded import judged_at_most
 from tailorbird.progress import Progress, Silent
@@ -56,53 +52,6 @@ from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import LATENCY, PLAIN, Place, Target, places_of
 from tailorbird.task import CLASSIFICATION, Task
-
-Until = Literal["search", "retrain", "export"]
-"""Where to stop; each value includes what comes before it."""
-
-
-FEWER = len(get_args(Precision)) - 1
-"""Rounds beside those that were asked for: a precision that loses too much costs none of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How targets are fitted.
-
-    Args:
-        rounds: most searches in a row, and most attempts at a target's limits.
-        candidates: proposed per target and search.
-        sessions: measurements of a finished student at most, until its limit is clear.
-        export: of the files.
-        quantise: of files in lower precisions.
-        seed: of the search.
-
-    Raises:
-        ConfigError: listing every value out of range.
-    """
-
-    rounds: int = 3
-    candidates: int = 4
-    sessions: int = MOST
-    export: ExportOptions = field(default_factory=ExportOptions)
-    quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"rounds": 1, "candidates": 1, "sessions": 1, "seed": 0}
-        problems = [
-            f"{name}: expected {bound} or more, got {getattr(self, name)}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
-        if problems:
-            raise ConfigError(problems)
-
-    def asked(self) -> dict[str, object]:
-        """The settings as a request counts them: those that came later only where they are set."""
-        found = {**asdict(self), "export": self.export.asked()}
-        later = {"sessions": MOST, "quantise": asdict(QuantiseOptions())}
-        return {k: v for k, v in found.items() if k not in later or v != later[k]}
 
 
 @dataclass
@@ -116,22 +65,6 @@ class _Attempt:
     result: TargetResult | None = None
     module: fx.GraphModule | None = None
     seconds: float = 0.0
-
-
-def check_targets(targets: Sequence[Target]) -> list[str]:
-    """Faults of a list of targets: none at all, names that occur twice, places that differ."""
-    if not targets:
-        return ["targets: the list is empty; give at least one device with a limit"]
-    names = [target.name for target in targets]
-    problems = [
-        f"targets: the name '{name}' occurs twice"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    try:
-        places_of(targets)
-    except ConfigError as error:
-        problems += error.problems
-    return problems
 
 
 def fit(
@@ -249,6 +182,12 @@ class _Fitting:
             files=JudgedFiles(self.candidates, self.shipping.quantiser, self.exporter),
         )
 
+    @cached_property
+    def _opening(self) -> Opening:
+        return Opening(
+            self.candidates, self.chooser, self.exporter, self.folder.stage, self.progress
+        )
+
     def _precisions(self, target: Target) -> Sequence[Place]:
         """A target's place in each precision that it may have."""
         return self._places[target.name]
@@ -278,7 +217,7 @@ class _Fitting:
                 break
             self._note(begun, number, names)
             with self.folder.stage("search"):
-                self._choose(asked)
+                self._choose(asked, last=number >= self.settings.rounds - 1)
             if until == "search":
                 return
             chosen = [a for a in open_ones if a.result is None]
@@ -299,26 +238,11 @@ class _Fitting:
             if place.device is None:
                 continue
             there = [a for a in open_ones if a.target.place.name == place.name]
-            try:
-                try_out(place.device, self.exporter)
-            except (MeasurementError, ExportError) as error:
-                self.chooser.failed[place.name] = error
+            others = [one for a in there for one in self._precisions(a.target)]
+            error = self._opening.try_out(place, others)
+            if error is not None:
                 for attempt in there:
                     self._give_up(attempt, error)
-                continue
-            self._try_precisions(place, [attempt.target for attempt in there])
-
-    def _try_precisions(self, place: Place, targets: Sequence[Target]) -> None:
-        """Ask a device for the other precisions; a fault costs that precision only."""
-        assert place.device is not None
-        for other in dict.fromkeys(one for target in targets for one in self._precisions(target)):
-            if other.precision == PLAIN:
-                continue
-            try:
-                try_out(place.device, self.exporter, other.precision)
-            except (MeasurementError, ExportError) as error:
-                self.chooser.failed[other.name] = error
-                self.progress.say(f"{other.name} is left out: {error}")
 
     # rounds that survive a kill -----------------------------------------------------------------
 
@@ -339,23 +263,8 @@ class _Fitting:
                 if attempt.target.name in wanted or (state and place.name in state.pools):
                     every.setdefault(place.name, place)
         for name, place in every.items():
-            if name not in self.chooser.failed:
-                self._open(place, None if state is None else state.pools.get(name))
+            self._opening.open(place, None if state is None else state.pools.get(name))
         return begun, number, names
-
-    def _open(self, place: Place, past: Past | None) -> None:
-        with self.folder.stage(self.candidates.words.opening.format(place=place.name)):
-            try:
-                timing = bench_at(self.candidates, place, self.exporter, self.progress)
-            except (MeasurementError, ExportError) as error:
-                self.chooser.failed[place.name] = error
-                return
-            if past is None:  # what was measured there before any kill, or for other targets
-                known = map(self.candidates.named, () if timing is None else timing.known)
-                past = Past(checks=tuple(key for key in known if key is not None))
-            self.chooser.open(place, timing, past)
-        if place.name in self.chooser.slow:
-            self.progress.say(f"{place.name}: {self.chooser.slow[place.name]}")
 
     def _note(self, begun: str, number: int, names: Sequence[str]) -> None:
         """Write down what a round begins with."""
@@ -371,14 +280,14 @@ class _Fitting:
 
     # one round ----------------------------------------------------------------------------------
 
-    def _choose(self, attempts: Sequence[_Attempt]) -> None:
+    def _choose(self, attempts: Sequence[_Attempt], *, last: bool) -> None:
         start = time.perf_counter()
         self.chooser.settle([a.target for a in attempts])
         for attempt in attempts:
             if attempt.result is not None:
                 continue  # answered in this round, before a kill
             try:
-                attempt.choice = self.chooser.choose(attempt.target)
+                attempt.choice = self.chooser.choose(attempt.target, sure=last)
             except TailorbirdError as error:
                 self._give_up(attempt, error)
                 continue
@@ -433,10 +342,12 @@ class _Fitting:
                 self._shut(attempt, proof)
             elif isinstance(proof, TailorbirdError):
                 self._give_up(attempt, proof)
-            elif last or proof.certainty is None or self._enough(attempt, proof):
+            elif last or proof.certainty is None:
                 self._record(attempt, self._result(attempt, proof))
-            else:
+            elif not self._enough(attempt, proof):
                 self._miss(attempt, proof)
+            elif self._accurate(attempt, proof):
+                self._record(attempt, self._result(attempt, proof))
 
     def _finished(self, attempt: _Attempt) -> Finished:
         choice, made, target = attempt.choice, attempt.made, attempt.target
@@ -478,6 +389,25 @@ class _Fitting:
         )
         attempt.choice = attempt.made = attempt.module = None
 
+    def _accurate(self, attempt: _Attempt, proof: Proof) -> bool:
+        """Whether a limit on accuracy is kept, on validation images; else another is searched."""
+        target, choice = attempt.target, attempt.choice
+        assert choice is not None
+        floor = self.chooser.floor(target)
+        if floor is None:
+            return True
+        found = self._accuracies(attempt, proof).validation.value
+        self.chooser.trained(choice, found)
+        if found >= floor:
+            return True
+        self.chooser.dismiss(target, choice)
+        self.progress.say(
+            f"{target.name}: {100 * found:.2f} % on validation images, at least "
+            f"{100 * floor:.2f} % is asked for; searching again"
+        )
+        attempt.choice = attempt.made = attempt.module = None
+        return False
+
     def _serve(self) -> None:
         """Give targets the networks as they are, and the students of others, that suit them
         better.
@@ -488,11 +418,14 @@ class _Fitting:
             for a in held.values()
             if a.target.place.device is not None and self.chooser.open_places(a.target)
         }
+        asked = {a.target.name: self.chooser.floor(a.target) for a in held.values()}
+        floors = {name: floor for name, floor in asked.items() if floor is not None}
         networks = self.candidates.as_they_are()
         for result in ship_as_is(
             networks,
             _answered(held.values()),
             bases,
+            floors=floors,
             judges=self._judges,
             shipping=self.shipping,
             beside=self._reference_file,
@@ -510,6 +443,7 @@ class _Fitting:
             bases,
             looks=self.settings.sessions,
             precisions=lambda target: [place.precision for place in self._precisions(target)],
+            floors=floors,
         ):
             attempt = held[move.result.name]
             self.shipping.copy(self.shipping.home(move.source), move.result.name)
@@ -527,24 +461,30 @@ class _Fitting:
         assert choice is not None
         assert made is not None
         expected = figure(LATENCY, choice.figures[LATENCY])
-        place = target.place.at(choice.precision)
-        before = None if made.before is None else Network(made.before, made.input_shape)
         return result_of(
             target,
             proof,
-            self._judges.of(
-                (choice.key, place.key),
-                self.shipping.answers(proof.shipped, place),
-                before=before,
-                images=judged_at_most(place.device),
-            ),
-            reference=self._judges.reference,
+            self._accuracies(attempt, proof),
+            reference=self._judges.reference(judged_at_most(target.place.device)),
             precision=choice.precision,
             missed=f"measured over its limit after {self.settings.rounds} rounds",
             otherwise=f"predicted, not measured: {expected} by {target.place.table}",
             minutes=attempt.seconds / 60,
             replaced=self.candidates.parts(choice.key),
             notes=self.chooser.notes(target),
+        )
+
+    def _accuracies(self, attempt: _Attempt, proof: Proof) -> Accuracies:
+        """Of the file, as its device answers."""
+        choice, made = attempt.choice, attempt.made
+        assert choice is not None
+        assert made is not None
+        place = attempt.target.place.at(choice.precision)
+        return self._judges.of(
+            (choice.key, place.key),
+            self.shipping.answers(proof.shipped, place),
+            before=None if made.before is None else Network(made.before, made.input_shape),
+            images=judged_at_most(place.device),
         )
 
     def _give_up(self, attempt: _Attempt, error: TailorbirdError) -> None:
@@ -577,7 +517,7 @@ class _Fitting:
             base[LATENCY] = known.median_ms
         return {
             limit.metric: limit.absolute(base)
-            for limit in target.limits
+            for limit in target.bounds
             if not limit.share or limit.metric in base
         }
 

@@ -103,12 +103,14 @@ class Judges:
     def __init__(self, data: ImageData, reference: Callable[[], Network], task: Task) -> None:
         self._data, self._make, self._task = data, reference, task
         self._found: dict[Hashable, Accuracies] = {}
+        self._references: dict[int | None, float] = {}
         self._validation: dict[tuple[Hashable, int | None], Score] = {}
 
-    @cached_property
-    def reference(self) -> float:
-        """The reference's accuracy, as `Accuracies.after`."""
-        return self._last.accuracy(self._network)
+    def reference(self, images: int | None = None) -> float:
+        """The reference's accuracy, as `Accuracies.after`, on so many images at most."""
+        if images not in self._references:
+            self._references[images] = self._last.score(self._network, images=images).value
+        return self._references[images]
 
     def validation(self, key: Hashable, network: Network, *, images: int | None = None) -> Score:
         """A network's score on the images that are chosen by; equal ones have equal keys."""

@@ -178,9 +178,8 @@ def keeps(
             known to be kept.
         looks: sessions at most.
     """
-    limits = {limit.metric: limit for limit in target.limits}
-    latency = limits.pop(LATENCY, None)
-    bounds = {metric: limit.absolute(base) for metric, limit in limits.items()}
+    latency, bounds = target.latency(base), target.absolute(base)
+    bounds.pop(LATENCY, None)
     if not (bounds.keys() <= counted.keys() and within(counted, bounds)):
         return "over"
     if latency is None:
@@ -202,7 +201,7 @@ def latency_of(
         sessions: one at least.
         looks: sessions at most.
     """
-    limit = next((one for one in target.limits if one.metric == LATENCY), None)
+    limit = target.latency(base)
     scale = _scale(limit, base)
     found = figures(sessions, scale)
     beside = scale if scale is not None else mean([one.reference_ms for one in sessions])

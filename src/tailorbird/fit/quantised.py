@@ -81,7 +81,7 @@ class Quantiser:
 
 
 class JudgedFiles:
-    """Judges candidates as files; implements `tailorbird.fit.choose.Files`.
+    """Judges candidates as files; implements `tailorbird.fit.pools.Files`.
 
     Cost: for each candidate asked for, one file as it would be shipped, and a walk over `JUDGED`
     validation images on the device.

@@ -81,6 +81,7 @@ class HouseCandidates:
     donors: Mapping[str, LayerGraph] = field(default_factory=dict)
 
     words: ClassVar[Words] = WORDS
+    closes: ClassVar[float] = 0.8
 
     def __post_init__(self) -> None:
         self._isolated: dict[str, Mapping[str, float]] = {}

@@ -20,6 +20,8 @@ def run_onnx(
 ) -> npt.NDArray[np.float32]:
     """Outputs of an ONNX file for all images, in batches of the size that it was exported with.
 
+    Where that is fixed and the images do not fill the last batch, its last one is repeated.
+
     Args:
         path: the file.
         images: (n, C, H, W).

@@ -164,8 +164,9 @@ def _targets(report: RunReport) -> str:
 
 def _target_row(target: TargetResult) -> list[Cell]:
     measured = target.measured
-    bounds = "<br>".join(_safe(limit(target, metric)) for metric in target.limits)
-    found = "<br>".join(_safe(bare(metric, measured.get(metric))) for metric in target.limits)
+    limited = [*target.limits, *target.least]
+    bounds = "<br>".join(_safe(limit(target, metric)) for metric in limited)
+    found = "<br>".join(_safe(bare(metric, measured.get(metric))) for metric in limited)
     link = f'<a href="./{quote(target.onnx)}">ONNX</a>' if target.onnx else "-"
     return [
         _name(target.name),

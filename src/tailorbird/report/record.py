@@ -96,8 +96,10 @@ class TargetResult:
     Args:
         name: the target's name.
         device: key of the device that measured.
-        limits: metric -> bound, absolute, in the unit that the metric's name carries.
-        asked: metric -> limit as it was asked, such as ``"0.5x"``, where it was a share.
+        limits: metric -> what it may be at most, in the unit that the metric's name carries.
+        least: metric -> what it has to be at least: ``"accuracy"`` -> 0 to 1.
+        asked: metric -> limit as it was asked, such as ``"0.5x"`` or
+            ``"images_per_second >= 500"``, where it was in another unit or a share.
         measured: metric -> figure of the exported student; empty where there is none.
         met: every limit is kept, as measured.
         undecided: the latency is so near its limit that all sessions don't tell on which side.
@@ -126,6 +128,7 @@ class TargetResult:
     name: str
     device: str
     limits: Mapping[str, float]
+    least: Mapping[str, float] = field(default_factory=dict)
     asked: Mapping[str, str] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     met: bool

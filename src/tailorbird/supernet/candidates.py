@@ -125,7 +125,7 @@ class SupernetCandidates:
         self.supernet, self.data, self.weights = supernet, data, weights
         self.evaluate, self.calibration, self.folder = evaluate, calibration, folder
         self.options, self.stage, self.progress = options, stage, progress
-        self.words = WORDS
+        self.words, self.closes = WORDS, 0.3 if options.fine_tune > 0 else 0.0
         self.architectures = supernet.architectures
         self.reference: Key = _key(supernet.largest())
         self.learned: Learned | None = None
