@@ -27,7 +27,6 @@ from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
 from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.house.options import HouseOptions
-from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.report.words import bare
 from tailorbird.supernet import counts
 from tailorbird.supernet.architecture import SPACES, load_space
@@ -128,9 +127,14 @@ MODULES = (
     "tailorbird.measure.latencies",
     "tailorbird.measure.check",
     "tailorbird.measure.guarded",
+    "tailorbird.measure.devices.browser.device",
     "tailorbird.measure.devices.onnxruntime",
+    "tailorbird.measure.devices.ssh",
+    "tailorbird.measure.devices.remote",
+    "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
+    "tailorbird.export.openvino",
     "tailorbird.export.verify",
     "tailorbird.export.bundle",
     "tailorbird.report.record",
@@ -167,9 +171,10 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
     },
     "device": {
         "name": "under `devices` only: what targets call it; names the targets that `limits` make",
-        "kind": "what measures: `onnxruntime`, or `package.module:name`: a class or function that "
-        "returns a device. Left out: `onnxruntime`, or nothing beside a `latency_table`",
-        "runtime": "another word for `kind`",
+        "kind": "what measures: a kind of [devices.md](devices.md), or `package.module:name`: a "
+        "class or function that returns a device. Left out: `onnxruntime`, or nothing beside a "
+        "`latency_table`",
+        "runtime": "another word for `kind`; of `ssh`, what runs files there",
         "latency_table": "a table of any known form; see below for who reads it",
         "batch": "images per call, for all its targets, 1 by default; a `latency_table` is of such "
         "calls",
@@ -409,7 +414,6 @@ def tables() -> dict[str, str]:
         "job": table(house_job.FIELDS, {**meanings(HousePlan), **_MEANINGS["targets"]}),
         "network": table(fields_of(networks.Network), meanings(networks.Network)),
         "target": table(targets._TARGET, _MEANINGS["target"]),
-        "onnxruntime": table(fields_of(OnnxRuntime, without=["seed"]), meanings(OnnxRuntime)),
         "device": table(
             {
                 "name": Field(str),
@@ -423,6 +427,8 @@ def tables() -> dict[str, str]:
         "export": table(fields_of(ExportOptions), meanings(ExportOptions)),
         "quantise": table(fields_of(QuantiseOptions), meanings(QuantiseOptions)),
     }
+    for kind, device in targets.DEVICES.items():
+        found[kind] = table(fields_of(device, without=["seed"]), meanings(device))
     for kind, (source, _) in images.DATA.items():
         said = {**folder, **meanings(source), **_MEANINGS["data"]}
         found[f"data-{kind}"] = table(images.data_fields(kind), said)

@@ -17,6 +17,7 @@ from tailorbird.config.targets import load_fleet, load_targets, read_targets
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import Limit, places_of
 
 DEVICES = """
@@ -292,6 +293,36 @@ def test_what_is_written_again_is_the_same(text):
     assert [(t.name, t.limits, t.place) for t in again.targets] == [
         (t.name, t.limits, t.place) for t in first.targets
     ]
+
+
+REMOTE = """
+targets:
+  - name: pi
+    device: {kind: ssh, host: pi@raspberry, runtime: openvino, threads: 4, config: mine}
+    limits: {latency_ms: 30}
+"""
+
+
+def test_a_host_has_a_runtime_and_its_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "mine").write_text("")
+    (target,) = fit(tmp_path, REMOTE)
+    wanted = {"host": "pi@raspberry", "runtime": "openvino", "threads": 4}
+    assert target.device == Ssh(**wanted, config=tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("host: pi@raspberry, ", "", "targets[0].device.host (line 4): missing, expected text"),
+        ("pi@raspberry", "-oProxyCommand=x", "host '-oProxyCommand=x' is none, expected a name"),
+        ("config: mine", "config: none", "there is no such file"),
+        ("openvino", "tflite", "unknown runtime 'tflite'; give one of onnxruntime, openvino"),
+        ("kind: ssh", "kind: onnxruntime", "device.runtime (line 4): says the same as kind"),
+    ],
+)
+def test_a_host_s_faults_stand_at_its_device(tmp_path, before, after, said):
+    (tmp_path / "mine").write_text("")
+    assert said in faults(fit, tmp_path, REMOTE.replace(before, after))
 
 
 def test_a_fleet_may_say_what_files_look_like(tmp_path):

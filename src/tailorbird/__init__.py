@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tailorbird.estimate.predictor_files import open_predictor as open_predictor
     from tailorbird.house.options import HouseOptions as HouseOptions
     from tailorbird.measure.check import check_devices as check_devices
+    from tailorbird.measure.devices.browser.device import Browser as Browser
     from tailorbird.measure.devices.onnxruntime import OnnxRuntime as OnnxRuntime
     from tailorbird.models import load_model as load_model
     from tailorbird.pipeline import Job as Job
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AllAtOnce": "tailorbird.search.many_targets",
     "BigNAS": "tailorbird.supernet.schemes.bignas",
+    "Browser": "tailorbird.measure.devices.browser.device",
     "DepS": "tailorbird.supernet.schemes.deps",
     "Exact": "tailorbird.search.additive",
     "HouseOptions": "tailorbird.house.options",

@@ -6,18 +6,21 @@ runs, its error stream is therefore a file, and Tailorbird's own words go to whe
 The file is a temporary one until a run's folder is open, and `LOG` in that folder from then on.
 
 A process has one error stream, so this is for whoever owns the process, as the command line does.
-Calls from Python leave it alone: there warnings and logging are as the program has set them.
+Calls from Python leave it alone: there warnings and logging are as the program has set them. What a
+single call of a library prints, warns and logs about its own insides is held back by `silent`.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO
 
@@ -167,3 +170,25 @@ def _descriptor(stream: TextIO) -> int | None:
         return stream.fileno()
     except (OSError, ValueError, AttributeError):  # in memory, as in tests and notebooks
         return None
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Hold back what libraries print, warn and log from Python meanwhile.
+
+    Example:
+        >>> with silent():
+        ...     print("5 of 7 passes done")
+    """
+    disabled = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

@@ -36,6 +36,9 @@ ALIASES = {
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What names a folder."""
 
+PLAIN: Precision = "float32"
+"""What the reference computes in, and all that has no other precision."""
+
 MOST_BATCH = 4096
 """Images in one call."""
 
@@ -215,7 +218,7 @@ class Place:
     device: Device | None = None
     table: Path | None = None
     batch: int = 1
-    precision: Precision = "float32"
+    precision: Precision = PLAIN
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -228,7 +231,7 @@ class Place:
                 raise ConfigError(f"place {self.name!r}: {fault}" if self.name else fault)
         if self.batch > 1:
             key += f", batch {self.batch}"
-        if self.precision != "float32":
+        if self.precision != PLAIN:
             key += f", {self.precision}"
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "name", self.name or key)

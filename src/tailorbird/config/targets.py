@@ -42,7 +42,10 @@ from tailorbird.config.sections import (
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.factories import is_factory
+from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.openvino import OpenVino
+from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import (
     ALIASES,
     LATENCY,
@@ -56,7 +59,12 @@ from tailorbird.targets import (
     unsearchable,
 )
 
-DEVICES: Kinds = {"onnxruntime": OnnxRuntime}
+DEVICES: Kinds = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "ssh": Ssh,
+    "browser": Browser,
+}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"

@@ -2,129 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor, nn
 
-from tailorbird.device import ONNX, Format, Precision, Run
+from tailorbird.device import ONNX, OPENVINO, Format, Precision, Run
 from tailorbird.errors import ExportError
+from tailorbird.export.exporter import Calibration, Exporter, Written
+from tailorbird.export.float16 import OnnxFloat16Exporter
+from tailorbird.export.int8 import OnnxInt8Exporter
 from tailorbird.export.onnx import (
     OUTPUT,
     PROBABILITIES,
     export_many,
     export_onnx,
-    metadata_of,
-    relabel,
 )
+from tailorbird.export.onnx_files import OnnxFiles
+from tailorbird.export.openvino import OpenVinoExporter
 from tailorbird.export.options import ExportOptions
-from tailorbird.export.verify import Agreement, Parity, verify
+from tailorbird.export.verify import Parity, verify
+
+__all__ = [
+    "Calibration",
+    "Exporter",
+    "OnnxExporter",
+    "Written",
+    "exporter_for",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """What a quantised file is made by.
-
-    Args:
-        images: (n, C, H, W), as the file takes them.
-        loss: tells by how many points of accuracy a file is worse than the network in float32,
-            where it will be run; without it no layer is kept in float32.
-        max_loss: points that may be lost before layers are kept in float32.
-    """
-
-    images: Tensor
-    loss: Callable[[Path], float] | None = None
-    max_loss: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """How a file was made.
-
-    Args:
-        calibration: how ranges were found, such as ``"minmax"``; empty where nothing was quantised.
-        kept: layers that stayed in float32 though the file is quantised.
-        loss: points of accuracy that the file loses, where it was asked.
-    """
-
-    calibration: str = ""
-    kept: tuple[str, ...] = ()
-    loss: float | None = None
-
-
-class Exporter(Protocol):
-    """Makes files of networks in one precision and compares them to what they were made from."""
-
-    @property
-    def format(self) -> Format:
-        """What the files are."""
-
-    @property
-    def precision(self) -> Precision:
-        """What they compute in; inputs and outputs are float32 in all."""
-
-    def final(
-        self,
-        module: nn.Module,
-        input_shape: Sequence[int],
-        path: Path,
-        *,
-        options: ExportOptions,
-        metadata: Mapping[str, str],
-        batch: int = 1,
-        calibration: Calibration | None = None,
-    ) -> Written:
-        """Write the file that is shipped.
-
-        What ``options`` want in the file beside the network is in ``module`` already.
-
-        Args:
-            module: in eval mode.
-            input_shape: (C, H, W).
-            path: of the file; those beside it go beside it.
-            options: of the export.
-            metadata: what travels in the file.
-            batch: images per call, where the options leave it fixed.
-            calibration: needed by quantised precisions, ignored by others.
-
-        Raises:
-            ExportError: when it can't be written, or the precision needs a calibration.
-        """
-
-    def quick(
-        self,
-        networks: Sequence[tuple[nn.Module, tuple[int, ...]]],
-        folder: Path,
-        names: Sequence[str],
-        *,
-        batch: int = 1,
-    ) -> list[Path]:
-        """Write files that are only timed; what they answer does not count.
-
-        Raises:
-            ExportError: when one can't be written.
-        """
-
-    def verify(
-        self, module: nn.Module, path: Path, images: Tensor, run: Run | None = None
-    ) -> Parity | Agreement:
-        """Whether the file answers as the network does, where it is run."""
-
-    def metadata_of(self, path: Path) -> dict[str, str]:
-        """What travels in a file."""
-
-    def relabel(self, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-        """Copy a file, and what belongs beside it, with other metadata."""
-
-
-Exporters = Callable[[Format, Precision], Exporter]
-"""What makes files of a format in a precision."""
-
-
-def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A002  # the field's word
+def exporter_for(
+    format: Format,  # noqa: A002  # the field's word
+    precision: Precision,
+    *,
+    own: Exporter | None = None,
+) -> Exporter:
     """What makes files of a format in a precision.
+
+    Args:
+        format: of the files.
+        precision: that they compute in.
+        own: taken where it makes just these.
 
     Raises:
         ExportError: where nothing here does.
@@ -133,13 +53,22 @@ def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A00
         >>> exporter_for(ONNX, "float32").precision
         'float32'
     """
-    if (format.name, precision) == (ONNX.name, "float32"):
-        return OnnxExporter()
+    if own is not None and (own.format.name, own.precision) == (format.name, precision):
+        return own
+    if format.name == ONNX.name:
+        made: dict[Precision, Exporter] = {
+            "float32": OnnxExporter(),
+            "float16": OnnxFloat16Exporter(),
+            "int8": OnnxInt8Exporter(),
+        }
+        return made[precision]
+    if format.name == OPENVINO.name:
+        return OpenVinoExporter(precision=precision)
     raise ExportError(f"{format.name} files in {precision} are not made here")
 
 
 @dataclass(frozen=True)
-class OnnxExporter:
+class OnnxExporter(OnnxFiles):
     """ONNX files: PyTorch's dynamo exporter for what is shipped, the older one for timing."""
 
     format: Format = ONNX
@@ -185,11 +114,3 @@ class OnnxExporter:
     ) -> Parity:
         """See `tailorbird.export.verify.verify`."""
         return verify(module, path, images, run=run)
-
-    def metadata_of(self, path: Path) -> dict[str, str]:
-        """See `tailorbird.export.onnx.metadata_of`."""
-        return metadata_of(path)
-
-    def relabel(self, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-        """See `tailorbird.export.onnx.relabel`."""
-        relabel(source, path, metadata)

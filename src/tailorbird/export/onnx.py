@@ -12,12 +12,8 @@ with an input and an output each, and cut apart again.
 from __future__ import annotations
 
 import copy
-import io
-import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -27,6 +23,7 @@ from torch import nn
 
 from tailorbird.errors import ExportError, StoreError
 from tailorbird.files import cannot_write, scratch, write_bytes
+from tailorbird.quiet import silent
 
 INPUT, OUTPUT = "image", "logits"
 """Names of the one input and the one output of every exported network."""
@@ -41,6 +38,7 @@ CHUNK_BLOCKS = 48
 CHUNK_BYTES = 256_000_000
 
 _Shape = tuple[int, ...]
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -99,7 +97,7 @@ def export_onnx(
         _name_batch(single)
     onnx.helper.set_model_props(single, dict(metadata or {}))
     _check(single, path.name, full=True, limit=single_file_bytes)
-    return _write(single, path, sync=True, limit=single_file_bytes)
+    return write_model(single, path, sync=True, limit=single_file_bytes)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -150,7 +148,7 @@ def relabel(
     model = _loaded(source)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
-    return _write(model, path, sync=True, limit=single_file_bytes)
+    return write_model(model, path, sync=True, limit=single_file_bytes)
 
 
 def export_many(
@@ -160,6 +158,7 @@ def export_many(
     *,
     batch: int = 1,
     tracing: bool = True,
+    opset: int | None = None,
 ) -> list[Path]:
     """Write many modules as ``folder/NAME.onnx``, fast, for measuring.
 
@@ -173,6 +172,7 @@ def export_many(
         names: one file name each, without ``.onnx``.
         batch: images per call.
         tracing: try the tracing exporter first, which is faster but knows fewer operators.
+        opset: that the tracing exporter is asked for; its own choice by default.
 
     Returns:
         The files, in the order of ``modules``.
@@ -186,7 +186,7 @@ def export_many(
     slow = [
         i
         for i in range(len(modules))
-        if not (tracing and _export_traced(*modules[i], paths[i], batch=batch))
+        if not (tracing and _export_traced(*modules[i], paths[i], batch=batch, opset=opset))
     ]
     for chunk in _chunks([modules[i][0] for i in slow]):
         places = [slow[position] for position in chunk]
@@ -201,16 +201,19 @@ def export_many(
     return paths
 
 
-def _export_traced(module: nn.Module, shape: _Shape, path: Path, *, batch: int) -> bool:
+def _export_traced(
+    module: nn.Module, shape: _Shape, path: Path, *, batch: int, opset: int | None
+) -> bool:
     """Convert by the tracing exporter; whether that worked."""
     try:
-        with scratch() as folder, _quiet(), torch.no_grad():
+        with scratch() as folder, silent(), torch.no_grad():
             file = folder / "traced.onnx"
             torch.onnx.export(
                 _frozen(module, path.name),
                 (torch.zeros(batch, *shape),),
                 file,
                 dynamo=False,
+                opset_version=opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
             )
@@ -220,7 +223,7 @@ def _export_traced(module: nn.Module, shape: _Shape, path: Path, *, batch: int) 
         return False
     if [value.name for value in (*model.graph.input, *model.graph.output)] != [INPUT, OUTPUT]:
         return False
-    _write(model, path, sync=False)
+    write_model(model, path, sync=False)
     return True
 
 
@@ -264,7 +267,7 @@ def _export_chunk(
         _export_chunk(modules[middle:], paths[middle:], faults, batch)
         return
     for part, path in zip(parts, paths, strict=True):
-        _write(part, path, sync=False)
+        write_model(part, path, sync=False)
 
 
 def _convert(
@@ -282,7 +285,7 @@ def _convert(
     spec = ({0: torch.export.Dim("batch")},) if dynamic else None
     program = None
     try:
-        with _quiet(), torch.no_grad():
+        with silent(), torch.no_grad():
             program = torch.export.export(
                 module,
                 examples,
@@ -329,6 +332,8 @@ def _cut(model: onnx.ModelProto, index: int, output: str = OUTPUT) -> onnx.Model
         for names in (node.input, node.output):
             for place, name in enumerate(names):
                 names[place] = renamed.get(name, name)
+        layer = _layer(node)
+        node.name = f"{layer}/{node.name}" if layer else node.name
         node.ClearField("metadata_props")  # holds stack traces with this machine's paths
         node.ClearField("doc_string")
     for value in (*graph.input, *graph.output):
@@ -340,6 +345,15 @@ def _cut(model: onnx.ModelProto, index: int, output: str = OUTPUT) -> onnx.Model
         entry.ClearField("metadata_props")
         entry.ClearField("doc_string")
     return part
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    """Path of the submodule whose code a node comes from; empty where that is the network."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = re.findall(r"'([^']*)'", entry.value)
+            return scopes[-2] if len(scopes) > 1 else ""
+    return ""
 
 
 def _name_batch(model: onnx.ModelProto) -> None:
@@ -366,7 +380,7 @@ def _check(
         ) from error
 
 
-def _write(
+def write_model(
     model: onnx.ModelProto, path: Path, *, sync: bool, limit: int = SINGLE_FILE_BYTES
 ) -> Path:
     """Write the file whole or not at all; weights go beside it only if they must."""
@@ -451,7 +465,7 @@ def _where_tracing_stops(module: nn.Module, examples: tuple[torch.Tensor, ...]) 
         hooks.append(child.register_forward_pre_hook(enter(name)))
         hooks.append(child.register_forward_hook(leave))
     try:
-        with _quiet(), torch.no_grad():
+        with silent(), torch.no_grad():
             torch.export.export(module, examples, strict=False)
     except Exception:  # the same failure as before; what counts is where it stopped
         return entered[-1] if entered else ""
@@ -463,7 +477,7 @@ def _where_tracing_stops(module: nn.Module, examples: tuple[torch.Tensor, ...]) 
 
 def _where_called(program: torch.export.ExportedProgram, operator: str) -> str:
     """Path of the submodule whose code led to ``operator`` (say ``aten._linalg_svd``)."""
-    with _quiet(), torch.no_grad():
+    with silent(), torch.no_grad():
         lowered = program.run_decompositions()
     for node in lowered.graph.nodes:
         if str(node.target).startswith(operator):
@@ -509,20 +523,3 @@ def _chunks(
         size += weight
     if chunk:
         yield chunk
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the exporter's layers print, warn and log."""
-    disabled = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        redirect_stdout(io.StringIO()),
-        redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)

@@ -78,6 +78,8 @@ def verify(
     *,
     tolerance: float | None = None,
     run: Run | None = None,
+    relative: float = RELATIVE,
+    absolute: float = ABSOLUTE,
 ) -> Parity:
     """Run the file and compare its outputs to those of ``module`` in eval mode.
 
@@ -85,15 +87,73 @@ def verify(
         module: the network that was exported; a copy of it runs in float32 on the CPU.
         path: the ONNX file.
         images: (n, *input_shape), normalised as in training.
-        tolerance: bound on the absolute difference; by default 1e-3 times the largest absolute
-            output of the network plus 1e-4.
+        tolerance: bound on the absolute difference; by default ``relative`` times the largest
+            absolute output of the network plus ``absolute``.
         run: runs the file, such as the device that it is for; ONNX Runtime on the CPU where
             ``None``.
+        relative: share of the largest absolute output.
+        absolute: in the outputs' unit.
 
     Raises:
         ExportError: when the file can't be run on these images, or its outputs have another shape
             or are no array of floating point numbers.
     """
+    expected, actual = _both(module, path, images, run)
+    scale = float(np.abs(expected).max())
+    bound = relative * scale + absolute if tolerance is None else tolerance
+    difference = float(np.abs(actual - expected).max())
+    same = _top1(actual) == _top1(expected)
+    return Parity(
+        max_difference=difference,
+        top1_agreement=float(same.mean()),
+        tolerance=bound,
+        images=len(images),
+        passed=bool(np.isfinite(difference) and difference <= bound),
+    )
+
+
+def agreement(
+    module: nn.Module,
+    path: Path,
+    images: Tensor,
+    *,
+    precision: Precision,
+    run: Run | None = None,
+) -> Agreement:
+    """Run a file in a lower precision and tell how far it is from ``module`` in eval mode.
+
+    Args:
+        module: the network that was exported; a copy of it runs in float32 on the CPU.
+        path: the file.
+        images: (n, *input_shape), as the file takes them.
+        precision: of the file.
+        run: as `verify` takes it.
+
+    Raises:
+        ExportError: as `verify` raises it.
+    """
+    expected, actual = _both(module, path, images, run)
+    off = np.abs(actual - expected).reshape(len(actual), -1)
+    worst = off.max(axis=1)
+    number = int(worst.argmax())  # the first that is not a number, where there is one
+    return Agreement(
+        precision=precision,
+        top1_agreement=float((_top1(actual) == _top1(expected)).mean()),
+        mean_difference=float(off.mean()),
+        worst_image=number,
+        worst_difference=float(worst[number]),
+        images=len(actual),
+        passed=bool(np.isfinite(actual).all()),
+    )
+
+
+_Outputs = npt.NDArray[np.float32]
+
+
+def _both(
+    module: nn.Module, path: Path, images: Tensor, run: Run | None
+) -> tuple[_Outputs, _Outputs]:
+    """What the network and the file answer to the same images."""
     if len(images) == 0:
         raise ExportError(f"{path.name}: no images to compare on; give at least one")
     images = images.detach().cpu().float()
@@ -112,17 +172,7 @@ def verify(
             f"{expected.shape}; this file was exported from another network, or "
             "what runs it answers something else"
         )
-    scale = float(np.abs(expected).max())
-    bound = RELATIVE * scale + ABSOLUTE if tolerance is None else tolerance
-    difference = float(np.abs(actual - expected).max())
-    same = _top1(actual) == _top1(expected)
-    return Parity(
-        max_difference=difference,
-        top1_agreement=float(same.mean()),
-        tolerance=bound,
-        images=len(images),
-        passed=bool(np.isfinite(difference) and difference <= bound),
-    )
+    return expected, actual
 
 
 def _top1(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

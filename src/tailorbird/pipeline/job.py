@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions, QuantiseOptions
-from tailorbird.fit.fit import check_targets
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import Settings, check_targets
 from tailorbird.house.options import HouseOptions
 from tailorbird.prepare import prepared
 from tailorbird.search.strategy import Strategy
@@ -75,6 +75,18 @@ class Job:
     check_teacher: bool = True
     description: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Settings:
+        """How targets are fitted."""
+        return Settings(
+            rounds=self.rounds,
+            candidates=self.candidates,
+            sessions=self.sessions,
+            export=self.export,
+            quantise=self.quantise,
+            seed=self.seed,
+        )
 
     def __post_init__(self) -> None:
         problems = check_targets(self.targets)

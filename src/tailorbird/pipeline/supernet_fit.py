@@ -27,9 +27,10 @@ from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.family import Floats
 from tailorbird.files import read_json, write_json
 from tailorbird.fit.answers import Answers, Student, request_of
-from tailorbird.fit.fit import Settings, fit
+from tailorbird.fit.fit import fit
 from tailorbird.fit.judge import judged_on
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import Settings
 from tailorbird.pipeline.house import Write
 from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
@@ -249,6 +250,7 @@ def _settings(options: FitOptions, seed: int) -> Settings:
         candidates=options.candidates,
         sessions=options.sessions,
         export=options.export,
+        quantise=options.quantise,
         seed=seed,
     )
 

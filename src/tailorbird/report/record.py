@@ -111,7 +111,10 @@ class TargetResult:
         validation_loss: its mean loss there.
         as_is: the given network that was shipped instead of a student, as it is.
         found_for: the tighter target whose student serves this one too; ``None`` for its own.
-        onnx: path of the exported file, relative to the run folder.
+        onnx: path of the exported file, whatever its format, relative to the run folder.
+        precision: that the file computes in.
+        kept: layers that stayed in float32 in a file of a lower precision.
+        notes: what else is to be known, such as why a precision was not taken.
         lowest: metric -> lowest reachable figure, where the limits can't be met.
         reason: why the target is not met.
         minutes: spent on this target alone.
@@ -139,6 +142,9 @@ class TargetResult:
     as_is: str | None = None
     found_for: str | None = None
     onnx: str | None = None
+    precision: str = "float32"
+    kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     lowest: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
     minutes: float = 0.0

@@ -175,3 +175,13 @@ def _missed(target: TargetResult) -> str:
         if metric in found and found[metric] < bound
     ]
     return ", ".join(missed) or "no student was made"
+
+
+def in_words(precision: str) -> str:
+    """A precision in a sentence; nothing of float32, which goes without saying.
+
+    Example:
+        >>> "the teacher as it is" + in_words("int8")
+        'the teacher as it is in int8'
+    """
+    return "" if precision == "float32" else f" in {precision}"
