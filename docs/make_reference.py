@@ -264,6 +264,7 @@ def unquoted(text: str) -> str:
     text = re.sub(r"frozenset\(\{(.*?)\}\)", _sorted_set, text)
     text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
     text = re.sub(r"<[\w.]*?(\w+) object at 0x[0-9a-f]+>", r"\1()", text)
+    text = re.sub(r"<function ([\w.]+) at 0x[0-9a-f]+>", r"\1", text)
     return re.sub(r"(: |-> )'([^'\n]*)'", r"\1\2", text)
 
 
