@@ -11,12 +11,17 @@ import onnxruntime
 import pytest
 import torch
 
-from tailorbird.errors import ExportError
-from tailorbird.export.exporters import OnnxExporter
+from tailorbird.errors import ExportError, PrecisionError
+from tailorbird.export.exporters import OnnxExporter, Written
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.candidates import Made, Network
+from tailorbird.fit.judge import Judges
+from tailorbird.fit.quantised import Quantiser
+from tailorbird.fit.ship import Shipping
 from tailorbird.graph.trace import trace
 from tailorbird.measure.answering import run_onnx
 from tailorbird.targets import Place
+from tailorbird.task import CLASSIFICATION
 from tests.fakes import FakeDevice
 from tests.fit.makers import shipping_to as ship_to
 from tests.house.makers import images, net, teacher
@@ -130,3 +135,59 @@ def test_a_file_that_disagrees_is_not_copied(tmp_path):
         with pytest.raises(ExportError, match=f"target '{name}': the file disagrees"):
             shipping.deliver(made(teacher().module), name, key=(1,))
     assert len(exporter.converted) == 2
+
+
+class Lossy(OnnxExporter):
+    """Files in int8 lose what they are said to; those made like another one lose less."""
+
+    def __init__(self, first, then):
+        super().__init__(precision="int8")
+        object.__setattr__(self, "losses", (first, then))
+        object.__setattr__(self, "likes", [])
+
+    def final(self, module, input_shape, path, *, calibration, **options):
+        super().final(module, input_shape, path, **options)
+        self.likes.append(calibration.like)
+        return Written(calibration="minmax", kept=("stem",), loss=self.losses[len(self.likes) - 1])
+
+
+class Trains(Quantiser):
+    """What it is given, trained; or not."""
+
+    trained = None
+
+    def train(self, student, file, what, **_):
+        assert file.exists() and what.file == file.name
+        return self.trained
+
+
+def lossy(folder, first, then, trained):
+    judges = Judges(images(), lambda: Network(teacher().module, SHAPE), CLASSIFICATION)
+    quantiser = Trains(images(), judges, QuantiseOptions(max_loss=1.0))
+    quantiser.trained = trained
+    shipping = Shipping(images(), folder, ExportOptions(), Lossy(first, then), quantiser)
+    place = Place(name="box").at("int8")
+    return shipping, lambda: shipping.deliver(made(teacher().module), "a", key=(1,), place=place)
+
+
+def test_a_student_that_loses_too_much_is_trained_for_its_file(tmp_path):
+    trained = made(trace(net(3), SHAPE).module)
+    shipping, deliver = lossy(tmp_path, 5.0, 0.5, trained)
+    shipped = deliver()
+    assert shipped.student is trained and shipped.written.loss == 0.5
+    assert shipped.written.kept == ("stem",), "what the first file kept, the second keeps"
+    first, second = shipping.exporter.likes
+    assert first is None and second.name == "model.onnx"
+    told = json.loads((shipped.path.parent / "verify.json").read_text())
+    assert told["quantised"]["loss"] == 0.5
+
+
+def test_training_that_does_not_help_is_not_shipped(tmp_path):
+    trained = made(trace(net(3), SHAPE).module)
+    with pytest.raises(PrecisionError, match=r"int8 costs 3\.00 points .*, 1 may be lost"):
+        lossy(tmp_path, 3.0, 4.0, trained)[1]()
+    alone, deliver = lossy(tmp_path, 0.9, 0.0, trained)
+    was = deliver()
+    assert len(alone.exporter.likes) == 1 and was.student is not trained
+    with pytest.raises(PrecisionError, match="costs 2"):
+        lossy(tmp_path, 2.0, 0.0, None)[1]()
