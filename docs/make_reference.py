@@ -125,11 +125,10 @@ MODULES = (
     "tailorbird.train.world",
     "tailorbird.measure.counts",
     "tailorbird.measure.latencies",
-    "tailorbird.measure.check",
-    "tailorbird.measure.guarded",
     "tailorbird.measure.devices.browser.device",
     "tailorbird.measure.devices.onnxruntime",
     "tailorbird.measure.devices.ssh",
+    "tailorbird.measure.devices.adb",
     "tailorbird.measure.devices.remote",
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
@@ -265,6 +264,7 @@ def unquoted(text: str) -> str:
     text = re.sub(r"frozenset\(\{(.*?)\}\)", _sorted_set, text)
     text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
     text = re.sub(r"<[\w.]*?(\w+) object at 0x[0-9a-f]+>", r"\1()", text)
+    text = re.sub(r"<function ([\w.]+) at 0x[0-9a-f]+>", r"\1", text)
     return re.sub(r"(: |-> )'([^'\n]*)'", r"\1\2", text)
 
 

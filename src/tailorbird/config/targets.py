@@ -42,6 +42,7 @@ from tailorbird.config.sections import (
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.factories import is_factory
+from tailorbird.measure.devices.adb import Adb
 from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.devices.openvino import OpenVino
@@ -63,6 +64,7 @@ DEVICES: Kinds = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "ssh": Ssh,
+    "adb": Adb,
     "browser": Browser,
 }
 """Kind of device -> its class. A new device is a line here."""
