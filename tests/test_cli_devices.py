@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from tailorbird import cli
 from tailorbird.config.device_text import device_called
 from tailorbird.errors import ConfigError
+from tailorbird.measure.devices.adb import Adb
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.ssh import Ssh
 from tests.test_target_files import Far
 
 MODULE = """
@@ -120,6 +122,7 @@ def test_this_machine_is_a_device(here):
     done = check(here, SERVER, "--json")
     (found,) = json.loads(done.stdout)
     assert done.exit_code == 0 and found["description"]["cores"] >= 1
+    assert (found["name"], found["kind"]) == ("server", "onnxruntime")
     first = found["tried"][0]
     assert first["precision"] == "float32" and first["latency"]["median_ms"] > 0
 
@@ -222,6 +225,18 @@ def test_faults_of_a_device_are_those_of_a_job_file(here, options, said):
     (here / "table.yaml").write_text("devices: [{name: phone, latency_table: t, limits: [3]}]\n")
     done = call("measure", "--device", *options, "one.onnx")
     assert done.exit_code == 2 and said in done.output, done.output
+
+
+def test_devices_elsewhere_in_a_line(tmp_path):
+    def called(text):
+        return device_called(text, folder=tmp_path)
+
+    assert called("ssh pi@raspberry threads=4") == Ssh(host="pi@raspberry", threads=4)
+    assert called("ssh host=7 runtime=openvino") == Ssh(host="7", runtime="openvino")
+    assert called("adb 123456") == Adb(serial="123456")
+    assert called("adb serial=null threads=2") == Adb(threads=2)
+    with pytest.raises(ConfigError, match=r"^--device\.host: missing, expected text$"):
+        called("ssh threads=4")
 
 
 def test_a_line_says_what_a_section_would(tmp_path):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tailorbird.estimate.predicted import PredictedFamily as PredictedFamily
     from tailorbird.estimate.predictor_files import open_predictor as open_predictor
     from tailorbird.house.options import HouseOptions as HouseOptions
+    from tailorbird.measure.check import check_devices as check_devices
     from tailorbird.measure.devices.browser.device import Browser as Browser
     from tailorbird.measure.devices.onnxruntime import OnnxRuntime as OnnxRuntime
     from tailorbird.models import load_model as load_model

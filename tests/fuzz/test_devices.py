@@ -16,6 +16,7 @@ from torch import nn
 
 from tailorbird.device import ONNX, Format, Latency
 from tailorbird.errors import ConfigError, ExportError, MeasurementError, StoreError
+from tailorbird.export.exporter import Written
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.fit.candidates import Made, Network
 from tailorbird.fit.fit import fit
@@ -75,6 +76,7 @@ class Exporter(OnnxExporter):
 
     def final(self, module, input_shape, path, **_):
         self.quick([(module, tuple(input_shape))], path.parent, [path.stem])
+        return Written()
 
 
 class Hostile:

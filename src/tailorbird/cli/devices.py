@@ -41,11 +41,13 @@ def check(
     Exit codes: 0 all devices answer, 3 some do not.
     """
     expect(job, Kind.HOUSE_JOB, Kind.FLEET)
-    from tailorbird.config.targets import load_devices
+    from tailorbird.config.targets import DEVICES, load_devices
     from tailorbird.measure.check import check_devices
     from tailorbird.report.terminal import terminal
 
-    tell(check_devices(load_devices(job), progress=terminal(quiet=quiet)), json=json)
+    kinds = {made_by: kind for kind, made_by in DEVICES.items()}
+    found = check_devices(load_devices(job), kinds=kinds, progress=terminal(quiet=quiet))
+    tell(found, json=json)
 
 
 def tell(found: Sequence[Checked], *, json: bool) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,7 +57,7 @@ class Checked:
 
     Args:
         name: of the place, or of its first target.
-        kind: the device's class.
+        kind: the device's class, or what that is called in job files.
         key: what the device calls itself.
         description: what it says that it is; ``None`` where it can't tell.
         answered_ms: from asking for the description to the answer; ``None`` without one.
@@ -85,6 +85,7 @@ def check_devices(
     targets: Sequence[Target],
     *,
     exporters: Exporters = exporter_for,
+    kinds: Mapping[Callable[..., Device], str] | None = None,
     progress: Progress | None = None,
 ) -> list[Checked]:
     """Reach every device of some targets, one after the other; one that fails costs only itself.
@@ -94,6 +95,7 @@ def check_devices(
     Args:
         targets: equal devices are asked once; places without a device are left out.
         exporters: what makes the files.
+        kinds: what classes of devices are called; by their own names where ``None``.
         progress: told how it goes.
 
     Raises:
@@ -117,7 +119,8 @@ def check_devices(
     found = []
     with (progress or Silent()).task("check devices", len(devices)) as task:
         for name, device in devices.values():
-            found.append(check_device_at(device, name=name, exporters=exporters))
+            one = check_device_at(device, name=name, exporters=exporters)
+            found.append(replace(one, kind=(kinds or {}).get(type(device), one.kind)))
             task.advance(1)
     return found
 
