@@ -42,11 +42,14 @@ class Place:
         name: of the tensor in the file.
         grid: what it is rounded to.
         values: what the file has there, rounded, for the images that it was read with.
+        sole: whether nothing in the file reads these values without rounding, in another shape
+            neither.
     """
 
     name: str
     grid: Grid
     values: Tensor
+    sole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
