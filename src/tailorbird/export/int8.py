@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 from torch import Tensor, nn
 
 from tailorbird.device import ONNX, Format, Precision, Run
@@ -18,21 +19,24 @@ from tailorbird.export.onnx import (
     PROBABILITIES,
     export_many,
     export_onnx,
-    metadata_of,
-    relabel,
     write_model,
 )
+from tailorbird.export.onnx_files import OnnxFiles
 from tailorbird.export.options import LEAST_CALIBRATION, ExportOptions
 from tailorbird.export.quantise import PRODUCTS, minmax, prepared, quantised
 from tailorbird.export.verify import Agreement, agreement
 from tailorbird.files import scratch
+from tailorbird.train.quantised.onnx_weights import with_weights
 
 TRACED_OPSET = 20
 """The tracing exporter writes GELU as one operator from here on, as the other exporter does."""
 
+TAKEN_OVER = "taken over"
+"""How ranges are found where they are those of another file."""
+
 
 @dataclass(frozen=True)
-class OnnxInt8Exporter:
+class OnnxInt8Exporter(OnnxFiles):
     """ONNX files in int8 (QDQ), quantised after training by `onnxruntime.quantization`.
 
     Ranges of activations are found by several calibrations, of which the one counts whose file is
@@ -82,6 +86,12 @@ class OnnxInt8Exporter:
             )
             _check_size(source)
             model = prepared(source)
+            if calibration.like is not None:
+                made = with_weights(calibration.like, model)
+                onnx.helper.set_model_props(made, dict(metadata))
+                write_model(made, path, sync=True)
+                lost = None if calibration.loss is None else calibration.loss(path)
+                return Written(calibration=TAKEN_OVER, loss=lost)
             images = calibration.images.detach().cpu().float().numpy()
             attempts = Attempts(model, images, metadata, folder / "attempts" / path.name)
             chosen, written = attempts.best(calibration.loss, calibration.max_loss)
@@ -118,14 +128,6 @@ class OnnxInt8Exporter:
     ) -> Agreement:
         """How far the file is from the network in float32."""
         return agreement(module, path, images, precision=self.precision, run=run)
-
-    def metadata_of(self, path: Path) -> dict[str, str]:
-        """See `tailorbird.export.onnx.metadata_of`."""
-        return metadata_of(path)
-
-    def relabel(self, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-        """See `tailorbird.export.onnx.relabel`."""
-        relabel(source, path, metadata)
 
 
 def _quantise_roughly(path: Path, shape: tuple[int, ...]) -> None:
