@@ -10,9 +10,9 @@ from torch import nn
 from tailorbird.device import ONNX, Device
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.export.onnx import export_many, export_onnx
-from tailorbird.measure.devices import onnxruntime as measuring
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.guarded import answering, description_of, format_of, precisions_of
+from tailorbird.measure.interleave import LEAST_RUNS
 from tailorbird.testing import check_device
 from tests.fakes import FakeDevice
 
@@ -40,28 +40,7 @@ def test_runs_and_warmup_are_told_and_gc_is_restored(files):
     assert (latency.runs, latency.warmup) == (7, 0)
     assert gc.isenabled()
     bounded = OnnxRuntime(runs=1000, seconds=1e-6).measure(files)
-    assert {latency.runs for latency in bounded} == {measuring.LEAST_RUNS}
-
-
-class Scripted(measuring._Runner):
-    def __init__(self, attempts):
-        self._attempts, self._script = measuring.ATTEMPTS, iter(attempts)
-
-    def _attempt(self):
-        return next(self._script)
-
-
-@pytest.mark.parametrize(
-    ("attempts", "expected"),
-    [
-        ([(100_000, 0)], 100_000),
-        ([(4_100_000, 4_000_000), (101_000, 500)], 101_000),
-        ([(9_000, 8_000), (500_000, 30_000), (8_000_000, 7_000_000), (7_500, 6_900)], 7_500),
-        ([(9e6, 8e6), (5e6, 3e6), (9e6, 7e6), (8e6, 7e6), (1, 0)], 5e6),
-    ],
-)
-def test_a_sample_cut_by_another_process_is_taken_again(attempts, expected):
-    assert Scripted(attempts)._sample() == expected
+    assert {latency.runs for latency in bounded} == {LEAST_RUNS}
 
 
 def test_two_threads_are_another_setting(files):
@@ -72,7 +51,6 @@ def test_two_threads_are_another_setting(files):
 
 
 def test_large_sets_are_measured_in_groups_in_order(files):
-    assert measuring._groups(files, limit=1) == [[file] for file in files]
     assert len(OnnxRuntime(runs=5).measure(files, group_bytes=1)) == len(files)
 
 

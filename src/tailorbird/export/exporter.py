@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from tailorbird.device import Format, Precision, Run
@@ -107,6 +109,13 @@ class Exporter(Protocol):
         self, module: nn.Module, path: Path, images: Tensor, run: Run | None = None
     ) -> Parity | Agreement:
         """Whether the file answers as the network does, where it is run."""
+
+    def run(self, path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What a file answers on this machine: asked where the device doesn't tell.
+
+        Raises:
+            ExportError: when it can't be run on these images (n, C, H, W).
+        """
 
     def metadata_of(self, path: Path) -> dict[str, str]:
         """What travels in a file."""

@@ -17,10 +17,9 @@ from tailorbird.export.onnx import (
     PROBABILITIES,
     export_many,
     export_onnx,
-    metadata_of,
-    relabel,
     write_model,
 )
+from tailorbird.export.onnx_files import OnnxFiles
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 from tailorbird.files import scratch
@@ -35,7 +34,7 @@ these come to about 1 %. What is farther off has overflowed somewhere.
 
 
 @dataclass(frozen=True)
-class OnnxFloat16Exporter:
+class OnnxFloat16Exporter(OnnxFiles):
     """ONNX files in float16, converted by ONNX Runtime's own tool from those in float32.
 
     Operators that have no float16 stay in float32. Nothing is calibrated: such a file has to say
@@ -90,14 +89,6 @@ class OnnxFloat16Exporter:
     ) -> Parity:
         """Whether the file answers as the network does, up to what float16 rounds."""
         return verify(module, path, images, run=run, relative=RELATIVE, absolute=ABSOLUTE)
-
-    def metadata_of(self, path: Path) -> dict[str, str]:
-        """See `tailorbird.export.onnx.metadata_of`."""
-        return metadata_of(path)
-
-    def relabel(self, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-        """See `tailorbird.export.onnx.relabel`."""
-        relabel(source, path, metadata)
 
 
 def _halved(source: Path) -> onnx.ModelProto:

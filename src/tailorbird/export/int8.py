@@ -19,10 +19,9 @@ from tailorbird.export.onnx import (
     PROBABILITIES,
     export_many,
     export_onnx,
-    metadata_of,
-    relabel,
     write_model,
 )
+from tailorbird.export.onnx_files import OnnxFiles
 from tailorbird.export.options import LEAST_CALIBRATION, ExportOptions
 from tailorbird.export.quantise import PRODUCTS, minmax, prepared, quantised
 from tailorbird.export.verify import Agreement, agreement
@@ -37,7 +36,7 @@ TAKEN_OVER = "taken over"
 
 
 @dataclass(frozen=True)
-class OnnxInt8Exporter:
+class OnnxInt8Exporter(OnnxFiles):
     """ONNX files in int8 (QDQ), quantised after training by `onnxruntime.quantization`.
 
     Ranges of activations are found by several calibrations, of which the one counts whose file is
@@ -129,14 +128,6 @@ class OnnxInt8Exporter:
     ) -> Agreement:
         """How far the file is from the network in float32."""
         return agreement(module, path, images, precision=self.precision, run=run)
-
-    def metadata_of(self, path: Path) -> dict[str, str]:
-        """See `tailorbird.export.onnx.metadata_of`."""
-        return metadata_of(path)
-
-    def relabel(self, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-        """See `tailorbird.export.onnx.relabel`."""
-        relabel(source, path, metadata)
 
 
 def _quantise_roughly(path: Path, shape: tuple[int, ...]) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,28 +15,18 @@ from tailorbird.device import ONNX, Description, Format, Latency, Precision
 from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.measure.answering import run_onnx
 from tailorbird.measure.conditions import processor, this_machine
-from tailorbird.measure.rounds import steady, summary
+from tailorbird.measure.interleave import (
+    GROUP_BYTES,
+    Runner,
+    Turns,
+    bytes_of,
+    first_line,
+    made_up,
+)
 from tailorbird.measure.sizes import check_sizes
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-BURST = 5
-"""Timed runs of one model in a row, after one untimed run that brings its weights back to cache."""
-
-SAMPLE_NS = 100_000
-"""A timed sample lasts at least this long; faster models run several times per sample."""
-
-ATTEMPTS = 4
-"""How often a sample is taken again when another process took the core away in the middle."""
-
-LEAST_RUNS = 15
-MAX_ELEMENTS = 100_000_000
-MOST_THREADS = 1024
-_BESIDE_S = 7200.0
-GROUP_BYTES = 2_000_000_000
-"""Files of more bytes together than this are measured in groups."""
-
 
 _PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "CPUExecutionProvider": ("float32", "int8"),
@@ -64,18 +51,14 @@ class OnnxRuntime:
 
     Implements :class:`tailorbird.device.Runtime`.
 
-    Each model is warmed up, then the models take turns in an order shuffled every round: one
-    untimed and five timed runs each, so that drift, other load and neighbours hit all alike. The
-    garbage collector is off meanwhile. Inputs and outputs are bound beforehand (this saves about
-    1.5 us a run against passing arrays); a very fast model runs several times per sample, so that
-    the clock's own cost vanishes. With one thread on the CPU, a sample during which the operating
-    system took the core away (the wall clock ran further than the thread's own clock) is taken
-    again, up to four times, of which the least disturbed counts: without this, two busy processes
-    on two cores double the median of a network of 3 ms. Reported are the median over rounds of
-    each round's median, and the interquartile range over all samples. What a call itself costs
-    (some microseconds) is part of the figure, as it is for whoever deploys the file. Latencies of
-    one call compare to within about half a percent; between calls a processor's clock may drift by
-    some percent, so measure what is to be compared (a student and its teacher) in one call.
+    Files take turns, and the calling thread's own clock tells of samples that another process cut
+    (`tailorbird.measure.interleave`; on the CPU with one thread). Inputs and outputs are bound
+    beforehand (this saves about 1.5 us a run against passing arrays). Reported are the median over
+    rounds of each round's median, and the interquartile range over all samples. What a call itself
+    costs (some microseconds) is part of the figure, as it is for whoever deploys the file.
+    Latencies of one call compare to within about half a percent; between calls a processor's clock
+    may drift by some percent, so measure what is to be compared (a student and its teacher) in one
+    call.
 
     Sessions run sequentially with graph optimisation at the highest level. With one thread the
     calling thread does all the work; with more, the pool spins within a run as is ONNX Runtime's
@@ -110,21 +93,7 @@ class OnnxRuntime:
         import onnxruntime
 
         available = onnxruntime.get_available_providers()
-        problems = [
-            f"OnnxRuntime: {name} must be at least {least}, got {value}"
-            for name, value, least in (
-                ("threads", self.threads, 1),
-                ("warmup", self.warmup, 0),
-                ("runs", self.runs, 1),
-            )
-            if value < least
-        ]
-        if self.threads > MOST_THREADS:
-            problems.append(
-                f"OnnxRuntime: threads must be at most {MOST_THREADS}, got {self.threads}"
-            )
-        if not self.seconds > 0:
-            problems.append(f"OnnxRuntime: seconds must be positive, got {self.seconds}")
+        problems = self._turns.faults(self.threads, "OnnxRuntime")
         if self.provider not in available:
             problems.append(
                 f"OnnxRuntime: provider {self.provider!r} is not available here; choose one of "
@@ -154,18 +123,12 @@ class OnnxRuntime:
                 one input, open dimensions besides the batch, operator unknown to the provider)
                 and why.
         """
-        groups = _groups(models, limit=group_bytes)
-        seconds = self.seconds / len(groups)
-        return [
-            latency
-            for group in groups
-            for latency in steady(partial(self._measure_together, group, seconds))
-        ]
+        return self._turns.measure(models, self._runner, bytes_of=bytes_of, group_bytes=group_bytes)
 
     @property
     def time_limit_s(self) -> float:
         """Seconds for one call: what loading and warming up may take beside `seconds`."""
-        return self.seconds + _BESIDE_S
+        return self._turns.time_limit_s
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -191,44 +154,16 @@ class OnnxRuntime:
 
         return this_machine(f"ONNX Runtime, {self.provider}", onnxruntime.__version__)
 
-    def _measure_together(self, models: Sequence[Path], seconds: float) -> list[Latency]:
-        runners: list[_Runner] = []
-        faults: list[str] = []
-        for model in models:
-            try:
-                runners.append(self._runner(model))
-            except MeasurementError as error:
-                faults.append(str(error))
-        if faults:
-            more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-            raise MeasurementError("; ".join(faults[:5]) + more)
-        with _undisturbed():
-            rounds = self._rounds(runners, seconds)
-        return [summary(samples, warmup=self.warmup) for samples in rounds]
-
-    def _rounds(self, runners: Sequence[_Runner], seconds: float) -> list[list[list[float]]]:
-        """Samples in ms as [model][round][run]."""
-        for runner in runners:
-            runner.warm_up(self.warmup)
-        samples: list[list[list[float]]] = [[] for _ in runners]
-        rng = np.random.default_rng(self.seed)
-        until, done = time.perf_counter() + seconds, 0
-        while done < self.runs:
-            burst = min(BURST, self.runs - done)
-            for index in rng.permutation(len(runners)):
-                samples[index].append(runners[index].burst(burst))
-            done += burst
-            if time.perf_counter() > until and done >= LEAST_RUNS:
-                break
-        return samples
-
     @property
     def _alone(self) -> bool:
-        """Whether the calling thread does all the work and its own clock can tell."""
-        fine = time.get_clock_info("thread_time").resolution < 1e-5
-        return self.threads == 1 and self.provider == "CPUExecutionProvider" and fine
+        """Whether the calling thread does all the work."""
+        return self.threads == 1 and self.provider == "CPUExecutionProvider"
 
-    def _runner(self, model: Path) -> _Runner:
+    @property
+    def _turns(self) -> Turns:
+        return Turns(warmup=self.warmup, runs=self.runs, seed=self.seed, seconds=self.seconds)
+
+    def _runner(self, model: Path) -> Runner:
         """Load one file and run it once.
 
         Raises:
@@ -252,136 +187,46 @@ class OnnxRuntime:
             session.disable_fallback()
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise MeasurementError(
-                f"{model}: {self.provider} can't load it: {_short(error)}; export it again"
+                f"{model}: {self.provider} can't load it: {first_line(error)}; export it again"
             ) from error
         if self.provider not in session.get_providers():
             raise MeasurementError(
                 f"{model}: {self.provider} did not start (its libraries may be missing), only "
                 f"{', '.join(session.get_providers())} did; choose one of those"
             )
-        image = _input(model, session, np.random.default_rng(self.seed))
+        name, image = _input(model, session, self.seed)
         try:
-            return _Runner(session, image, alone=self._alone)
+            return _bound(session, name, image, alone=self._alone)
         except Exception as error:
             raise MeasurementError(
-                f"{model}: {self.provider} can't run it: {_short(error)}"
+                f"{model}: {self.provider} can't run it: {first_line(error)}"
             ) from error
 
 
-class _Runner:
+def _bound(
+    session: InferenceSession, name: str, image: npt.NDArray[np.float32], *, alone: bool
+) -> Runner:
     """A session with its input and outputs bound; the first run happens here."""
+    from onnxruntime import OrtValue
 
-    def __init__(
-        self,
-        session: InferenceSession,
-        image: tuple[str, npt.NDArray[np.float32]],
-        *,
-        alone: bool,
-    ) -> None:
-        from onnxruntime import OrtValue
-
-        name, value = image
-        outputs = [output.name for output in session.get_outputs()]
-        results = session.run(outputs, {name: value})
-        self._session = session
-        self._binding = session.io_binding()
-        self._held = [OrtValue.ortvalue_from_numpy(array) for array in (value, *results)]
-        self._binding.bind_ortvalue_input(name, self._held[0])
-        for output, held in zip(outputs, self._held[1:], strict=True):
-            self._binding.bind_ortvalue_output(output, held)
-        self._attempts = ATTEMPTS if alone else 1
-        self._repeats = 1
-
-    def warm_up(self, runs: int) -> None:
-        """Run untimed, then settle how many runs make a sample."""
-        run, binding = self._session.run_with_iobinding, self._binding
-        for _ in range(runs):
-            run(binding)
-        fastest = min(self.burst(BURST)) * 1e6
-        self._repeats = max(1, round(SAMPLE_NS / max(fastest, 1.0)))
-
-    def burst(self, samples: int) -> list[float]:
-        """One untimed run, then ``samples`` timed ones, in ms per run."""
-        self._session.run_with_iobinding(self._binding)
-        return [self._sample() / self._repeats / 1e6 for _ in range(samples)]
-
-    def _sample(self) -> int:
-        """Wall time in ns of the least disturbed of a few attempts; mostly the first one."""
-        best, least = 0, None
-        for _ in range(self._attempts):
-            wall, away = self._attempt()
-            if least is None or away < least:
-                best, least = wall, away
-            if least < 0.02 * best + 5000:
-                break
-        return best
-
-    def _attempt(self) -> tuple[int, int]:
-        """Wall time of one sample, and how much of it this thread did not run, both in ns."""
-        run, binding = self._session.run_with_iobinding, self._binding
-        clock, own_clock = time.perf_counter_ns, time.thread_time_ns
-        own = own_clock()
-        start = clock()
-        for _ in range(self._repeats):
-            run(binding)
-        wall = clock() - start
-        return wall, wall - (own_clock() - own)
+    outputs = [output.name for output in session.get_outputs()]
+    results = session.run(outputs, {name: image})
+    binding = session.io_binding()
+    held = [OrtValue.ortvalue_from_numpy(array) for array in (image, *results)]
+    binding.bind_ortvalue_input(name, held[0])
+    for output, value in zip(outputs, held[1:], strict=True):
+        binding.bind_ortvalue_output(output, value)
+    return Runner(partial(session.run_with_iobinding, binding), alone=alone, holds=held)
 
 
 def _input(
-    model: Path, session: InferenceSession, rng: np.random.Generator
+    model: Path, session: InferenceSession, seed: int
 ) -> tuple[str, npt.NDArray[np.float32]]:
-    """Name and random value of the one input; an open batch dimension becomes 1."""
+    """Name and random value of the one input."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise MeasurementError(f"{model}: expected one input, found {len(inputs)}")
     (entry,) = inputs
     if entry.type != "tensor(float)":
         raise MeasurementError(f"{model}: expected a float32 input, found {entry.type}")
-    shape = list(entry.shape)
-    if shape and not isinstance(shape[0], int):
-        shape[0] = 1
-    if not all(isinstance(size, int) and size > 0 for size in shape):
-        raise MeasurementError(
-            f"{model}: only the batch dimension may be open, the input is {entry.shape}; "
-            "export it with fixed sizes"
-        )
-    elements = int(np.prod([float(size) for size in shape]))
-    if elements > MAX_ELEMENTS:
-        raise MeasurementError(
-            f"{model}: the input {entry.shape} has {elements:,} elements, more than "
-            f"{MAX_ELEMENTS:,}; export it at a smaller size"
-        )
-    return entry.name, rng.standard_normal(shape, dtype=np.float32)
-
-
-def _groups(models: Sequence[Path], *, limit: int) -> list[list[Path]]:
-    """Files that are held in memory together, in order, of at most ``limit`` bytes or alone."""
-    groups: list[list[Path]] = [[]]
-    held = 0
-    for model in models:
-        size = model.stat().st_size if model.is_file() else 0
-        if groups[-1] and held + size > limit:
-            groups.append([])
-            held = 0
-        groups[-1].append(model)
-        held += size
-    return groups
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No garbage collection meanwhile."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return entry.name, made_up(model, entry.shape, seed)
