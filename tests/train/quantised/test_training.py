@@ -71,7 +71,7 @@ def trained(hurt, hurt_file, data):
 
 
 def begin(student, file, data, **settings):
-    """With the student as reference, in batches of the file's size."""
+    """With the student as reference, read with as many images as the file takes at once."""
     given = {"recipe": SHORT, "seed": 0, "device": CPU, "batch": BATCH} | settings
     return train_quantised(student, file, student, data, **given)
 
@@ -102,6 +102,12 @@ def test_all_places_of_the_file_are_found(student, file, images):
     assert sorted(map(float, scales)) == pytest.approx(
         sorted(p.grid.scale for p in places.activations)
     )
+
+
+def test_a_file_is_read_with_as_many_images_as_it_takes(file, images):
+    assert read_onnx(file, images).images == BATCH
+    with pytest.raises(ExportError, match=r"model\.onnx: what it has at its quantised places"):
+        read_onnx(file, images[:3])
 
 
 def test_it_answers_as_the_file_does(student, file, images):

@@ -71,7 +71,7 @@ def fake_quantised(student: nn.Module, places: Places, images: Tensor) -> Quanti
     Args:
         student: in eval mode, on the CPU; `torch.fx` can trace it, if it is no graph already.
         places: read from a file of it.
-        images: (n, C, H, W), normalised, those that ``places`` were read with.
+        images: (n, C, H, W), normalised, those that ``places`` were read from, or more.
     """
     graph = copy_network(student)
     traced = graph if isinstance(graph, fx.GraphModule) else fx.symbolic_trace(graph)
@@ -83,7 +83,7 @@ def fake_quantised(student: nn.Module, places: Places, images: Tensor) -> Quanti
     used |= _round_attributes(traced, places.constants)
     finder = _Finder(traced, places.activations)
     with torch.no_grad():
-        finder.run(images)
+        finder.run(images[: places.images])
     for number, (node, place) in enumerate(finder.found.items()):
         _round_node(traced, node, place, f"{_ROOT}.place{number}")
     traced.graph.lint()

@@ -41,7 +41,8 @@ def read_onnx(path: Path, images: Tensor) -> Places:
 
     Args:
         path: a file with pairs of QuantizeLinear and DequantizeLinear.
-        images: (n, C, H, W), as the file takes them.
+        images: (n, C, H, W), as the file takes them; where its batch is fixed, the first so many
+            are taken.
 
     Raises:
         ExportError: where it can't be read or run.
@@ -52,6 +53,7 @@ def read_onnx(path: Path, images: Tensor) -> Places:
         raise ExportError(f"{path.name} can't be read: {error}; export it again") from error
     held = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     made = {name: node for node in model.graph.node for name in node.output}
+    images = images[: model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None]
     readers = Counter(name for node in model.graph.node for name in node.input)
     constants: list[Constant] = []
     biases: list[Bias] = []
@@ -79,7 +81,12 @@ def read_onnx(path: Path, images: Tensor) -> Places:
         for source, output in pairs.values()
         if (grid := _grid(source, held)) is not None and not _is_on(grid, source, made, held)
     ]
-    return Places(activations=tuple(activations), constants=tuple(constants), biases=tuple(biases))
+    return Places(
+        activations=tuple(activations),
+        constants=tuple(constants),
+        biases=tuple(biases),
+        images=len(images),
+    )
 
 
 def _grid(node: onnx.NodeProto, held: dict[str, npt.NDArray[Any]]) -> Grid | None:

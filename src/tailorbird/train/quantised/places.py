@@ -98,13 +98,15 @@ class Places:
         activations: in the order in which they are computed.
         constants: weights, and other constants that are held in 8 bits.
         biases: those that are held in 32 bits.
+        images: how many of the images were read with, from the first on; ``None`` for all.
     """
 
     activations: tuple[Place, ...]
     constants: tuple[Constant, ...]
     biases: tuple[Bias, ...] = ()
+    images: int | None = None
 
 
 ReadPlaces = Callable[[Path, Tensor], Places]
-"""A file and images (n, C, H, W), as the file takes them, to what is quantised in it. Where the
-file takes batches of one size only, ``n`` is that."""
+"""A file and images (n, C, H, W), as the file takes them, to what is quantised in it. A file that
+takes batches of one size only is read with the first so many."""
