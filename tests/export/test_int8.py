@@ -14,7 +14,9 @@ from torch import nn
 from tailorbird.device import ONNX
 from tailorbird.errors import ExportError
 from tailorbird.export.exporters import Calibration, OnnxInt8Exporter, exporter_for
+from tailorbird.export.onnx import export_onnx
 from tailorbird.export.options import ExportOptions
+from tailorbird.export.quantise import PRODUCTS, prepared, readable
 from tailorbird.measure.answering import run_onnx
 from tests.export.networks import Convolutional, accuracy, taught, transformer
 
@@ -268,6 +270,22 @@ def test_the_layers_that_cost_most_stay_in_float(digits, calibration, tmp_path):
     assert set(written.kept) == {"first", "second"}
     assert written.loss == pytest.approx(off(path))
     assert off(path) < before / 5
+
+
+def test_layers_are_called_as_in_the_network(learnt, calibration, tmp_path):
+    called = set()
+    for name, network in learnt.items():
+        source = export_onnx(network, (1, 8, 8), tmp_path / f"{name}.onnx")
+        model = prepared(source)
+        names = [node.name for node in model.graph.node if node.op_type in (*PRODUCTS, "Add")]
+        called |= set(readable(model, names))
+    layers = dict(learnt["convolutional"].named_modules()) | dict(
+        learnt["transformer"].named_modules()
+    )
+    assert called >= {"stem.0", "residual.conv1", "squeeze.up", "branches (Add)", "head"}
+    assert called >= {"blocks.1.attn.qkv", "blocks.0.attn (MatMul)", "blocks.0.mlp.fc2"}
+    for one in called:
+        assert one.partition(" (")[0] in {*layers, "node_add"}, one
 
 
 # bad input ----------------------------------------------------------------------------------------

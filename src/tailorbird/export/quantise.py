@@ -263,13 +263,18 @@ def int8_products(model: onnx.ModelProto) -> int:
 def readable(model: onnx.ModelProto, names: Sequence[str]) -> tuple[str, ...]:
     """What nodes are called in reports: the layer whose weights they have, or its operator."""
     weights = {entry.name for entry in model.graph.initializer}
-    told = []
-    for name in names:
-        (node,) = (node for node in model.graph.node if node.name == name)
-        layer, _, own = name.partition("/")
-        whole = node.op_type in PRODUCTS and node.input[1] in weights
-        told.append(layer if whole or not own else f"{layer} ({node.op_type})")
-    return tuple(told)
+    nodes = {node.name: node for node in model.graph.node}
+    return tuple(_called(nodes[name], weights) for name in names)
+
+
+def _called(node: onnx.NodeProto, weights: Collection[str]) -> str:
+    layer, _, own = node.name.partition("/")
+    weight = node.input[1] if node.op_type in PRODUCTS else ""
+    if weight not in weights:
+        return f"{layer} ({node.op_type})" if own else layer
+    # BatchNorm that went into a convolution gives the node its place, but not the weight its name.
+    owner, _, kind = weight.rpartition(".")
+    return owner if owner and kind == "weight" else layer
 
 
 def _is_dequantised(made: Mapping[str, onnx.NodeProto], names: Sequence[str]) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import onnx
+import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from tailorbird.export.onnx import export_many
+from tailorbird.measure.answering import run_onnx
 
 BATCH = 32
 """Images per call of the files made here."""
@@ -77,3 +79,19 @@ def quantise(module, shape, images, path, **options):
         str(path), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **options
     )
     return path
+
+
+def differences(file, network, exact, images):
+    """Mean difference of the network, and of the one in float32, from the file."""
+    theirs = torch.from_numpy(run_onnx(file, images.numpy()))
+    with torch.no_grad():
+        return [float((one(images) - theirs).abs().mean()) for one in (network, exact)]
+
+
+def as_written(file, images):
+    """What a file says, operator by operator: some of ONNX Runtime's in int8 are approximations."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(file), options)
+    return torch.from_numpy(session.run(None, {"image": images.numpy()})[0])

@@ -7,7 +7,11 @@ import torch
 from torch import fx, nn
 
 from tailorbird.data.digits import digits
+from tailorbird.device import ONNX
 from tailorbird.errors import ExportError, StoreError, TrainingError
+from tailorbird.export.exporter import Calibration
+from tailorbird.export.exporters import exporter_for
+from tailorbird.export.options import ExportOptions
 from tailorbird.graph.serial import is_storable
 from tailorbird.measure.answering import run_onnx
 from tailorbird.train.fit import fit
@@ -16,7 +20,7 @@ from tailorbird.train.quantised.onnx_places import read_onnx
 from tailorbird.train.quantised.onnx_weights import with_weights
 from tailorbird.train.quantised.training import RECIPE, train_quantised
 from tailorbird.train.recipe import Recipe
-from tests.train.quantised.makers import BATCH, Net, prepared, quantise, stretch
+from tests.train.quantised.makers import BATCH, Net, differences, prepared, quantise, stretch
 from tests.train.test_retrain import Killed, same
 
 SHAPE = (1, 8, 8)
@@ -67,7 +71,7 @@ def trained(hurt, hurt_file, data):
 
 
 def begin(student, file, data, **settings):
-    """With the student as reference, in batches of the file's size."""
+    """With the student as reference, read with as many images as the file takes at once."""
     given = {"recipe": SHORT, "seed": 0, "device": CPU, "batch": BATCH} | settings
     return train_quantised(student, file, student, data, **given)
 
@@ -89,22 +93,21 @@ def running(file):
     return lambda images: torch.from_numpy(run_onnx(file, images.numpy()))
 
 
-def differences(file, network, exact, images):
-    """Mean difference of the network, and of the one in float32, from the file."""
-    theirs = torch.from_numpy(run_onnx(file, images.numpy()))
-    with torch.no_grad():
-        return [float((one(images) - theirs).abs().mean()) for one in (network, exact)]
-
-
 def test_all_places_of_the_file_are_found(student, file, images):
     places = read_onnx(file, images[:BATCH])
     network = fake_quantised(student, places, images[:BATCH])
     assert network.unmatched == ()
-    assert len(places.activations) >= 8
+    assert len(places.activations) == 6  # the image, three convolutions, the sum, the answer
     scales = [t for name, t in network.state_dict().items() if name.endswith("scale")]
     assert sorted(map(float, scales)) == pytest.approx(
         sorted(p.grid.scale for p in places.activations)
     )
+
+
+def test_a_file_is_read_with_as_many_images_as_it_takes(file, images):
+    assert read_onnx(file, images).images == BATCH
+    with pytest.raises(ExportError, match=r"model\.onnx: what it has at its quantised places"):
+        read_onnx(file, images[:3])
 
 
 def test_it_answers_as_the_file_does(student, file, images):
@@ -163,6 +166,28 @@ def test_the_same_weights_give_the_same_file(student, file, tmp_path):
         theirs = onnx.numpy_helper.to_array(entry)
         assert ours[entry.name] == pytest.approx(theirs, rel=1e-6), entry.name
     assert made.graph.node == onnx.load(file).graph.node
+
+
+def test_the_exporter_takes_over_the_file_that_was_trained_for(hurt, trained, data, tmp_path):
+    exporter, images = exporter_for(ONNX, "int8"), data.train.sample(32)
+
+    def final(module, path, **settings):
+        calibration = Calibration(images=images, **settings)
+        options = ExportOptions(dynamic_batch=True)
+        return exporter.final(
+            module, SHAPE, path, options=options, metadata={"a": path.name}, calibration=calibration
+        )
+
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    final(hurt, first)
+    written = final(trained.module, second, like=first, loss=lambda path: float(path == second))
+    assert (written.calibration, written.loss) == ("taken over", 1.0)
+    assert exporter.metadata_of(second) == {"a": "second.onnx"}
+    before, after = read_onnx(first, images), read_onnx(second, images)
+    assert [p.grid for p in before.activations] == [p.grid for p in after.activations]
+    network = fake_quantised(trained.module, after, images)
+    ours, quantisation = differences(second, network, trained.module, images)
+    assert ours < quantisation / 10
 
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(hurt, hurt_file, trained, data, tmp_path):

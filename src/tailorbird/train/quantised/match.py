@@ -71,18 +71,19 @@ def fake_quantised(student: nn.Module, places: Places, images: Tensor) -> Quanti
     Args:
         student: in eval mode, on the CPU; `torch.fx` can trace it, if it is no graph already.
         places: read from a file of it.
-        images: (n, C, H, W), normalised, those that ``places`` were read with.
+        images: (n, C, H, W), normalised, those that ``places`` were read from, or more.
     """
     graph = copy_network(student)
     traced = graph if isinstance(graph, fx.GraphModule) else fx.symbolic_trace(graph)
     traced.eval()
     known = set(traced.state_dict())
     own = {name: name for name in student.state_dict() if name in known}
-    expand(traced, whole=lambda layer: _in_products(layer, places))
-    used = _round_layers(traced, places, own) | _round_attributes(traced, places.constants)
+    used = _round_layers(traced, places, own)
+    expand(traced)
+    used |= _round_attributes(traced, places.constants)
     finder = _Finder(traced, places.activations)
     with torch.no_grad():
-        finder.run(images)
+        finder.run(images[: places.images])
     for number, (node, place) in enumerate(finder.found.items()):
         _round_node(traced, node, place, f"{_ROOT}.place{number}")
     traced.graph.lint()
@@ -105,8 +106,12 @@ class _Finder(fx.Interpreter):
         value = super().run_node(n)
         if n.op in ("get_attr", "output") or not _is_real(value):
             return value
-        near = [(distance, i) for i, place in enumerate(self.left)
-                if (distance := _distance(value, place)) is not None]  # fmt: skip
+        near = [
+            (distance, i)
+            for i, place in enumerate(self.left)
+            if (distance := _distance(value, place, reshaped=len(n.users) == 1 or place.sole))
+            is not None
+        ]
         if not near:
             return value
         place = self.left[min(near)[1]]
@@ -114,7 +119,7 @@ class _Finder(fx.Interpreter):
             return value
         self.left.remove(place)
         self.found[n] = place
-        return place.values.clone()
+        return place.values.reshape(value.shape).clone()
 
     def _is_later(self, node: fx.Node, value: Tensor, place: Place) -> bool:
         """Whether a function of the value, such as its ReLU, is the place, and others read it."""
@@ -136,10 +141,18 @@ def _is_real(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
 
 
-def _distance(value: Tensor, place: Place) -> float | None:
-    """Mean distance of a value from the file's, in steps; ``None`` where it is another one."""
-    if value.shape != place.values.shape:
+def _distance(value: Tensor, place: Place, *, reshaped: bool = False) -> float | None:
+    """Mean distance of a value from the file's, in steps; ``None`` where it is another one.
+
+    Args:
+        reshaped: whether it may be of another shape, such as tokens that are rows of one matrix in
+            the file.
+    """
+    if value.shape != place.values.shape and not (
+        reshaped and value.numel() == place.values.numel()
+    ):
         return None
+    value = value.reshape(place.values.shape)
     theirs = place.grid.whole(place.values)
     mean = float((place.grid.whole(value) - theirs).abs().mean())
     spread = float((theirs - theirs.mean()).abs().mean())
@@ -187,6 +200,8 @@ def _round_layers(graph: fx.GraphModule, places: Places, own: dict[str, str]) ->
         if path in gone:
             continue
         layer, behind = graph.get_submodule(path), _norm_behind(graph, nodes)
+        if type(layer) is nn.Linear and not _in_products(layer, places):
+            continue  # it is taken apart
         norm = None if behind is None else graph.get_submodule(str(behind.target))
         assert norm is None or isinstance(norm, _BatchNorm)
         found = {
@@ -285,12 +300,14 @@ def _replace(
     if norm is not None:
         before = str(norm.target)
         moved[f"{before}."] = f"{path}.norm."
-        if rest := _rest(graph.get_submodule(before)):
-            graph.set_submodule(before, nn.Sequential(*rest))
-        else:
-            norm.replace_all_uses_with(norm.all_input_nodes[0])
-            graph.graph.erase_node(norm)
-            graph.delete_submodule(before)
+        rest = _rest(graph.get_submodule(before)) or ()
+        graph.set_submodule(before, nn.Sequential(*rest))
+        last = norm.all_input_nodes[0]
+        with graph.graph.inserting_before(norm):
+            for number in range(len(rest)):
+                last = graph.graph.call_module(f"{before}.{number}", (last,))
+        norm.replace_all_uses_with(last)
+        graph.graph.erase_node(norm)
     graph.set_submodule(path, fake)
     for name in own:
         for start, new in moved.items():

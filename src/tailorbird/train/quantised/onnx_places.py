@@ -1,7 +1,12 @@
-"""Quantised places of ONNX files in QDQ form."""
+"""Quantised places of ONNX files in QDQ form.
+
+Single numbers that are held in 8 bits are left out: their scale follows from them, so that they are
+what they were.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,14 @@ from tailorbird.errors import ExportError
 from tailorbird.train.quantised.places import Bias, Constant, Grid, Place, Places
 
 _EIGHT_BITS = (np.dtype(np.int8), np.dtype(np.uint8))
+_PASSING = frozenset(
+    (
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split"),
+        *("Gather", "MaxPool", "Identity", "Relu"),
+    )
+)
+"""What only hands on values, or 0, which is on every grid."""
+
 _RENAMED = "_QuantizeLinear_Input"
 """What ONNX Runtime adds to the name of an output that is quantised."""
 
@@ -28,7 +41,8 @@ def read_onnx(path: Path, images: Tensor) -> Places:
 
     Args:
         path: a file with pairs of QuantizeLinear and DequantizeLinear.
-        images: (n, C, H, W), as the file takes them.
+        images: (n, C, H, W), as the file takes them; where its batch is fixed, the first so many
+            are taken.
 
     Raises:
         ExportError: where it can't be read or run.
@@ -39,6 +53,8 @@ def read_onnx(path: Path, images: Tensor) -> Places:
         raise ExportError(f"{path.name} can't be read: {error}; export it again") from error
     held = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     made = {name: node for node in model.graph.node for name in node.output}
+    images = images[: model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None]
+    readers = Counter(name for node in model.graph.node for name in node.input)
     constants: list[Constant] = []
     biases: list[Bias] = []
     pairs: dict[str, tuple[onnx.NodeProto, str]] = {}
@@ -46,7 +62,7 @@ def read_onnx(path: Path, images: Tensor) -> Places:
         if node.op_type != "DequantizeLinear":
             continue
         if node.input[0] in held:
-            if held[node.input[0]].dtype in _EIGHT_BITS:
+            if held[node.input[0]].dtype in _EIGHT_BITS and held[node.input[0]].size > 1:
                 constants.append(constant_of(node, held))
             elif held[node.input[0]].dtype == np.int32:
                 biases.append(_bias(node, held))
@@ -60,11 +76,17 @@ def read_onnx(path: Path, images: Tensor) -> Places:
             name=source.input[0].removesuffix(_RENAMED),
             grid=grid,
             values=torch.from_numpy(values[output]),
+            sole=_is_sole(source.input[0], made, readers),
         )
         for source, output in pairs.values()
-        if (grid := _grid(source, held)) is not None
+        if (grid := _grid(source, held)) is not None and not _is_on(grid, source, made, held)
     ]
-    return Places(activations=tuple(activations), constants=tuple(constants), biases=tuple(biases))
+    return Places(
+        activations=tuple(activations),
+        constants=tuple(constants),
+        biases=tuple(biases),
+        images=len(images),
+    )
 
 
 def _grid(node: onnx.NodeProto, held: dict[str, npt.NDArray[Any]]) -> Grid | None:
@@ -79,6 +101,31 @@ def _grid(node: onnx.NodeProto, held: dict[str, npt.NDArray[Any]]) -> Grid | Non
         low=int(ends.min),
         high=int(ends.max),
     )
+
+
+def _is_on(
+    grid: Grid,
+    node: onnx.NodeProto,
+    made: dict[str, onnx.NodeProto],
+    held: dict[str, npt.NDArray[Any]],
+) -> bool:
+    """Whether values that are rounded are on the grid already, so that nothing changes."""
+    before = made.get(node.input[0])
+    while before is not None and before.op_type in _PASSING:
+        before = made.get(before.input[0])
+    if before is None or before.op_type != "DequantizeLinear" or before.input[0] in held:
+        return False
+    return _grid(made[before.input[0]], held) == grid
+
+
+def _is_sole(name: str, made: dict[str, onnx.NodeProto], readers: Counter[str]) -> bool:
+    """Whether a tensor, and what it is another shape of, are read once only."""
+    while readers[name] == 1:
+        before = made.get(name)
+        if before is None or before.op_type not in _PASSING:
+            return True
+        name = before.input[0]
+    return False
 
 
 def constant_of(node: onnx.NodeProto, held: dict[str, npt.NDArray[Any]]) -> Constant:

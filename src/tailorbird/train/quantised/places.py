@@ -42,11 +42,14 @@ class Place:
         name: of the tensor in the file.
         grid: what it is rounded to.
         values: what the file has there, rounded, for the images that it was read with.
+        sole: whether nothing in the file reads these values without rounding, in another shape
+            neither.
     """
 
     name: str
     grid: Grid
     values: Tensor
+    sole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +98,15 @@ class Places:
         activations: in the order in which they are computed.
         constants: weights, and other constants that are held in 8 bits.
         biases: those that are held in 32 bits.
+        images: how many of the images were read with, from the first on; ``None`` for all.
     """
 
     activations: tuple[Place, ...]
     constants: tuple[Constant, ...]
     biases: tuple[Bias, ...] = ()
+    images: int | None = None
 
 
 ReadPlaces = Callable[[Path, Tensor], Places]
-"""A file and images (n, C, H, W), as the file takes them, to what is quantised in it. Where the
-file takes batches of one size only, ``n`` is that."""
+"""A file and images (n, C, H, W), as the file takes them, to what is quantised in it. A file that
+takes batches of one size only is read with the first so many."""

@@ -28,7 +28,7 @@ RECIPE = Recipe(
     epochs=1,
     batch_size=64,
     optimizer="adamw",
-    learning_rate=5e-4,
+    learning_rate=3e-4,
     weight_decay=0.0,
     label_smoothing=0.0,
     kl_weight=1.0,
@@ -40,7 +40,12 @@ grids of 8 bits, and BatchNorm's statistics are in the file's weights, so they s
 
 _IMAGES = 64
 _SHARE = 0.5
-"""How far the trained network may be from the file, as a share of what int8 itself changes."""
+"""How far the network that rounds may be from the file, as a share of what int8 itself changes."""
+
+_SHARE_WHOLE = 1.0
+"""The same where all places were found. What is left then is the runtime's: some of its operators
+in int8 are approximations, and a value near a half goes up here and down there, which deep networks
+carry on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +57,26 @@ class Gap:
         difference: mean absolute difference of outputs.
         quantisation: the same between the file and the network in float32.
         images: how many were compared.
+        whole: whether all quantised places of the file were found in the network.
     """
 
     top1_agreement: float
     difference: float
     quantisation: float
     images: int
+    whole: bool
 
     @property
     def close(self) -> bool:
-        """Whether training the one trains the other."""
-        return self.difference <= _SHARE * self.quantisation + 1e-4
+        """Whether training the one trains the other.
+
+        Example:
+            >>> Gap(top1_agreement=0.9, difference=0.7, quantisation=1.0, images=64, whole=False
+            ...     ).close
+            False
+        """
+        share = _SHARE_WHOLE if self.whole else _SHARE
+        return self.difference <= share * self.quantisation + 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +137,7 @@ def train_quantised(
         folder: for the state of each epoch; a run started again continues there.
         read: finds the file's quantised places.
         run: runs the file.
-        batch: images per call of the file, where it is fixed; else two or more.
+        batch: images that the file is read with, as many as it takes per call or more.
         given: normalised images to what the file takes, where it normalises itself.
         finished: logits to what the file answers, where it adds softmax.
         device: trains there; None is the first CUDA device, else the CPU.
@@ -181,7 +195,7 @@ def _impossible(name: str, reason: str) -> str:
 
 @torch.no_grad()
 def _gap(
-    rounding: nn.Module,
+    rounding: Quantised,
     plain: nn.Module,
     file: Path,
     images: Tensor,
@@ -200,4 +214,5 @@ def _gap(
         difference=float((ours - theirs).abs().mean()),
         quantisation=float((exact - theirs).abs().mean()),
         images=len(images),
+        whole=not rounding.unmatched,
     )
