@@ -52,6 +52,7 @@ from tailorbird.errors import ConfigError
 from tailorbird.export.exporters import Calibration, exporter_for
 from tailorbird.export.options import ExportOptions
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.openvino import OpenVino
 
 MAX_LOSS = 0.5
 """Points on the judging images; half of what users get by default."""
@@ -489,9 +490,8 @@ def devices_here(runs: int) -> dict[str, Runtime]:
     """ONNX Runtime, and OpenVINO where it is installed."""
     found: dict[str, Runtime] = {ORT: OnnxRuntime(threads=1, runs=runs)}
     try:
-        module = importlib.import_module("tailorbird.measure.devices.openvino")
-        found[OV] = module.OpenVino(threads=1, runs=runs)
-    except (ImportError, ConfigError) as error:
+        found[OV] = OpenVino(threads=1, runs=runs)
+    except ConfigError as error:
         print(f"without OpenVINO: {error}")
     return found
 

@@ -132,6 +132,8 @@ MODULES = (
     "tailorbird.measure.devices.remote",
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
+    "tailorbird.export.float16",
+    "tailorbird.export.int8",
     "tailorbird.export.onnx",
     "tailorbird.export.openvino",
     "tailorbird.export.verify",
