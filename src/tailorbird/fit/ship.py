@@ -364,7 +364,8 @@ def export_reference(
         ExportError: when it can't be exported or the file disagrees with the network.
     """
     path, proof = folder / exporter.format.file, folder / "proven.json"
-    if path.exists() and _as_proven(path, proof):
+    files = (*exporter.format.beside, path.name)
+    if path.exists() and _as_proven(folder, files, proof):
         return path
     images = parity_images(data, reference.input_shape)
     with torch.no_grad():
@@ -396,19 +397,21 @@ def export_reference(
             f"the {name}'s file disagrees with PyTorch {parity.fault}; check operators that "
             "behave differently in evaluation mode"
         )
-    write_json(proof, {path.name: digest_of(draft)})
-    for file in (*exporter.format.beside, path.name):
+    write_json(proof, {file: digest_of(aside / file) for file in files})
+    for file in files:
         (aside / file).replace(folder / file)
     shutil.rmtree(aside)
     return path
 
 
-def _as_proven(path: Path, proof: Path) -> bool:
-    """Whether a reference's file is the one that was proven; an earlier version noted no digest."""
+def _as_proven(folder: Path, files: Sequence[str], proof: Path) -> bool:
+    """Whether a reference's files are those that were proven; an earlier version noted no digest."""
     if not proof.exists():
         return True
     try:
         known = read_record(proof, dict[str, str])
     except StoreError:
         return False
-    return known.get(path.name) == digest_of(path)
+    return all(
+        (folder / file).exists() and known.get(file) == digest_of(folder / file) for file in files
+    )

@@ -184,7 +184,7 @@ def try_devices(
 def _tell_limits(target: Target, figures: Mapping[str, Mapping[str, float]], say: Say) -> None:
     """Say what a target allows of the reference's figures, and what is out of reach."""
     reference, *others = figures.items()
-    known = [limit for limit in target.limits if limit.metric in reference[1]]
+    known = [limit for limit in target.bounds if limit.metric in reference[1]]
     bounds = [
         f"{figure(limit.metric, limit.absolute(reference[1]))} of "
         f"{figure(limit.metric, reference[1][limit.metric])}"
