@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tailorbird.estimate.predictor_files import open_predictor as open_predictor
     from tailorbird.house.options import HouseOptions as HouseOptions
     from tailorbird.measure.devices.onnxruntime import OnnxRuntime as OnnxRuntime
+    from tailorbird.measure.devices.openvino import OpenVino as OpenVino
     from tailorbird.models import load_model as load_model
     from tailorbird.pipeline import Job as Job
     from tailorbird.pipeline import ModelHouse as ModelHouse
@@ -55,6 +56,7 @@ _HOMES = {
     "Normalisation": "tailorbird.data.images",
     "OfaPredictor": "tailorbird.estimate.accuracy_predictor",
     "OnnxRuntime": "tailorbird.measure.devices.onnxruntime",
+    "OpenVino": "tailorbird.measure.devices.openvino",
     "Place": "tailorbird.targets",
     "PredictedFamily": "tailorbird.estimate.predicted",
     "ProgressiveShrinking": "tailorbird.supernet.schemes.progressive_shrinking",
