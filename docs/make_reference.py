@@ -20,12 +20,12 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import tailorbird
 from tailorbird.cli import supernet as supernet_commands
-from tailorbird.config import house_job, images, networks, schemes, supernet_job, targets
+from tailorbird.config import devices, house_job, images, networks, schemes, supernet_job, targets
 from tailorbird.config.house_job import HousePlan
 from tailorbird.config.sections import REQUIRED, Field, fields_of, is_section, words
 from tailorbird.data.images import Normalisation
 from tailorbird.data.sources import from_datasets
-from tailorbird.export.options import ExportOptions
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.report.words import bare
 from tailorbird.supernet import counts
@@ -92,6 +92,8 @@ MODULES = (
     "tailorbird.pipeline.supernet_fit",
     "tailorbird.config.supernet_job",
     "tailorbird.config.targets",
+    "tailorbird.config.devices",
+    "tailorbird.config.device_text",
     "tailorbird.factories",
     "tailorbird.estimate.latency_table",
     "tailorbird.estimate.accuracy_predictor",
@@ -123,8 +125,11 @@ MODULES = (
     "tailorbird.train.world",
     "tailorbird.measure.counts",
     "tailorbird.measure.latencies",
+    "tailorbird.measure.devices.browser.device",
     "tailorbird.measure.devices.onnxruntime",
-    "tailorbird.measure.devices.openvino",
+    "tailorbird.measure.devices.ssh",
+    "tailorbird.measure.devices.adb",
+    "tailorbird.measure.devices.remote",
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
@@ -158,15 +163,21 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "name": "names the student's folder",
         "device": "the name of one of `devices`, or a device's keys; left out, ONNX Runtime on one "
         "thread",
+        "batch": "images per call; the device's own `batch` where null, which is 1 by default",
+        "precision": "what its file may compute in: `float32`, `float16`, `int8` or a list of "
+        "these; `auto` for all that the device runs; the device's own `precision` where null",
         "limits": "metric -> bound; at least one",
     },
     "device": {
         "name": "under `devices` only: what targets call it; names the targets that `limits` make",
-        "kind": "what measures: `onnxruntime`, `openvino`, or `package.module:name`: a class or "
-        "function that returns a device. Left out: `onnxruntime`, or nothing beside a "
+        "kind": "what measures: a kind of [devices.md](devices.md), or `package.module:name`: a "
+        "class or function that returns a device. Left out: `onnxruntime`, or nothing beside a "
         "`latency_table`",
-        "runtime": "another word for `kind`",
+        "runtime": "another word for `kind`; of `ssh`, what runs files there",
         "latency_table": "a table of any known form; see below for who reads it",
+        "batch": "images per call, for all its targets, 1 by default; a `latency_table` is of such "
+        "calls",
+        "precision": "what files of its targets may compute in: `auto` by default",
         "arguments": "of a `package.module:name`, its keyword arguments",
         "limits": "under `devices` only: list of limits, each of which makes a target: a latency "
         "in ms, a share of the reference's latency, or metric -> bound",
@@ -251,7 +262,9 @@ def unquoted(text: str) -> str:
     Names in a set are sorted: Python has them in another order each time.
     """
     text = re.sub(r"frozenset\(\{(.*?)\}\)", _sorted_set, text)
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
     text = re.sub(r"<[\w.]*?(\w+) object at 0x[0-9a-f]+>", r"\1()", text)
+    text = re.sub(r"<function ([\w.]+) at 0x[0-9a-f]+>", r"\1", text)
     return re.sub(r"(: |-> )'([^'\n]*)'", r"\1\2", text)
 
 
@@ -401,14 +414,10 @@ def tables() -> dict[str, str]:
         "job": table(house_job.FIELDS, {**meanings(HousePlan), **_MEANINGS["targets"]}),
         "network": table(fields_of(networks.Network), meanings(networks.Network)),
         "target": table(targets._TARGET, _MEANINGS["target"]),
-        **{
-            kind: table(fields_of(made, without=["seed"]), meanings(made))
-            for kind, made in targets.DEVICES.items()
-        },
         "device": table(
             {
                 "name": Field(str),
-                **targets.device_fields("package.module:name"),
+                **devices.device_fields("package.module:name", targets.DEVICES),
                 "limits": Field(object, None),
             },
             _MEANINGS["device"],
@@ -416,7 +425,10 @@ def tables() -> dict[str, str]:
         "house": table(fields_of(HouseOptions), meanings(HouseOptions)),
         "retrain": table(fields_of(Recipe), meanings(Recipe)),
         "export": table(fields_of(ExportOptions), meanings(ExportOptions)),
+        "quantise": table(fields_of(QuantiseOptions), meanings(QuantiseOptions)),
     }
+    for kind, device in targets.DEVICES.items():
+        found[kind] = table(fields_of(device, without=["seed"]), meanings(device))
     for kind, (source, _) in images.DATA.items():
         said = {**folder, **meanings(source), **_MEANINGS["data"]}
         found[f"data-{kind}"] = table(images.data_fields(kind), said)

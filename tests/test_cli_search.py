@@ -293,7 +293,8 @@ def test_names_that_nothing_has(here):
         ),
         (
             search(*PHONE, "--limits", "30", "--limit-on", "latency"),
-            "--limit-on: expected one of latency_ms, macs, params, size_mb, peak_memory_mb, got",
+            "--limit-on: expected one of latency_ms, macs, params, size_mb, peak_memory_mb, "
+            "images_per_second, got",
         ),
         (call("describe", "--space", "x", "--architectures", "rows"), "rows: can't be read"),
     ):
@@ -304,6 +305,12 @@ def test_options_that_do_not_go_together(here):
     (here / "fleet.yaml").write_text("devices: [{name: a, limits: [{macs: 3e8}]}]\n")
     refused(search(*PHONE), "give either --limits or --limits-file")
     refused(search("--limits", "30"), "--limits on latency_ms need --latency-table")
+    rate = ("--limit-on", "images_per_second")
+    refused(search("--limits", "30", *rate), "--limits on images_per_second need --latency-table")
+    refused(
+        search(*PHONE, "--limits", "0.9", "--limit-on", "accuracy"),
+        "--limit-on accuracy: a search is for the most accurate networks within limits of cost",
+    )
     refused(
         search(*PHONE, "--limits", "3", "--limits-file", "fleet.yaml", "--limit-on", "macs"),
         "3 problems:", "give either", "--latency-table: with --limits-file", "--limit-on: with",

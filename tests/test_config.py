@@ -12,6 +12,7 @@ from tailorbird.config.house_job import HousePlan, check, load
 from tailorbird.config.reader import read
 from tailorbird.config.sections import near
 from tailorbird.errors import ConfigError, DataError, StoreError, TailorbirdError
+from tailorbird.export.options import QuantiseOptions
 from tailorbird.pipeline import Job
 
 SMALL = """\
@@ -243,6 +244,7 @@ def test_build_makes_the_job_the_same_way_each_time_and_leaves_the_generator_alo
     assert isinstance(job, Job) and job.data.input_shape == (1, 8, 8)
     assert job.training["teacher"].epochs == 1 and set(job.training) == {"teacher"}
     assert job.description == plan(SMALL).plain()
+    assert job.quantise == QuantiseOptions() and "quantise" in job.description
 
 
 def test_modules_beside_the_job_can_be_named(beside):

@@ -19,7 +19,7 @@ import yaml
 from onnx import TensorProto, helper
 from PIL import Image
 
-from tailorbird.config import house_job, images, schemes, supernet_job, targets
+from tailorbird.config import devices, house_job, images, schemes, supernet_job, targets
 from tailorbird.config.house_job import HousePlan, check
 from tailorbird.config.networks import Network
 from tailorbird.config.reader import read
@@ -28,6 +28,7 @@ from tailorbird.config.supernet_job import NamedSpace, check_job
 from tailorbird.config.targets import load_targets
 from tailorbird.errors import MeasurementError
 from tailorbird.export.onnx import export_onnx
+from tailorbird.export.options import QuantiseOptions
 from tailorbird.house.options import HouseOptions
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.network import build_supernet
@@ -107,11 +108,12 @@ SECTIONS = {
     "target": targets._TARGET,
     "device": {
         "name": Field(str),
-        **targets.device_fields("package.module:name"),
+        **devices.device_fields("package.module:name", targets.DEVICES),
         "limits": Field(object, None),
     },
     "house": fields_of(HouseOptions),
     "retrain": fields_of(Recipe),
+    "quantise": fields_of(QuantiseOptions),
     "data-own": images.data_fields("package.module:factory"),
     **{f"data-{kind}": images.data_fields(kind) for kind in images.DATA},
     "supernet-job": supernet_job.FIELDS,
@@ -140,8 +142,8 @@ def test_every_key_of_a_job_is_described_with_its_type_and_default(section: str)
 
 
 def test_devices_and_metrics_are_described():
-    for kind, made in targets.DEVICES.items():
-        assert set(key_tables()[kind]) == {*fields_of(made)} - {"seed"}
+    for kind, device in targets.DEVICES.items():
+        assert set(key_tables()[kind]) == {*fields_of(device)} - {"seed"}
     text = (ROOT / "docs" / "job.md").read_text(encoding="utf-8")
     assert all(f"| `{metric}` |" in text for metric in METRICS)
 

@@ -2,18 +2,22 @@
 
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tailorbird.config.devices import own_fields
 from tailorbird.config.house_job import check
 from tailorbird.config.reader import read
 from tailorbird.config.sections import Faults
+from tailorbird.config.targets import DEVICES as DEVICE_KINDS
 from tailorbird.config.targets import load_fleet, load_targets, read_targets
 from tailorbird.errors import ConfigError
-from tailorbird.export.options import ExportOptions
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import Limit, places_of
 
 DEVICES = """
@@ -291,6 +295,36 @@ def test_what_is_written_again_is_the_same(text):
     ]
 
 
+REMOTE = """
+targets:
+  - name: pi
+    device: {kind: ssh, host: pi@raspberry, runtime: openvino, threads: 4, config: mine}
+    limits: {latency_ms: 30}
+"""
+
+
+def test_a_host_has_a_runtime_and_its_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "mine").write_text("")
+    (target,) = fit(tmp_path, REMOTE)
+    wanted = {"host": "pi@raspberry", "runtime": "openvino", "threads": 4}
+    assert target.device == Ssh(**wanted, config=tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("host: pi@raspberry, ", "", "targets[0].device.host (line 4): missing, expected text"),
+        ("pi@raspberry", "-oProxyCommand=x", "host '-oProxyCommand=x' is none, expected a name"),
+        ("config: mine", "config: none", "there is no such file"),
+        ("openvino", "tflite", "unknown runtime 'tflite'; give one of onnxruntime, openvino"),
+        ("kind: ssh", "kind: onnxruntime", "device.runtime (line 4): says the same as kind"),
+    ],
+)
+def test_a_host_s_faults_stand_at_its_device(tmp_path, before, after, said):
+    (tmp_path / "mine").write_text("")
+    assert said in faults(fit, tmp_path, REMOTE.replace(before, after))
+
+
 def test_a_fleet_may_say_what_files_look_like(tmp_path):
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(TARGETS)
@@ -303,3 +337,207 @@ def test_a_fleet_may_say_what_files_look_like(tmp_path):
     fleet.write_text(TARGETS + "export: {normalise: true}\n")
     found = load_fleet(fleet)
     assert found.export == ExportOptions(normalise=True) and len(found.targets) == 3
+
+
+PRECISE = """
+devices:
+  - {name: server, kind: "my_int8:Board", precision: int8, batch: 4, limits: [9]}
+  - {name: plain, kind: "my_int8:Board"}
+targets:
+  - {name: as-server, device: server, limits: {macs: 1e8}}
+  - {name: all, device: server, precision: auto, limits: {macs: 1e8}}
+  - {name: two, device: plain, batch: 8, precision: [int8, float32], limits: {throughput: 2x}}
+  - {name: same, device: plain, batch: 8, limits: {accuracy_loss: 1.0}}
+  - {name: one, device: {kind: "my_int8:Board", batch: 2, precision: [float32]}, limits: {macs: 1}}
+"""
+
+
+@pytest.fixture
+def boards(beside):
+    """A device that runs float32 and int8, and one that says nonsense of what it runs."""
+    (beside / "my_int8.py").write_text(
+        textwrap.dedent(
+            """
+            class Board:
+                key = "board"
+                precisions = ("float32", "int8")
+                def measure(self, models):
+                    return []
+            class Odd(Board):
+                precisions = ("int4",)
+            """
+        )
+    )
+    yield beside
+    sys.modules.pop("my_int8", None)
+
+
+@pytest.mark.parametrize("command", ["run", "fit"])
+def test_precisions_and_batches_of_targets(boards, command):
+    found = {target.name: target for target in COMMANDS[command](boards, PRECISE)}
+    assert {name: target.precisions for name, target in found.items()} == {
+        "server-9ms": ("int8",),
+        "as-server": ("int8",),
+        "all": None,
+        "two": ("int8", "float32"),
+        "same": None,
+        "one": ("float32",),
+    }
+    assert {name: (t.place.name, t.place.batch) for name, t in found.items()} == {
+        "server-9ms": ("server", 4),
+        "as-server": ("server", 4),
+        "all": ("server", 4),
+        "two": ("plain batch 8", 8),
+        "same": ("plain batch 8", 8),
+        "one": ("board, batch 2", 2),
+    }
+    assert found["two"].place is found["same"].place
+    assert len(places_of(list(found.values()))) == 3
+
+
+def test_precisions_and_batches_are_written_again_as_they_are(boards):
+    asked = {"base": boards, "reference": "teacher"}
+    faults = Faults({})
+    first = read_targets(faults, yaml.safe_load(PRECISE), **asked)
+    text = yaml.safe_dump(first.written, sort_keys=False)
+    again = read_targets(faults, yaml.safe_load(text), **asked)
+    assert faults.found == [] and again.written == first.written
+    for before, after in zip(first.targets, again.targets, strict=True):
+        assert (before.name, before.limits, before.precisions) == (
+            after.name,
+            after.limits,
+            after.precisions,
+        )
+        assert (before.place.key, before.place.name) == (after.place.key, after.place.name)
+
+
+@pytest.mark.parametrize("command", ["run", "fit"])
+def test_faults_of_precisions_and_batches_are_told_with_their_lines(boards, command):
+    text = """devices:
+  - {name: board, kind: "my_int8:Board", precision: [int8, int8], limits: [9]}
+  - {name: odd, kind: "my_int8:Odd", precision: int8, limits: [9]}
+  - {name: table, kind: "my_int8:Board", latency_table: t, batch: 0, limits: [9]}
+  - {name: ready, kind: "my_int8:Board", latency_table: t, limits: [9]}
+targets:
+  - {name: a, precision: int4, limits: {macs: 1}}
+  - {name: b, device: board, precision: float16, batch: 9999, limits: {accuracy: 97}}
+  - {name: c, device: {kind: "my_int8:Board", precision: []}, batch: many, limits: {macs: 1}}
+  - {name: d, device: ready, batch: 8, precision: 8, limits: {accuracy_loss: 0.5x}}
+"""
+    said = faults(COMMANDS[command], boards, text)
+    first = JOB.count("\n") if command == "run" else 0
+
+    def at(line):
+        return f"(line {line + first}): "
+
+    for part in (
+        f"devices[0].precision {at(2)}one is given twice",
+        f"devices[1].precision {at(3)}device board: its precisions are ('int4',), expected a tuple",
+        f"devices[2].batch {at(4)}expected 1 to 4096 images, got 0",
+        f"targets[0].precision {at(7)}unknown 'int4'; give one or more of float32, float16, int8",
+        f"targets[1].precision {at(8)}the device runs float32, int8, and float16 is asked of it",
+        f"targets[1].batch {at(8)}expected 1 to 4096 images, got 9999",
+        f"targets[1].limits.accuracy {at(8)}expected a share of right answers up to 1",
+        f"targets[2].device.precision {at(9)}the list is empty; give one or more of float32",
+        f'targets[2].batch {at(9)}expected a whole number or null, got "many"',
+        f"targets[3].batch {at(10)}the latency table of 'ready' is of calls of 1 image; give a",
+        f"targets[3].precision {at(10)}expected text or a list of texts or null, got 8",
+        f"targets[3].limits.accuracy_loss {at(10)}expected points of accuracy, 0 or more",
+    ):
+        assert part in said, (part, said)
+
+
+def test_a_search_refuses_what_predictions_can_not_tell(tmp_path):
+    text = """
+devices:
+  - {name: phone, latency_table: t, batch: 8, precision: int8, limits: [{images_per_second: 500}]}
+"""
+    (found,) = search(tmp_path, text)
+    assert found.absolute({}) == {"latency_ms": 16.0}
+    text = """
+devices:
+  - {name: phone, latency_table: t, limits: [{accuracy_loss: 1}]}
+  - {name: box, limits: [{throughput: 2x}]}
+"""
+    said = faults(search, tmp_path, text)
+    assert "devices[0].limits[0].accuracy_loss (line 3): a search is for the most accurate" in said
+    assert "a latency limit needs device 'box' to have latency_table" in said
+
+
+@pytest.mark.parametrize("kind", DEVICE_KINDS)
+def test_settings_of_a_device_leave_keys_of_all_devices_alone(kind):
+    own = own_fields(DEVICE_KINDS[kind])
+    assert not own.keys() & {"name", "kind", "latency_table", "limits", "batch", "precision"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Far:
+    """A device elsewhere, whose settings are of every type that there is."""
+
+    host: str
+    runtime: str = "onnxruntime"
+    keys: Path | None = None
+    threads: int = 1
+
+    def __post_init__(self):
+        if self.threads < 1:
+            raise ConfigError(f"Far: threads must be 1 or more, got {self.threads}")
+
+    @property
+    def key(self):
+        return f"{self.host}, {self.runtime}"
+
+    def measure(self, models):
+        return []
+
+
+def far(folder, text, **more):
+    faults = Faults(read(text).lines)
+    found = read_targets(
+        faults, read(text).data, base=folder, reference="teacher", kinds={"far": Far}, **more
+    )
+    return found, faults.found
+
+
+def test_settings_are_those_of_the_kind(tmp_path):
+    text = """
+devices:
+  - {name: pi, kind: far, host: pi@raspberry, runtime: openvino, keys: my/keys, limits: [30]}
+  - {name: old, runtime: far, host: old, limits: [30]}
+"""
+    found, wrong = far(tmp_path, text)
+    assert wrong == [] and [target.device for target in found.targets] == [
+        Far(host="pi@raspberry", runtime="openvino", keys=tmp_path / "my" / "keys"),
+        Far(host="old"),
+    ]
+    again, wrong = far(tmp_path, yaml.safe_dump(found.written, sort_keys=False))
+    assert wrong == [] and again == found
+    _, wrong = far(tmp_path, text.replace("host: old", "threads: 0").replace("my/keys", "4"))
+    assert wrong == [
+        "devices[0].keys (line 3): expected text or null, got 4; put it in quotes",
+        "devices[1].host (line 4): missing, expected text",
+    ]
+
+
+@pytest.mark.parametrize("command", ["run", "fit"])
+def test_how_files_are_quantised(tmp_path, command):
+    def read_in(more):
+        if command == "run":
+            return check(read(JOB + TARGETS + more), folder=tmp_path).quantise
+        (tmp_path / "fleet.yaml").write_text(TARGETS + more)
+        return load_fleet(tmp_path / "fleet.yaml").quantise
+
+    assert read_in("") == read_in("quantise:\n") == QuantiseOptions()
+    found = read_in("quantise: {calibration_images: 64, train_epochs: 0}\n")
+    assert found == QuantiseOptions(calibration_images=64, train_epochs=0)
+    for more, said in (
+        (
+            "{calibration_images: 4}",
+            r"quantise.calibration_images \(line \d+\): expected 16 or more",
+        ),
+        ("{max_los: 4}", r"quantise.max_los \(line \d+\): unknown key; did you mean 'max_loss'"),
+        ("false", r"got false; a target that is not to be quantised says 'precision: float32'"),
+        ("8", r"quantise \(line \d+\): expected keys and values \(calibration_images, max"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            read_in(f"quantise: {more}\n")

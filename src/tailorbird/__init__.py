@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tailorbird.estimate.predicted import PredictedFamily as PredictedFamily
     from tailorbird.estimate.predictor_files import open_predictor as open_predictor
     from tailorbird.house.options import HouseOptions as HouseOptions
+    from tailorbird.measure.devices.browser.device import Browser as Browser
     from tailorbird.measure.devices.onnxruntime import OnnxRuntime as OnnxRuntime
     from tailorbird.measure.devices.openvino import OpenVino as OpenVino
     from tailorbird.models import load_model as load_model
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AllAtOnce": "tailorbird.search.many_targets",
     "BigNAS": "tailorbird.supernet.schemes.bignas",
+    "Browser": "tailorbird.measure.devices.browser.device",
     "DepS": "tailorbird.supernet.schemes.deps",
     "Exact": "tailorbird.search.additive",
     "HouseOptions": "tailorbird.house.options",
@@ -66,6 +68,7 @@ _HOMES = {
     "SupernetRecipe": "tailorbird.supernet.train_state",
     "TailorbirdError": "tailorbird.errors",
     "Target": "tailorbird.targets",
+    "check_devices": "tailorbird.measure.check",
     "comp_ofa": "tailorbird.supernet.schemes.compofa",
     "compile_table": "tailorbird.estimate.latency_table",
     "execute": "tailorbird.pipeline",

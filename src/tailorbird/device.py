@@ -58,6 +58,7 @@ class Format:
 
 ONNX = Format("onnx", "model.onnx")
 OPENVINO = Format("openvino", "model.xml", ("model.bin",))
+FORMATS = (ONNX, OPENVINO)
 
 
 @dataclass(frozen=True, kw_only=True)

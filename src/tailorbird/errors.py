@@ -96,6 +96,10 @@ class ExportError(TailorbirdError):
     """A network can't be exported, or the export disagrees with the network."""
 
 
+class PrecisionError(ExportError):
+    """A network loses too much in a precision; in another one it may be shipped."""
+
+
 class StoreError(TailorbirdError):
     """A run folder, checkpoint or saved student can't be read or written."""
 

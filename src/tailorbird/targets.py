@@ -14,14 +14,30 @@ from tailorbird.device import KEY_LIMIT_S, Device, Precision, key_of
 from tailorbird.errors import ConfigError, MeasurementError
 
 LATENCY = "latency_ms"
-METRICS = (LATENCY, "macs", "params", "size_mb", "peak_memory_mb")
-"""Metrics that can be limited. Units live in the names; MB is 10^6 bytes."""
+RATE = "images_per_second"
+ACCURACY, LOSS = "accuracy", "accuracy_loss"
+METRICS = (LATENCY, "macs", "params", "size_mb", "peak_memory_mb", RATE, ACCURACY, LOSS)
+"""Metrics that can be limited. Units live in the names; MB is 10^6 bytes, a loss is in points."""
 
-ALIASES = {"latency": LATENCY, "size": "size_mb", "peak_memory": "peak_memory_mb"}
+LEAST_METRICS = (RATE, ACCURACY)
+"""Those of which there has to be at least so much; of the others at most."""
+
+TIMES = (LATENCY, RATE)
+"""Those that a latency tells."""
+
+ALIASES = {
+    "latency": LATENCY,
+    "size": "size_mb",
+    "peak_memory": "peak_memory_mb",
+    "throughput": RATE,
+}
 """Names without a unit, for shares; ``latency: 0.5x`` needs none."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What names a folder."""
+
+PLAIN: Precision = "float32"
+"""What the reference computes in, and all that has no other precision."""
 
 MOST_BATCH = 4096
 """Images in one call."""
@@ -31,7 +47,7 @@ _SHARE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*x\s*$")
 
 @dataclass(frozen=True)
 class Limit:
-    """One bound, ``metric <= value``; a ``share`` is relative to the reference's figure.
+    """One bound, ``metric <= value``, or ``>=``; a ``share`` is relative to the reference's figure.
 
     The reference is what a flow starts from: the teacher, or a supernet's full network.
 
@@ -40,6 +56,8 @@ class Limit:
         Limit(metric='latency_ms', value=0.5, share=True)
         >>> Limit.parse("latency", "0.5x").absolute({"latency_ms": 8.0})
         4.0
+        >>> print(Limit.parse("images_per_second", 500))
+        images_per_second >= 500
     """
 
     metric: str
@@ -64,12 +82,45 @@ class Limit:
             raise ConfigError(prefix + faults[metric])
         return limits[0]
 
+    @property
+    def least(self) -> bool:
+        """Whether there has to be at least so much."""
+        return self.metric in LEAST_METRICS
+
     def absolute(self, reference: Mapping[str, float]) -> float:
         """The bound in the metric's unit, given the reference's own figures."""
         return self.value * reference[self.metric] if self.share else self.value
 
+    def bound(self, batch: int = 1) -> Limit | None:
+        """The same as a bound from above on what is measured or counted of a file.
+
+        Images per second are a latency, of calls with so many images. ``None`` for an accuracy.
+
+        Example:
+            >>> Limit.parse("images_per_second", 500).bound(batch=8)
+            Limit(metric='latency_ms', value=16.0, share=False)
+            >>> Limit.parse("throughput", "2x").bound(batch=8)
+            Limit(metric='latency_ms', value=0.5, share=True)
+        """
+        if self.metric in (ACCURACY, LOSS):
+            return None
+        if self.metric != RATE:
+            return self
+        return Limit(LATENCY, (1.0 if self.share else 1000.0 * batch) / self.value, self.share)
+
+    def accuracy(self, reference: float) -> float | None:
+        """The least accuracy that it allows; ``None`` where it says nothing of accuracy.
+
+        Args:
+            reference: the reference's accuracy on the same images, 0 to 1.
+        """
+        if self.metric == LOSS:
+            return reference - self.value / 100
+        return self.absolute({ACCURACY: reference}) if self.metric == ACCURACY else None
+
     def __str__(self) -> str:
-        return f"{self.metric} <= {self.value:g}{'x teacher' if self.share else ''}"
+        sign = ">=" if self.least else "<="
+        return f"{self.metric} {sign} {self.value:g}{'x teacher' if self.share else ''}"
 
 
 def read_limits(
@@ -89,6 +140,9 @@ def read_limits(
         (Limit(metric='latency_ms', value=0.5, share=True),)
         >>> read_limits({"latency": "0.5x", "macs": -1})[1]
         {'macs': "expected a positive number or a share of the teacher such as '0.5x', got -1"}
+        >>> read_limits({"accuracy": 97})[1]
+        {'accuracy': "expected a share of right answers up to 1, such as 0.97, or a share of the \
+teacher's such as '0.99x', got 97"}
     """
     limits: list[Limit] = []
     faults: dict[str, str] = {}
@@ -100,11 +154,8 @@ def read_limits(
             continue
         share = isinstance(value, str) and _SHARE.match(value) is not None
         number = _number(str(value).strip().removesuffix("x") if share else value)
-        if not (math.isfinite(number) and number > 0):
-            faults[key] = (
-                f"expected a positive number or a share of the {reference} such as '0.5x', "
-                f"got {value!r}"
-            )
+        if not _possible(name, number, share=share):
+            faults[key] = f"expected {_expected(name, reference)}, got {value!r}"
         elif key in ALIASES and not share:
             faults[key] = f"an absolute limit needs its unit, write '{name}: {value}'"
         elif name in names:
@@ -113,6 +164,22 @@ def read_limits(
             limits.append(Limit(name, number, share))
         names.setdefault(name, key)
     return tuple(limits), faults
+
+
+def _possible(metric: str, number: float, *, share: bool) -> bool:
+    if metric == LOSS:
+        return not share and 0 <= number < 100
+    most = 1.0 if metric == ACCURACY and not share else math.inf
+    return math.isfinite(number) and 0 < number <= most
+
+
+def _expected(metric: str, reference: str) -> str:
+    if metric == LOSS:
+        return f"points of accuracy, 0 or more, that may be lost against the {reference}"
+    if metric == ACCURACY:
+        right = "a share of right answers up to 1, such as 0.97"
+        return f"{right}, or a share of the {reference}'s such as '0.99x'"
+    return f"a positive number or a share of the {reference} such as '0.5x'"
 
 
 def _number(value: object) -> float:
@@ -133,8 +200,8 @@ class Place:
         device: what measures; ``None`` where there is only a table, so that what is made for this
             place is predicted, not measured.
         table: a latency table, instead of one that is measured on the device.
-        batch: images per call: files are exported with this batch size, and latencies are of such
-            calls.
+        batch: images per call: files are exported with this batch size, and latencies, those of
+            the table too, are of such calls.
         precision: that files compute in; see `at`.
 
     Without either, only what is counted of a network can be limited.
@@ -151,12 +218,12 @@ class Place:
     device: Device | None = None
     table: Path | None = None
     batch: int = 1
-    precision: Precision = "float32"
+    precision: Precision = PLAIN
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch, bool) or not 1 <= self.batch <= MOST_BATCH:
-            raise ConfigError(f"batch: expected 1 to {MOST_BATCH} images, got {self.batch!r}")
+        if fault := batch_fault(self.batch):
+            raise ConfigError(f"batch: {fault}")
         key = f"table {self.table}"
         if self.device is not None:
             key, fault = _key_that_stays(self.device)
@@ -164,7 +231,7 @@ class Place:
                 raise ConfigError(f"place {self.name!r}: {fault}" if self.name else fault)
         if self.batch > 1:
             key += f", batch {self.batch}"
-        if self.precision != "float32":
+        if self.precision != PLAIN:
             key += f", {self.precision}"
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "name", self.name or key)
@@ -179,6 +246,40 @@ class Place:
         if precision == self.precision:
             return self
         return replace(self, name=f"{self.name} {precision}", precision=precision)
+
+    def batched(self, batch: int) -> Place:
+        """The same place for calls of so many images: a place of its own.
+
+        Raises:
+            ConfigError: for a number out of range, or where there is a latency table: that is of
+                calls of this place's ``batch``.
+
+        Example:
+            >>> Place(name="server").batched(8).name, Place(name="server").batched(1).name
+            ('server batch 8', 'server')
+        """
+        if batch == self.batch:
+            return self
+        if self.table is not None:
+            raise ConfigError(
+                f"batch: the latency table of '{self.name}' is of calls of {self.batch} "
+                f"image{'s' if self.batch > 1 else ''}; give a device of its own for {batch}"
+            )
+        name = "" if self.name == self.key else f"{self.name} batch {batch}"
+        return replace(self, name=name, batch=batch)
+
+
+def batch_fault(given: object) -> str:
+    """What keeps a value from being images per call; empty where nothing does.
+
+    Example:
+        >>> batch_fault(8), batch_fault(0)
+        ('', 'expected 1 to 4096 images, got 0')
+    """
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    if whole and 1 <= given <= MOST_BATCH:  # type: ignore[operator]  # a number
+        return ""
+    return f"expected 1 to {MOST_BATCH} images, got {given!r}"
 
 
 def _key_that_stays(device: Device) -> tuple[str, str]:
@@ -266,9 +367,27 @@ class Target:
         object.__setattr__(self, "limits", read)
 
     @property
+    def bounds(self) -> tuple[Limit, ...]:
+        """The limits as bounds from above on what is measured or counted of a file.
+
+        One on images per second is one on the latency, of which there may be two then. Those on
+        accuracy are left out, see `accuracy`.
+        """
+        found = [limit.bound(self.place.batch) for limit in self.limits]
+        return tuple(limit for limit in found if limit is not None)
+
+    @property
     def shares(self) -> dict[str, str]:
-        """Those limits that are shares, as they were asked, such as ``"0.5x"``."""
-        return {limit.metric: f"{limit.value:g}x" for limit in self.limits if limit.share}
+        """Those bounds that were not asked for in the unit of their metric, as they were asked.
+
+        Metric -> such as ``"0.5x"``, ``"images_per_second >= 500"``, ``"accuracy_loss <= 1"``.
+        """
+        found: dict[str, list[Limit]] = {}
+        for limit in self.limits:
+            bound = limit.bound(self.place.batch)
+            found.setdefault(ACCURACY if bound is None else bound.metric, []).append(limit)
+        texts = {metric: _as_asked(metric, asked) for metric, asked in found.items()}
+        return {metric: text for metric, text in texts.items() if text}
 
     @property
     def device(self) -> Device:
@@ -285,8 +404,64 @@ class Target:
         return self.place.device
 
     def absolute(self, reference: Mapping[str, float]) -> dict[str, float]:
-        """All bounds in their units, given the reference's figures at this place."""
-        return {limit.metric: limit.absolute(reference) for limit in self.limits}
+        """All `bounds` in their units, the tighter of two, given the reference's figures here.
+
+        Example:
+            >>> limits = {"images_per_second": 500, "latency": "0.5x", "accuracy_loss": 1}
+            >>> target = Target("a", Place(name="phone", table=Path("p.yaml"), batch=8), limits)
+            >>> target.absolute({"latency_ms": 40.0})
+            {'latency_ms': 16.0}
+        """
+        found: dict[str, float] = {}
+        for limit in self.bounds:
+            value = limit.absolute(reference)
+            found[limit.metric] = min(value, found.get(limit.metric, value))
+        return found
+
+    def latency(self, reference: Mapping[str, float]) -> Limit | None:
+        """What bounds the latency, the tighter one of two; ``None`` where nothing does.
+
+        Args:
+            reference: its figures at this place.
+        """
+        known = [limit for limit in self.bounds if limit.metric == LATENCY]
+        return min(known, key=lambda limit: limit.absolute(reference), default=None)
+
+    def accuracy(self, reference: float) -> float | None:
+        """The least accuracy that is asked for, 0 to 1; ``None`` where none is.
+
+        Args:
+            reference: the reference's accuracy on the images that are judged by.
+
+        Example:
+            >>> place = Place(name="phone", table=Path("phone.yaml"))
+            >>> Target("a", place, {"accuracy_loss": 1.0}).accuracy(0.93)
+            0.92
+        """
+        asked = [limit.accuracy(reference) for limit in self.limits]
+        return max((one for one in asked if one is not None), default=None)
+
+
+def unsearchable(metric: str) -> str:
+    """Why a search on predictions alone can't keep a limit; empty where it can.
+
+    Example:
+        >>> unsearchable("images_per_second")
+        ''
+    """
+    if metric not in (ACCURACY, LOSS):
+        return ""
+    return (
+        "a search is for the most accurate networks within limits of cost, and their accuracy is "
+        "only predicted; `supernet fit` takes a limit on it"
+    )
+
+
+def _as_asked(metric: str, asked: Sequence[Limit]) -> str:
+    """What a bound was asked for as; empty where that is the bound itself."""
+    if len(asked) == 1 and asked[0].metric == metric:
+        return f"{asked[0].value:g}x" if asked[0].share else ""
+    return ", ".join(str(limit).removesuffix(" teacher") for limit in asked)
 
 
 def precision_faults(given: Sequence[object]) -> list[str]:

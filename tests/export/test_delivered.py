@@ -12,8 +12,10 @@ from tailorbird.data.images import Normalisation
 from tailorbird.export.bundle import load_student, save_student
 from tailorbird.export.delivered import about, as_given, delivered
 from tailorbird.export.options import ExportOptions
-from tailorbird.fit.ship import Shipping
+from tailorbird.fit.candidates import Network
+from tailorbird.targets import Place
 from tests.fakes import FakeDevice
+from tests.fit.makers import shipping_to
 from tests.fit.test_ship import SHAPE, Watched, made, told
 from tests.house.makers import images, teacher
 
@@ -52,8 +54,11 @@ def test_what_is_left_to_do_outside_stands_in_the_file():
 def shipped(tmp_path_factory):
     """A student's file with both inside, what was measured with it, and the student."""
     folder, student = tmp_path_factory.mktemp("run"), made(teacher().module)
-    shipping = Shipping(images(), folder, ExportOptions(normalise=True, softmax=True), Watched())
-    return shipping.deliver(student, "edge", key=(1,), device=FakeDevice()), student, shipping
+    options = ExportOptions(normalise=True, softmax=True)
+    reference = Network(student.module, SHAPE)
+    shipping = shipping_to(folder, Watched(), reference, images(), options=options)
+    path = shipping.deliver(student, "edge", key=(1,), place=Place(device=FakeDevice())).path
+    return path, student, shipping
 
 
 def test_a_shipped_file_normalises_and_answers_with_probabilities(shipped):

@@ -4,7 +4,8 @@ from torch import nn
 
 from tailorbird.errors import ExportError
 from tailorbird.export.onnx import export_onnx
-from tailorbird.export.verify import verify
+from tailorbird.export.verify import agreement, verify
+from tailorbird.measure.answering import run_onnx
 
 
 def net():
@@ -58,3 +59,32 @@ def test_wrong_files_are_named(tmp_path):
         verify(module, tmp_path / "bad.onnx", images(8))
     with pytest.raises(ExportError, match="no images"):
         verify(module, path, images(0))
+
+
+def test_a_fixed_batch_need_not_divide_the_images(tmp_path):
+    module = net()
+    path = export_onnx(module, (3, 4, 4), tmp_path / "m.onnx", batch=8)
+    assert verify(module, path, images(20)).passed
+    assert verify(module, path, images(3)).images == 3
+
+
+def test_agreement_tells_the_worst_image_and_what_is_not_finite(tmp_path):
+    module, shown = net().eval(), images(8)
+    path = export_onnx(module, (3, 4, 4), tmp_path / "m.onnx")
+
+    def off(file, given):
+        found = run_onnx(file, given)
+        found[5, 1] += 3.0
+        return found
+
+    found = agreement(module, path, shown, precision="int8", run=off)
+    assert (found.worst_image, found.images, found.passed) == (5, 8, True)
+    assert found.worst_difference == pytest.approx(3.0, abs=1e-4)
+    assert found.mean_difference == pytest.approx(3.0 / 40, abs=1e-4)
+
+    def broken(file, given):
+        found = run_onnx(file, given)
+        found[2, 0] = float("nan")
+        return found
+
+    assert not agreement(module, path, shown, precision="int8", run=broken).passed

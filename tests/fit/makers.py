@@ -7,8 +7,14 @@ from torch import nn
 
 from tailorbird.device import Latency
 from tailorbird.errors import MeasurementError
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.candidates import Judgement, Network, Words, latency_at
+from tailorbird.fit.judge import Judges
+from tailorbird.fit.quantised import Quantiser
+from tailorbird.fit.ship import Shipping
+from tailorbird.progress import Silent
 from tailorbird.space import Choice, Space
+from tailorbird.task import CLASSIFICATION
 
 WIDTHS = tuple(range(1, 41))
 
@@ -27,6 +33,7 @@ class Sums:
         doing="training",
         opening="open {place}",
     )
+    closes = 0.0
     space = Space((Choice("width", WIDTHS), Choice("kind", (0, 1))))
     reference = (len(WIDTHS) - 1, 1)
 
@@ -37,7 +44,8 @@ class Sums:
         return genomes[:, 0] + 1.0 + 3.0 * genomes[:, 1]
 
     def cost(self, genomes):
-        found = {"macs": 100.0 * (genomes[:, 0] + 1)}
+        width = genomes[:, 0] + 1
+        found = {"macs": 100.0 * width, "size_mb": 4e-6 * width}
         return found | {
             metric: genomes[:, 0] + 1.0 + genomes[:, 1] + bias
             for metric, bias in self.learned.items()
@@ -74,6 +82,9 @@ class Sums:
         self.judged += keys
         return [Judgement(float(self.quality(np.array([k]))[0]), 0.5) for k in keys]
 
+    def judged_as(self, key):
+        return self.network(key)
+
     def as_they_are(self):
         return {}
 
@@ -84,10 +95,11 @@ class Sums:
 class Times:
     """Times `Sums` as they are; fails after so many networks."""
 
-    reference_ms = 43.0
+    base_ms = 43.0
 
-    def __init__(self, candidates, *, fails_after=None):
-        self.candidates, self.fails_after = candidates, fails_after
+    def __init__(self, candidates, *, fails_after=None, speed=1.0):
+        self.candidates, self.fails_after, self.speed = candidates, fails_after, speed
+        self.reference_ms = self.base_ms / speed
         self.known = {}
 
     def measure(self, networks, *, title="", together=8):
@@ -95,6 +107,24 @@ class Times:
             if self.fails_after is not None and len(self.known) >= self.fails_after:
                 raise MeasurementError("the cable is out")
             genome = np.array([self.candidates.named(label)])
-            ms = float(self.candidates.true_ms(genome)[0])
+            ms = float(self.candidates.true_ms(genome)[0]) / self.speed
             self.known[label] = Latency(median_ms=ms, spread_ms=0.0, runs=1, warmup=0)
         return {label: self.known[label] for label in networks}
+
+
+def shipping_to(folder, exporter, reference, data, *, options=None):
+    """Writes files into a folder; ``reference`` is a Network for images without labels."""
+    judges = Judges(data, lambda: reference, CLASSIFICATION)
+    quantiser = Quantiser(data, judges, QuantiseOptions())
+    return Shipping(data, folder, options or ExportOptions(), exporter, quantiser)
+
+
+class Recorded(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)

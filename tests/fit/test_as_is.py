@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from tailorbird.export.options import ExportOptions
 from tailorbird.fit.as_is import ship_as_is
-from tailorbird.fit.candidates import Made
+from tailorbird.fit.candidates import Made, Network
 from tailorbird.fit.judge import Accuracies
-from tailorbird.fit.ship import Shipping
+from tailorbird.fit.pools import own_place
 from tailorbird.graph.trace import trace
 from tailorbird.measure.counts import count
 from tailorbird.progress import Silent
@@ -17,6 +16,7 @@ from tailorbird.report.record import TargetResult
 from tailorbird.targets import Place, Target
 from tailorbird.task import Score
 from tests.fakes import FakeDevice, FakeExporter, stand_in
+from tests.fit.makers import shipping_to
 from tests.house.makers import images
 
 SHAPE = (1, 8, 8)
@@ -27,16 +27,18 @@ REFERENCE = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 
 class Known:
     """Accuracies that are known."""
 
-    reference = 0.9
+    def reference(self, images=None):
+        return 0.9
 
     def __init__(self, losses=None, **validation):
         self.known, self.losses = validation, losses or {}
 
-    def validation(self, name, student):
+    def validation(self, name, network):
         return Score(self.known[name], self.losses.get(name, 1 - self.known[name]))
 
-    def of(self, name, student):
-        return Accuracies(None, self.known[name] - 0.01, self.validation(name, student))
+    def of(self, key, file, *, images=None):
+        name, _ = key
+        return Accuracies(None, self.known[name] - 0.01, self.validation(name, file))
 
 
 def donor(width):
@@ -48,7 +50,8 @@ def donor(width):
 def ship(tmp_path):
     """Ships donors beside a student of 0.8, for limits that are shares of the reference's."""
     exporter = FakeExporter()
-    shipping = Shipping(images(), tmp_path / "run", ExportOptions(), exporter)
+    reference = Network(REFERENCE, SHAPE)
+    shipping = shipping_to(tmp_path / "run", exporter, reference, images())
     beside = tmp_path / "reference.onnx"
     beside.write_bytes(stand_in(REFERENCE, SHAPE))
     base_ms = BOX.device.measure([beside])[0].median_ms
@@ -62,7 +65,9 @@ def ship(tmp_path):
             {BOX.name: base},
             judges=judges,
             shipping=shipping,
-            beside=lambda: beside,
+            beside=lambda _: beside,
+            places=own_place,
+            floors={},
             sessions=8,
             progress=Silent(),
         )

@@ -18,7 +18,8 @@ from tailorbird.device import ONNX, Format, Latency
 from tailorbird.errors import ConfigError, ExportError, MeasurementError, StoreError
 from tailorbird.export.exporters import OnnxExporter
 from tailorbird.fit.candidates import Made, Network
-from tailorbird.fit.fit import Settings, fit
+from tailorbird.fit.fit import fit
+from tailorbird.fit.settings import Settings
 from tailorbird.graph.trace import trace
 from tailorbird.measure.answering import run_onnx
 from tailorbird.measure.latencies import Latencies

@@ -213,3 +213,19 @@ def test_metrics_without_a_figure_are_refused_with_those_there_are(phone, tmp_pa
         search(
             [*targets[:1], Target("d", Place(name="phone"), {"macs": 1e8})], **asked, strategy=QUICK
         )
+
+
+def test_images_per_second_are_a_latency_and_an_accuracy_is_refused(phone):
+    priced = price(SPACE, fleet(phone))
+    place = Place(name="d0", table=phone, batch=4)
+    largest = float(priced.costs["latency_ms"]((priced.architectures.space.sizes - 1)[None])[0])
+    limits = {"images_per_second": 200, "latency": "0.5x", "macs": 3e8}
+    assert priced.bounds(Target("a", place, limits)) == {
+        "latency_ms": pytest.approx(min(20.0, largest / 2)),
+        "macs": 3e8,
+    }
+    given = {"space": SPACE, "accuracy_predictor": phone / "unread", "strategy": QUICK}
+    with pytest.raises(ConfigError) as caught:
+        search([Target("a", place, {"accuracy": 0.8, "accuracy_loss": 1})], **given)
+    assert len(caught.value.problems) == 2
+    assert "target 'a': limit accuracy: a search is for the most accurate" in str(caught.value)

@@ -76,3 +76,37 @@ def test_terminal_and_page_say_it_without_the_machines_paths():
         assert "best as it is keeps this limit too" in text
         assert "/home/somebody" not in text
     assert "<h1>Tailorbird: pets</h1>" in page(run)
+
+
+SURE = replace(
+    EDGE,
+    limits={"latency_ms": 2.0},
+    least={"accuracy": 0.9},
+    asked={"latency_ms": "images_per_second >= 500", "accuracy": "accuracy_loss <= 2"},
+    measured={"latency_ms": 1.6, "accuracy": 0.91},
+)
+
+
+def test_limits_that_say_at_least():
+    assert verdict(report(SURE), SURE).startswith(
+        "ship students/edge/model.onnx: 1.600 of 2.000 ms (images_per_second >= 500), "
+        "91.00 of at least 90.00 % (accuracy_loss <= 2)"
+    )
+    for width in (80, 120):
+        lines = printed(report(SURE), width)
+        number = next(n for n, line in enumerate(lines) if line.startswith("edge"))
+        assert "2.000 ms" in lines[number] and "1.600" in lines[number]
+        assert ">= 90.00 %" in lines[number + 1] and "91.00" in lines[number + 1]
+    assert "at least 90.00 % (accuracy_loss &lt;= 2)" in page(report(SURE))
+    low = replace(SURE, met=False, measured={"latency_ms": 2.6, "accuracy": 0.89})
+    said = "not met: 2.600 ms measured, limit 2.000, 89.00 % measured, at least 90.00 wanted"
+    assert verdict(report(low), low) == said
+    assert RunReport.from_json(report(SURE).to_json()) == report(SURE)
+
+
+def test_where_an_accuracy_is_asked_for_a_slower_network_is_no_alternative():
+    fast, slow = point("fast", 1.5, 0.95), point("slow", 1.7, 0.95)
+    only = replace(SURE, limits={})
+    assert as_good(report(only, slow), only) is None
+    assert as_good(report(only, slow, fast), only) == fast
+    assert as_good(report(EDGE, slow), EDGE) == slow

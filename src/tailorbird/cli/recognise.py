@@ -120,6 +120,6 @@ def _of_keys(document: Mapping[str, object]) -> Kind | None:
         return Kind.HOUSE_JOB
     if keys & {"space", "scheme"}:
         return Kind.SUPERNET_JOB
-    if keys and keys <= {"devices", "targets", "export"}:
+    if keys and keys <= {"devices", "targets", "export", "quantise"}:
         return Kind.FLEET
     return Kind.DATA if keys == {"data"} else None

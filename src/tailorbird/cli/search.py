@@ -26,7 +26,8 @@ def search(
         str | None, typer.Option(help="Such as 15,20,0.5x: one architecture for each.")
     ] = None,
     limit_on: Annotated[
-        str, typer.Option(help="What --limits bounds: latency_ms, macs or params.")
+        str,
+        typer.Option(help="What --limits bounds: latency_ms, images_per_second, macs or params."),
     ] = "latency_ms",
     limits_file: Annotated[
         Path | None,
@@ -124,7 +125,7 @@ def _do_not_go_together(
     limits: str | None, limit_on: str, limits_file: Path | None, latency_table: Path | None
 ) -> list[str]:
     """What is wrong with the options that say what to search for."""
-    from tailorbird.targets import LATENCY, METRICS
+    from tailorbird.targets import LATENCY, METRICS, TIMES, unsearchable
 
     problems = []
     if (limits is None) == (limits_file is None):
@@ -134,10 +135,12 @@ def _do_not_go_together(
     if limits_file is not None and limit_on != LATENCY:
         problems.append("--limit-on: with --limits-file the metrics are named in the file")
     if limit_on not in METRICS:
-        known = ", ".join(METRICS)
+        known = ", ".join(metric for metric in METRICS if not unsearchable(metric))
         problems.append(f"--limit-on: expected one of {known}, got {limit_on!r}")
-    if limits is not None and limit_on == LATENCY and latency_table is None:
-        problems.append("--limits on latency_ms need --latency-table (or --limit-on macs)")
+    if unsearchable(limit_on):
+        problems.append(f"--limit-on {limit_on}: {unsearchable(limit_on)}")
+    if limits is not None and limit_on in TIMES and latency_table is None:
+        problems.append(f"--limits on {limit_on} need --latency-table (or --limit-on macs)")
     return problems
 
 

@@ -235,6 +235,7 @@ def fit(
         layers_at_most=layers_at_most,
         seed=seed,
         export=asked.export,
+        quantise=asked.quantise,
     )
     targets = asked.targets
     trained, progress = opened(run, data, trust=trust), terminal(quiet=quiet)

@@ -16,12 +16,12 @@ from tailorbird.config.networks import Network, donors, network
 from tailorbird.config.reader import Document, read_file
 from tailorbird.config.sections import Faults, Field, Reader, as_written, fields_of, read_fields
 from tailorbird.config.strategies import strategy as named_strategy
-from tailorbird.config.targets import KEYS, Targets, read_targets
+from tailorbird.config.targets import KEYS, Targets, quantise, read_targets
 from tailorbird.config.tasks import task as named_task
 from tailorbird.data.images import ImageData
 from tailorbird.data.preparation import Preparation, preparation_of
 from tailorbird.errors import ConfigError, DataError, TailorbirdError
-from tailorbird.export.options import ExportOptions
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.factories import make_importable
 from tailorbird.fit.sessions import MOST
 from tailorbird.house.options import HouseOptions
@@ -53,6 +53,7 @@ class HousePlan:
         strategy: how selections are searched: exact, annealing, random-selection, one of those of
             ``tailorbird search`` or package.module:name; what suits the house where null.
         export: what the ONNX files look like.
+        quantise: how files in int8 are made, for devices that run them.
         check_teacher: stop before anything is trained where the teacher is no good on the
             validation images: near chance, or far better with its classes in another order or
             with timm's normalisation.
@@ -72,6 +73,7 @@ class HousePlan:
     task: Named[Task] = field(default=Named("classification", CLASSIFICATION))
     strategy: Named[Strategy] | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
+    quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
     check_teacher: bool = True
     seed: int = 0
     run: Path | None = None
@@ -116,6 +118,7 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> HousePlan:
         "teacher": partial(network, base=folder),
         "donors": partial(donors, base=folder),
         "data": partial(images, base=folder),
+        "quantise": quantise,
     }
     values: dict[str, Any] = read_fields(faults, (), document.data, FIELDS, readers)
     faults.least(values, rounds=1, candidates=1, sessions=1, seed=0)
@@ -186,6 +189,7 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "candidates": plan.candidates,
         "sessions": plan.sessions,
         "export": plan.export,
+        "quantise": plan.quantise,
         "check_teacher": plan.check_teacher,
         "seed": plan.seed,
         "task": plan.task.made,

@@ -12,57 +12,64 @@
       - {name: pocket, device: phone, limits: {latency_ms: 15}}
       - name: edge
         device: {kind: onnxruntime, threads: 4}
+        precision: [float32, int8]       # of its file; auto, the default: all that the device runs
         limits: {latency: 0.5x, size_mb: 4}
+      - {name: many, device: server, batch: 8, limits: {images_per_second: 500, accuracy: 0.97}}
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from tailorbird.config.devices import PRECISION, DeviceReader, Kinds, Needs, Spot
 from tailorbird.config.reader import Path_, read_file, show
 from tailorbird.config.sections import (
     NAMING,
     Faults,
     Field,
     as_written,
-    fields_of,
     near,
     near_or_own,
     read_fields,
+    settings,
     short,
 )
-from tailorbird.device import Device
-from tailorbird.errors import ConfigError, TailorbirdError
-from tailorbird.export.options import ExportOptions
-from tailorbird.factories import is_factory, make_importable, own
+from tailorbird.errors import ConfigError
+from tailorbird.export.options import ExportOptions, QuantiseOptions
+from tailorbird.factories import is_factory
+from tailorbird.measure.devices.adb import Adb
+from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
 from tailorbird.measure.devices.openvino import OpenVino
+from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import (
     ALIASES,
     LATENCY,
     METRICS,
     NAME,
+    TIMES,
     Limit,
     Place,
     Target,
     read_limits,
+    unsearchable,
 )
 
-DEVICES: Mapping[str, Callable[..., Device]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+DEVICES: Kinds = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "ssh": Ssh,
+    "adb": Adb,
+    "browser": Browser,
+}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"
-
-DEFAULT = "onnxruntime"
-"""Where neither a kind nor a table is named: one thread on this machine."""
-
-Needs = Literal["device", "table", None]
-"""What a command asks of places: to measure, to predict without building any device, or either."""
 
 KEYS = {
     "devices": Field(object, None, "a list, with a name and settings each"),
@@ -70,14 +77,11 @@ KEYS = {
 }
 """What a document about targets holds; a job holds it among other things."""
 
-_DEVICE = {
-    "kind": Field(str | None, None),
-    "runtime": Field(str | None, None),
-    "latency_table": Field(Path | None, None),
-}
 _TARGET = {
     "name": Field(str, hint="it names the student's folder"),
     "device": Field(object, None),
+    "batch": Field(int | None, None),
+    "precision": PRECISION,
     "limits": Field(object, hint="such as 'latency: 0.5x'"),
 }
 _LISTED = {
@@ -109,6 +113,20 @@ def load_targets(path: Path, *, needs: Needs = None) -> tuple[Target, ...]:
     return found.targets
 
 
+def load_devices(path: Path) -> tuple[Target, ...]:
+    """Read the devices and targets alone of a job or a fleet; other sections are not looked at.
+
+    Raises:
+        ConfigError: listing every fault of these with its place and line.
+    """
+    document = read_file(path, hint=HINT)
+    faults = Faults(document.lines)
+    found = read_targets(faults, document.data, base=path.parent, reference="reference")
+    if found is None:
+        raise ConfigError(faults.found)
+    return found.targets
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
     """What `tailorbird supernet fit` is asked for.
@@ -116,37 +134,44 @@ class Fleet:
     Args:
         targets: in the file's order.
         export: what the students' files look like.
+        quantise: how files in int8 are made.
     """
 
     targets: tuple[Target, ...]
     export: ExportOptions
+    quantise: QuantiseOptions
 
 
 def load_fleet(path: Path) -> Fleet:
-    """Read a file of devices and targets that may have an ``export`` section, too.
+    """Read a file of devices and targets that may have sections ``export`` and ``quantise``, too.
 
     Raises:
         ConfigError: listing every fault with its place and line.
     """
     document = read_file(path, hint=HINT)
     faults = Faults(document.lines)
-    options = Field(ExportOptions | None, ExportOptions())
-    values = read_fields(faults, (), document.data, {**KEYS, "export": options}, {})
+    options = {
+        "export": Field(ExportOptions, ExportOptions()),
+        "quantise": Field(QuantiseOptions, QuantiseOptions()),
+    }
+    readers = {"quantise": quantise}
+    values = read_fields(faults, (), document.data, KEYS | options, readers)
     found = read_targets(faults, values, base=path.parent, reference="full network")
     if faults.found or found is None:
         raise ConfigError(faults.found)
-    export = values["export"]
-    assert export is None or isinstance(export, ExportOptions)  # as its field is
-    return Fleet(targets=found.targets, export=export or ExportOptions())
+    export, int8 = values["export"], values["quantise"]
+    assert isinstance(export, ExportOptions)  # as its field is
+    assert isinstance(int8, QuantiseOptions)
+    return Fleet(targets=found.targets, export=export, quantise=int8)
 
 
-def device_fields(kind: str | None) -> dict[str, Field]:
-    """The keys of a device of this kind; of a place that has a table alone for ``None``."""
-    if kind is None:
-        return dict(_DEVICE)
-    if kind in DEVICES:
-        return _DEVICE | fields_of(DEVICES[kind], without=["seed"])
-    return _DEVICE | {"arguments": Field(dict[str, object] | None, None)}
+def quantise(faults: Faults, path: Path_, raw: object) -> QuantiseOptions | None:
+    """Read the section ``quantise``; without one, files in int8 are made by its defaults."""
+    if raw is False:
+        what = "a target that is not to be quantised says 'precision: float32'"
+        faults.add(path, f"expected keys and values, got false; {what}")
+        return None
+    return settings(faults, path, raw, QuantiseOptions)
 
 
 def made_names(places: Sequence[str], limits: Sequence[Sequence[Limit]]) -> list[str]:
@@ -177,7 +202,13 @@ def _label(limit: Limit) -> str:
 
 
 def read_targets(
-    faults: Faults, given: Mapping[str, object], *, base: Path, reference: str, needs: Needs = None
+    faults: Faults,
+    given: Mapping[str, object],
+    *,
+    base: Path,
+    reference: str,
+    needs: Needs = None,
+    kinds: Kinds = DEVICES,
 ) -> Targets | None:
     """Check the keys ``devices`` and ``targets`` of a document.
 
@@ -187,12 +218,13 @@ def read_targets(
         base: the file's folder: where paths start and modules are found.
         reference: what shares are of, for messages.
         needs: what the command asks of places.
+        kinds: of devices.
 
     Returns:
         The targets; ``None`` where there were faults.
     """
     before = len(faults.found)
-    reader = _Reader(faults, base, reference, needs)
+    reader = _Reader(DeviceReader(faults, base, needs, kinds), reference)
     if given.get("devices") is None and given.get("targets") is None:
         faults.add(
             ("targets",),
@@ -209,25 +241,27 @@ def read_targets(
 
 @dataclass(frozen=True)
 class _Wish:
-    """A target that is being read: where it stands, what it asks for, how its device is written."""
+    """A target that is being read: where it stands, what it asks for, how it is written."""
 
     path: Path_
     name: str
-    place: Place | None
+    spot: Spot | None
     limits: tuple[Limit, ...]
-    device: object
+    written: Mapping[str, object]
 
 
 class _Reader:
     """Reads the two keys of one document; what it notes in ``faults`` ends the reading."""
 
-    def __init__(self, faults: Faults, base: Path, reference: str, needs: Needs) -> None:
-        self.faults, self.base, self.reference, self.needs = faults, base, reference, needs
-        self.places: dict[str, Place] = {}
+    def __init__(self, reader: DeviceReader, reference: str) -> None:
+        self.reader, self.reference = reader, reference
+        self.faults, self.needs, self.kinds = reader.faults, reader.needs, reader.kinds
+        self.spots: dict[str, Spot] = {}
         self.written: list[dict[str, object]] = []
         self.idle: dict[str, Path_] = {}
         self.wishes: list[_Wish] = []
-        self._inline: dict[str, Place] = {}
+        self._inline: dict[str, Spot] = {}
+        self._batched: dict[tuple[str, int], Place] = {}
 
     def devices(self, raw: object) -> None:
         """The list of devices, with the targets that their limits make."""
@@ -236,16 +270,17 @@ class _Reader:
             raw = []
         for number, one in enumerate(raw):
             path: Path_ = ("devices", number)
-            values, device, table = self._device(path, one, _LISTED)
+            values, spot = self.reader.read(path, one, _LISTED)
             name = values["name"] if isinstance(values["name"], str) else ""
             if values["name"] is not None and (not name or "@" in name):
                 self.faults.add((*path, "name"), f"{name!r} has to be text without '@'")
-            elif name in self.places:
+            elif name in self.spots:
                 self.faults.add((*path, "name"), f"{name!r} is given twice")
-            self.places[name] = place = Place(name=name or show(path), device=device, table=table)
+            place = replace(spot.place, name=name or show(path))
+            self.spots[name] = spot = replace(spot, place=place)
             self.written.append({k: v for k, v in values.items() if k != "limits"})
             if isinstance(one, dict) and "limits" in one:
-                self._sets((*path, "limits"), values["limits"], place)
+                self._sets((*path, "limits"), values["limits"], spot)
             else:
                 self.idle[name] = path
         names = made_names([w.name for w in self.wishes], [w.limits for w in self.wishes])
@@ -267,15 +302,18 @@ class _Reader:
                 self.faults.add((*path, "name"), f"the name becomes a folder; use {NAMING}")
             if name and taken != show(path):
                 self.faults.add((*path, "name"), f"'{name}' is already the name of {taken}")
-            place, device = self._place((*path, "device"), values["device"], name)
+            spot, device = self._spot((*path, "device"), values["device"], name)
+            spot = self._own(path, values, spot)
             limits: tuple[Limit, ...] = ()
             if isinstance(one, dict) and "limits" in one:
-                limits = self._limits((*path, "limits"), values["limits"], place)
-            self.wishes.append(_Wish(path, name, place, limits, device))
+                limits = self._limits((*path, "limits"), values["limits"], spot)
+            own = {key: as_written(values[key]) for key in ("batch", "precision")}
+            written = {"device": device, **own}
+            self.wishes.append(_Wish(path, name, spot, limits, written))
 
     def all_are_used(self) -> None:
         """A device that no target is for has been forgotten."""
-        used = [one.device for one in self.wishes]
+        used = [one.written["device"] for one in self.wishes]
         for name, path in self.idle.items():
             if name and name not in used:
                 what = "expected a list of limits such as [15, 0.5x], or a target of its own"
@@ -288,74 +326,49 @@ class _Reader:
             bounds = {
                 one.metric: f"{one.value:.12g}x" if one.share else one.value for one in wish.limits
             }
-            listed.append({"name": wish.name, "device": wish.device, "limits": bounds})
-        targets = tuple(Target(one.name, one.place, one.limits) for one in self.wishes)
-        return Targets(targets, {"devices": self.written or None, "targets": listed})
+            listed.append({"name": wish.name, **wish.written, "limits": bounds})
+        targets = []
+        for one in self.wishes:
+            assert one.spot is not None  # or there was a fault
+            precisions = one.spot.precisions
+            targets.append(Target(one.name, one.spot.place, one.limits, precisions=precisions))
+        return Targets(tuple(targets), {"devices": self.written or None, "targets": listed})
 
-    def _place(self, path: Path_, raw: object, name: str) -> tuple[Place | None, object]:
+    def _spot(self, path: Path_, raw: object, name: str) -> tuple[Spot | None, object]:
         """A target's place, and how it is written: the name of a device, or a section."""
-        if isinstance(raw, str) and raw in self.places:
-            return self.places[raw], raw
-        if isinstance(raw, str) and self.places and raw not in DEVICES and not is_factory(raw):
-            known = near_or_own(raw, [*self.places, *DEVICES])
+        if isinstance(raw, str) and raw in self.spots:
+            return self.spots[raw], raw
+        if isinstance(raw, str) and self.spots and raw not in self.kinds and not is_factory(raw):
+            known = near_or_own(raw, [*self.spots, *self.kinds])
             self.faults.add(path, f"unknown device {short(raw)}{known}")
             return None, raw
         before = len(self.faults.found)
-        values, device, table = self._device(path, {"kind": raw} if isinstance(raw, str) else raw)
+        values, spot = self.reader.read(path, {"kind": raw} if isinstance(raw, str) else raw)
         if len(self.faults.found) > before:
             return None, values
-        place = Place(name="" if device else name, device=device, table=table)
-        return self._inline.setdefault(json.dumps(values), place), values
+        if spot.place.device is None:
+            spot = replace(spot, place=replace(spot.place, name=name))
+        return self._inline.setdefault(json.dumps(values), spot), values
 
-    def _device(
-        self, path: Path_, raw: object, extra: Mapping[str, Field] | None = None
-    ) -> tuple[dict[str, object], Device | None, Path | None]:
-        """Settings of a device as they would be written again, the device, and its table."""
-        given, more = raw if isinstance(raw, dict) else {}, extra or {}
-        key = "runtime" if given.get("kind") is None else "kind"
-        kind = given.get(key)
-        if key == "kind" and given.get("runtime") is not None:
-            self.faults.add((*path, "runtime"), "says the same as kind; give one of them")
-        if kind is None and given.get("latency_table") is None:
-            kind = DEFAULT
-        named = kind if isinstance(kind, str) and (kind in DEVICES or is_factory(kind)) else None
-        fields = {**more, **device_fields(named)}
-        if kind is not None and named is None:
-            hint = near_or_own(str(kind), DEVICES)
-            self.faults.add((*path, key), f"unknown {key} {short(kind)}{hint}")
-            fields = {name: Field(object, None) for name in given} | fields  # its keys are unknown
-        before = len(self.faults.found)
-        values = self.faults.values(path, raw, fields)
-        table = (
-            values["latency_table"] and self.base / Path(str(values["latency_table"])).expanduser()
-        )
-        values |= {"kind": kind, "latency_table": table}
-        del values["runtime"]
-        device = None
-        if named is not None and self.needs != "table":
-            device = self._built(path, named, values)
-        elif kind is None and self.needs == "device" and len(self.faults.found) == before:
-            self.faults.add(
-                path,
-                "a job measures its students, and a latency_table alone measures nothing; add the "
-                "kind of a device, such as 'kind: onnxruntime'",
-            )
-        written = {name: as_written(value) for name, value in values.items()}
-        return written, device, table if isinstance(table, Path) else None
-
-    def _built(self, path: Path_, kind: str, values: Mapping[str, Any]) -> Device | None:
+    def _own(self, path: Path_, values: Mapping[str, Any], spot: Spot | None) -> Spot | None:
+        """A target's place by what the target itself says of batch and precision."""
+        device = None if spot is None else spot.place.device
+        batch = self.reader.batch(path, values["batch"])
+        precisions = self.reader.precisions(path, values["precision"], device)
+        if spot is None:
+            return None
+        if values["precision"] is not None:
+            spot = replace(spot, precisions=precisions)
+        if batch is None:
+            return spot
         try:
-            if kind in DEVICES:
-                settings = fields_of(DEVICES[kind], without=["seed"])
-                return DEVICES[kind](**{key: values[key] for key in settings})
-            make_importable(self.base)
-            device: Device = own(kind, Device, values["arguments"])
-            return Place(device=device).device  # its key is told of here
-        except TailorbirdError as error:
-            self.faults.adopt(path, error)
-        return None
+            place = self._batched.setdefault((spot.place.name, batch), spot.place.batched(batch))
+        except ConfigError as error:
+            self.faults.add((*path, "batch"), str(error).removeprefix("batch: "))
+            return spot
+        return replace(spot, place=place)
 
-    def _sets(self, path: Path_, raw: object, place: Place) -> None:
+    def _sets(self, path: Path_, raw: object, spot: Spot) -> None:
         """A device's list of limits: each entry is a latency, or several limits that all hold."""
         if not isinstance(raw, list) or not raw:
             what = f"expected a list of limits such as [15, 0.5x], got {short(raw)}"
@@ -368,11 +381,13 @@ class _Reader:
                 continue
             several = isinstance(entry, dict)
             bounds = entry if several else {LATENCY: entry}
-            limits = self._limits(where, bounds, place, at_metrics=several)
-            self.wishes.append(_Wish(where, place.name, place, limits, place.name))
+            limits = self._limits(where, bounds, spot, at_metrics=several)
+            name = spot.place.name
+            written = {"device": name, "batch": None, "precision": None}
+            self.wishes.append(_Wish(where, name, spot, limits, written))
 
     def _limits(
-        self, path: Path_, raw: object, place: Place | None, *, at_metrics: bool = True
+        self, path: Path_, raw: object, spot: Spot | None, *, at_metrics: bool = True
     ) -> tuple[Limit, ...]:
         """Limits of one target; faults stand at their metrics, or at ``path`` itself."""
         if not isinstance(raw, dict) or not raw:
@@ -384,9 +399,11 @@ class _Reader:
         limits, wrong = read_limits(known, reference=self.reference)
         told = [(key, f"unknown metric{near(key, names)}") for key in raw if key not in names]
         told += wrong.items()
-        if self.needs == "table" and place is not None and place.table is None:
-            what = f"a latency limit needs device {place.name!r} to have latency_table"
-            told += [(key, what) for key in known if ALIASES.get(key, key) == LATENCY]
+        if self.needs == "table":
+            told += [(key, what) for key in known if (what := unsearchable(key))]
+        if self.needs == "table" and spot is not None and spot.place.table is None:
+            what = f"a latency limit needs device {spot.place.name!r} to have latency_table"
+            told += [(key, what) for key in known if ALIASES.get(key, key) in TIMES]
         for key, what in told:
             self.faults.add((*path, key) if at_metrics else path, what)
         return limits

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from tailorbird.device import Format, Precision, Run
@@ -23,11 +25,15 @@ class Calibration:
         loss: tells by how many points of accuracy a file is worse than the network in float32,
             where it will be run; without it no layer is kept in float32.
         max_loss: points that may be lost before layers are kept in float32.
+        like: a file in the same precision of a network of the same structure, such as the one that
+            quantisation-aware training was for. Its ranges and what it keeps in float32 are taken
+            over as they are, and only weights are new: nothing is calibrated.
     """
 
     images: Tensor
     loss: Callable[[Path], float] | None = None
     max_loss: float = 1.0
+    like: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,8 @@ class Written:
 
     Args:
         calibration: how ranges were found, such as ``"minmax"``; empty where nothing was quantised.
-        kept: layers that stayed in float32 though the file is quantised.
+        kept: layers that stayed in float32 though the file is quantised; not told again where
+            they are those of another file.
         loss: points of accuracy that the file loses, where it was asked.
     """
 
@@ -102,6 +109,13 @@ class Exporter(Protocol):
         self, module: nn.Module, path: Path, images: Tensor, run: Run | None = None
     ) -> Parity | Agreement:
         """Whether the file answers as the network does, where it is run."""
+
+    def run(self, path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What a file answers on this machine: asked where the device doesn't tell.
+
+        Raises:
+            ExportError: when it can't be run on these images (n, C, H, W).
+        """
 
     def metadata_of(self, path: Path) -> dict[str, str]:
         """What travels in a file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from tailorbird.device import ONNX, OPENVINO, Format, Precision, Run
 from tailorbird.errors import ExportError
 from tailorbird.export.exporter import Calibration, Exporter, Written
+from tailorbird.export.float16 import OnnxFloat16Exporter
+from tailorbird.export.int8 import OnnxInt8Exporter
 from tailorbird.export.onnx import (
     OUTPUT,
     PROBABILITIES,
     export_many,
     export_onnx,
-    metadata_of,
-    relabel,
 )
+from tailorbird.export.onnx_files import OnnxFiles
 from tailorbird.export.openvino import OpenVinoExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
@@ -26,19 +27,24 @@ from tailorbird.export.verify import Parity, verify
 __all__ = [
     "Calibration",
     "Exporter",
-    "Exporters",
     "OnnxExporter",
     "Written",
     "exporter_for",
 ]
 
 
-Exporters = Callable[[Format, Precision], Exporter]
-"""What makes files of a format in a precision."""
-
-
-def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A002  # the field's word
+def exporter_for(
+    format: Format,  # noqa: A002  # the field's word
+    precision: Precision,
+    *,
+    own: Exporter | None = None,
+) -> Exporter:
     """What makes files of a format in a precision.
+
+    Args:
+        format: of the files.
+        precision: that they compute in.
+        own: taken where it makes just these.
 
     Raises:
         ExportError: where nothing here does.
@@ -47,15 +53,22 @@ def exporter_for(format: Format, precision: Precision) -> Exporter:  # noqa: A00
         >>> exporter_for(ONNX, "float32").precision
         'float32'
     """
-    if (format.name, precision) == (ONNX.name, "float32"):
-        return OnnxExporter()
+    if own is not None and (own.format.name, own.precision) == (format.name, precision):
+        return own
+    if format.name == ONNX.name:
+        made: dict[Precision, Exporter] = {
+            "float32": OnnxExporter(),
+            "float16": OnnxFloat16Exporter(),
+            "int8": OnnxInt8Exporter(),
+        }
+        return made[precision]
     if format.name == OPENVINO.name:
         return OpenVinoExporter(precision=precision)
     raise ExportError(f"{format.name} files in {precision} are not made here")
 
 
 @dataclass(frozen=True)
-class OnnxExporter:
+class OnnxExporter(OnnxFiles):
     """ONNX files: PyTorch's dynamo exporter for what is shipped, the older one for timing."""
 
     format: Format = ONNX
@@ -101,11 +114,3 @@ class OnnxExporter:
     ) -> Parity:
         """See `tailorbird.export.verify.verify`."""
         return verify(module, path, images, run=run)
-
-    def metadata_of(self, path: Path) -> dict[str, str]:
-        """See `tailorbird.export.onnx.metadata_of`."""
-        return metadata_of(path)
-
-    def relabel(self, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-        """See `tailorbird.export.onnx.relabel`."""
-        relabel(source, path, metadata)

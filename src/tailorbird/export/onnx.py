@@ -38,6 +38,7 @@ CHUNK_BLOCKS = 48
 CHUNK_BYTES = 256_000_000
 
 _Shape = tuple[int, ...]
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -96,7 +97,7 @@ def export_onnx(
         _name_batch(single)
     onnx.helper.set_model_props(single, dict(metadata or {}))
     _check(single, path.name, full=True, limit=single_file_bytes)
-    return _write(single, path, sync=True, limit=single_file_bytes)
+    return write_model(single, path, sync=True, limit=single_file_bytes)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -147,7 +148,7 @@ def relabel(
     model = _loaded(source)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
-    return _write(model, path, sync=True, limit=single_file_bytes)
+    return write_model(model, path, sync=True, limit=single_file_bytes)
 
 
 def export_many(
@@ -157,6 +158,7 @@ def export_many(
     *,
     batch: int = 1,
     tracing: bool = True,
+    opset: int | None = None,
 ) -> list[Path]:
     """Write many modules as ``folder/NAME.onnx``, fast, for measuring.
 
@@ -170,6 +172,7 @@ def export_many(
         names: one file name each, without ``.onnx``.
         batch: images per call.
         tracing: try the tracing exporter first, which is faster but knows fewer operators.
+        opset: that the tracing exporter is asked for; its own choice by default.
 
     Returns:
         The files, in the order of ``modules``.
@@ -183,7 +186,7 @@ def export_many(
     slow = [
         i
         for i in range(len(modules))
-        if not (tracing and _export_traced(*modules[i], paths[i], batch=batch))
+        if not (tracing and _export_traced(*modules[i], paths[i], batch=batch, opset=opset))
     ]
     for chunk in _chunks([modules[i][0] for i in slow]):
         places = [slow[position] for position in chunk]
@@ -198,7 +201,9 @@ def export_many(
     return paths
 
 
-def _export_traced(module: nn.Module, shape: _Shape, path: Path, *, batch: int) -> bool:
+def _export_traced(
+    module: nn.Module, shape: _Shape, path: Path, *, batch: int, opset: int | None
+) -> bool:
     """Convert by the tracing exporter; whether that worked."""
     try:
         with scratch() as folder, silent(), torch.no_grad():
@@ -208,6 +213,7 @@ def _export_traced(module: nn.Module, shape: _Shape, path: Path, *, batch: int) 
                 (torch.zeros(batch, *shape),),
                 file,
                 dynamo=False,
+                opset_version=opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
             )
@@ -217,7 +223,7 @@ def _export_traced(module: nn.Module, shape: _Shape, path: Path, *, batch: int) 
         return False
     if [value.name for value in (*model.graph.input, *model.graph.output)] != [INPUT, OUTPUT]:
         return False
-    _write(model, path, sync=False)
+    write_model(model, path, sync=False)
     return True
 
 
@@ -261,7 +267,7 @@ def _export_chunk(
         _export_chunk(modules[middle:], paths[middle:], faults, batch)
         return
     for part, path in zip(parts, paths, strict=True):
-        _write(part, path, sync=False)
+        write_model(part, path, sync=False)
 
 
 def _convert(
@@ -326,6 +332,8 @@ def _cut(model: onnx.ModelProto, index: int, output: str = OUTPUT) -> onnx.Model
         for names in (node.input, node.output):
             for place, name in enumerate(names):
                 names[place] = renamed.get(name, name)
+        layer = _layer(node)
+        node.name = f"{layer}/{node.name}" if layer else node.name
         node.ClearField("metadata_props")  # holds stack traces with this machine's paths
         node.ClearField("doc_string")
     for value in (*graph.input, *graph.output):
@@ -337,6 +345,15 @@ def _cut(model: onnx.ModelProto, index: int, output: str = OUTPUT) -> onnx.Model
         entry.ClearField("metadata_props")
         entry.ClearField("doc_string")
     return part
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    """Path of the submodule whose code a node comes from; empty where that is the network."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = re.findall(r"'([^']*)'", entry.value)
+            return scopes[-2] if len(scopes) > 1 else ""
+    return ""
 
 
 def _name_batch(model: onnx.ModelProto) -> None:
@@ -363,7 +380,7 @@ def _check(
         ) from error
 
 
-def _write(
+def write_model(
     model: onnx.ModelProto, path: Path, *, sync: bool, limit: int = SINGLE_FILE_BYTES
 ) -> Path:
     """Write the file whole or not at all; weights go beside it only if they must."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from tailorbird.device import OPENVINO, Format, Precision, Run
@@ -115,6 +117,10 @@ class OpenVinoExporter:
         if self.precision == "float32":
             return verify(module, path, images, run=run or run_openvino)
         return agreement(module, path, images, precision=self.precision, run=run or run_openvino)
+
+    def run(self, path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `tailorbird.measure.openvino.run_openvino`."""
+        return run_openvino(path, images)
 
     def metadata_of(self, path: Path) -> dict[str, str]:
         """What travels in a file.

@@ -12,13 +12,14 @@ from torch import fx
 from tailorbird.errors import StoreError
 from tailorbird.export.bundle import load_student
 from tailorbird.files import digest_of, write_json
-from tailorbird.fit.choose import Aim, Choice, Past
+from tailorbird.fit.places import precisions_for
+from tailorbird.fit.pools import Aim, Choice, Past
 from tailorbird.fit.ship import DELIVERED
 from tailorbird.records import Kind, read_record
 from tailorbird.report.record import TargetResult
 from tailorbird.runfolder import short_hash
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import Target
+from tailorbird.targets import PLAIN, Target
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -70,6 +71,9 @@ def request_of(target: Target, strategy: Strategy | None, **made_from: object) -
         "device": target.place.key,
         **made_from,
     }
+    precisions = precisions_for(target)
+    if precisions != (PLAIN,):
+        asked["precisions"] = precisions
     if strategy is not None:
         asked["strategy"] = strategy.name
     return short_hash(asked)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
+from tailorbird.device import Precision
 from tailorbird.errors import TailorbirdError
 from tailorbird.files import scratch
-from tailorbird.fit.candidates import Made
+from tailorbird.fit.candidates import Made, Network
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.prove import Finished, prove
 from tailorbird.fit.results import result_of
-from tailorbird.fit.serve import better
+from tailorbird.fit.serve import preferred
 from tailorbird.fit.ship import Shipping
+from tailorbird.measure.guarded import judged_at_most
 from tailorbird.progress import Progress
 from tailorbird.report.record import TargetResult
-from tailorbird.targets import Target
+from tailorbird.report.words import in_words
+from tailorbird.targets import Place, Target
 
 
 def ship_as_is(
@@ -25,7 +29,9 @@ def ship_as_is(
     *,
     judges: Judges,
     shipping: Shipping,
-    beside: Callable[[], Path],
+    beside: Callable[[Place], Path],
+    places: Callable[[Target], Sequence[Place]],
+    floors: Mapping[str, float],
     sessions: int,
     progress: Progress,
 ) -> list[TargetResult]:
@@ -42,7 +48,9 @@ def ship_as_is(
         bases: place's name -> the reference's figures there, for places that measure.
         judges: of accuracies.
         shipping: writes the files.
-        beside: gives its exported file.
+        beside: gives the reference's exported file for a place.
+        places: a target's place in each precision that it may have.
+        floors: target's name -> the least accuracy on validation images that it asks for.
         sessions: of a network at most.
         progress: told what is taken, and what can't be exported or run.
 
@@ -51,46 +59,93 @@ def ship_as_is(
     """
     held = {target.name: result for target, result in answered}
     taken: dict[str, TargetResult] = {}
-    scores = {name: judges.validation(name, network) for name, network in networks.items()}
+    scores = {
+        name: judges.validation(name, Network(one.module, one.input_shape))
+        for name, one in networks.items()
+    }
     for name in sorted(networks, key=lambda name: (-scores[name].value, scores[name].loss)):
-        network = networks[name]
-        there = [
-            target
-            for target, _ in answered
-            if target.place.name in bases and better(scores[name], held[target.name])
-        ]
-        if not there:
-            continue
-        finished = [
-            Finished(target=t, key=(), student=network, base=bases[t.place.name]) for t in there
-        ]
-        with scratch() as folder:
-            aside = shipping.at(folder)
-            proofs = prove(
+        for precision in get_args(Precision):
+            finished = [
+                Finished(
+                    target=target,
+                    place=place,
+                    key=(),
+                    student=networks[name],
+                    base=bases[target.place.name],
+                )
+                for target, _ in answered
+                if target.place.name in bases
+                and preferred(target, scores[name], held[target.name], floors.get(target.name))
+                for place in places(target)
+                if place.precision == precision
+            ]
+            found = _proven(
+                name,
                 finished,
-                aside,
-                reference=None,
+                held,
+                judges=judges,
+                shipping=shipping,
                 beside=beside,
+                floors=floors,
                 sessions=sessions,
                 progress=progress,
             )
-            for target in there:
-                proof = proofs[target.name]
-                if isinstance(proof, TailorbirdError):
-                    progress.say(f"{target.name}: {name} as it is was not tried: {proof}")
-                elif proof.word == "met":
-                    shipping.copy(aside.home(target.name), target.name)
-                    held[target.name] = taken[target.name] = result_of(
-                        target,
-                        proof,
-                        judges.of(name, network),
-                        reference=judges.reference,
-                        onnx=f"students/{target.name}/{shipping.exporter.format.file}",
-                        minutes=held[target.name].minutes,
-                        as_is=name,
-                    )
-                    progress.say(
-                        f"{target.name}: {name} as it is keeps its limits and is better than the "
-                        "student; it is taken"
-                    )
+            held |= found
+            taken |= found
     return list(taken.values())
+
+
+def _proven(
+    name: str,
+    finished: Sequence[Finished],
+    held: Mapping[str, TargetResult],
+    *,
+    judges: Judges,
+    shipping: Shipping,
+    beside: Callable[[Place], Path],
+    floors: Mapping[str, float],
+    sessions: int,
+    progress: Progress,
+) -> dict[str, TargetResult]:
+    """Targets that one network serves better, in one precision; its files are put in place."""
+    if not finished:
+        return {}
+    found: dict[str, TargetResult] = {}
+    with scratch() as folder:
+        aside = shipping.at(folder)
+        proofs = prove(
+            finished,
+            aside,
+            reference=None,
+            beside=beside,
+            sessions=sessions,
+            progress=progress,
+        )
+        for one in finished:
+            target, proof = one.target, proofs[one.target.name]
+            own = held[target.name]
+            if isinstance(proof, TailorbirdError):
+                progress.say(f"{target.name}: {name} as it is was not tried: {proof}")
+                continue
+            images = judged_at_most(one.place.device)
+            accuracies = judges.of(
+                (name, one.place.key), aside.answers(proof.shipped, one.place), images=images
+            )
+            floor = floors.get(target.name)
+            wanted = preferred(target, accuracies.validation, own, floor, proof.measured)
+            if proof.word == "met" and wanted:
+                shipping.copy(aside.home(target.name), target.name)
+                found[target.name] = result_of(
+                    target,
+                    proof,
+                    accuracies,
+                    reference=judges.reference(images),
+                    precision=one.place.precision,
+                    minutes=own.minutes,
+                    as_is=name,
+                )
+                progress.say(
+                    f"{target.name}: {name} as it is{in_words(one.place.precision)} keeps its "
+                    "limits and is better than the student; it is taken"
+                )
+    return found

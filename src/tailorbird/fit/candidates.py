@@ -43,8 +43,12 @@ class Timing(Protocol):
     """Times networks at one place, beside the reference, and remembers."""
 
     @property
+    def base_ms(self) -> float:
+        """The reference's latency there in float32: what shares of limits are of."""
+
+    @property
     def reference_ms(self) -> float:
-        """The reference's own latency there."""
+        """The reference's own latency there, in the place's precision."""
 
     @property
     def known(self) -> Mapping[str, Latency]:
@@ -53,7 +57,7 @@ class Timing(Protocol):
     def measure(
         self, networks: Mapping[str, Make], *, title: str = ..., together: int = ...
     ) -> Mapping[str, Latency]:
-        """Latencies by name, as if the reference took `reference_ms` now, too.
+        """Latencies by name, as if the reference took `base_ms` now, too.
 
         Args:
             networks: name -> builds it; the name says whether it is known.
@@ -132,6 +136,12 @@ class Candidates(Estimated, Protocol):
     def reference(self) -> Key:
         """What shares of limits are of: the teacher, or the full network."""
 
+    @property
+    def closes(self) -> float:
+        """Share of what a candidate's accuracy lacks of the reference's that training it further
+        is expected to win, before any has been trained.
+        """
+
     def prepare(self) -> None:
         """What is needed before the first place is opened; only called where something is open."""
 
@@ -142,7 +152,7 @@ class Candidates(Estimated, Protocol):
         """Begin the estimate of latencies at a place; returns the reference's, in ms.
 
         Args:
-            place: where.
+            place: where, and in which precision: each has estimates of its own.
             timing: times parts and networks there; ``None`` where the place only has a table.
 
         Raises:
@@ -171,6 +181,17 @@ class Candidates(Estimated, Protocol):
 
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
         """How candidates answer the validation images; what is known is not computed again."""
+
+    def weigh(self, network: Network, images: int) -> Judgement:
+        """How any network answers some validation images, by the same rule as `judge`.
+
+        Args:
+            network: such as a file of a candidate.
+            images: how many at most; the choice is the same for every network.
+        """
+
+    def judged_as(self, key: Key) -> Network:
+        """The candidate as `judge` looks at it, on the CPU in eval mode."""
 
     def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
         """Train candidates further, together; ``names`` are for messages."""

@@ -6,9 +6,10 @@ takes the best of its place's pool within its limits, as measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from statistics import fmean
 
 import numpy as np
 
@@ -22,12 +23,14 @@ from tailorbird.fit.candidates import (
     latency_at,
     rows,
 )
+from tailorbird.fit.pools import Aim, Choice, Files, Option, Past, Pool, own_place
 from tailorbird.fit.propose import Wish, propose
-from tailorbird.measure.counts import count
+from tailorbird.fit.serve import spared_by
+from tailorbird.measure.counts import count, in_precision
 from tailorbird.progress import Progress
 from tailorbird.search.selection import within
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import LATENCY, Place, Target
+from tailorbird.targets import LATENCY, PLAIN, Place, Target
 
 MARGIN = 0.02
 """Share of a latency limit kept free at the choice, for the noise of the final measurement."""
@@ -35,82 +38,17 @@ MARGIN = 0.02
 NEAR = 0.95
 """A choice that takes this share of its latency limit leaves little to search for."""
 
+LADDER = (0.25, 0.4, 0.55, 0.7, 0.85)
+"""Shares of the reference's figure that candidates are searched for under a limit on accuracy."""
+
+SMALLER = {"size_mb", "peak_memory_mb"}
+"""What a lower precision saves even where it saves no time."""
+
 EXACT = 1e-6
 """Estimates that are off by less are taken as exact."""
 
 SAFETY = 0.99
 """What is asked for after a miss, as a share of what would just have been enough."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The candidate chosen for a target.
-
-    Args:
-        key: its genome.
-        name: the same as a short text.
-        limits: metric -> bound in its unit, margin not taken off.
-        figures: metric -> figure of the whole network; latency measured where it can be.
-        accuracy: on the validation split, before it is trained further.
-    """
-
-    key: Key
-    name: str
-    limits: Mapping[str, float]
-    figures: Mapping[str, float]
-    accuracy: float
-
-
-@dataclass
-class Pool:
-    """What is known at one place.
-
-    Args:
-        place: where.
-        timing: times networks there; ``None`` where the place has only a table.
-        base: the reference's figures.
-        candidates: those proposed, each with its latency in ms, and the reference.
-        checks: networks that only correct the estimate.
-    """
-
-    place: Place
-    timing: Timing | None
-    base: Mapping[str, float]
-    candidates: dict[Key, float]
-    checks: dict[Key, float] = field(default_factory=dict)
-
-    @property
-    def searched(self) -> bool:
-        """Whether candidates have been proposed for this place: the reference is there anyway."""
-        return len(self.candidates) > 1
-
-    @property
-    def informed(self) -> bool:
-        """Whether the estimate has been corrected by whole networks."""
-        return self.timing is not None and (self.searched or bool(self.checks))
-
-
-@dataclass(frozen=True)
-class Past:
-    """The networks of a pool when it was left; their figures are in the place's store."""
-
-    candidates: tuple[Key, ...] = ()
-    checks: tuple[Key, ...] = ()
-
-
-@dataclass
-class Aim:
-    """How a target is chosen for: tighter after a miss, and without what missed.
-
-    Args:
-        scale: share of the limit that is asked for.
-        missed: candidates that came out over it, or too near to tell.
-        undecided: the last of those that were too near: taken where nothing tighter is found.
-    """
-
-    scale: float = 1.0
-    missed: list[Key] = field(default_factory=list)
-    undecided: Key | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -124,9 +62,12 @@ class Chooser:
         searches: at most, in one call of `settle`.
         seed: of the search.
         progress: told how it goes.
+        places: a target's place in each precision that it may have, float32 first.
+        files: judges candidates in other precisions; as they are in float32 without it.
 
     Attributes:
         failed: place's name -> why its device failed; that costs its own targets only.
+        slow: place's name -> that its precision makes the reference no faster than float32 does.
     """
 
     candidates: Candidates
@@ -136,21 +77,33 @@ class Chooser:
     searches: int
     seed: int
     progress: Progress
+    places: Callable[[Target], Sequence[Place]] = own_place
+    files: Files | None = None
 
     def __post_init__(self) -> None:
         self.pools: dict[str, Pool] = {}
         self.aims: dict[str, Aim] = {}
         self.failed: dict[str, MeasurementError | ExportError] = {}
+        self.slow: dict[str, str] = {}
         self._counted: dict[Key, dict[str, float]] = {}
         self._judged: dict[Key, Judgement] = {}
+        self._as_files: dict[Option, Judgement] = {}
+        self._closed: list[float] = []
 
     def open(self, place: Place, timing: Timing | None, past: Past | None = None) -> None:
         """Begin a place's pool, or take it up; a device that fails is noted in ``failed``."""
         reference, past = self.candidates.reference, past or Past()
         try:
             latency = self.candidates.open(place, timing)
-            base = {**self.counted(reference), LATENCY: latency}
+            plain = latency if timing is None else timing.base_ms
+            base = {**self.counted(reference), LATENCY: plain}
             self.pools[place.name] = Pool(place, timing, base, {reference: latency})
+            if place.precision != PLAIN and latency >= plain:
+                self.slow[place.name] = (
+                    f"{place.precision} is no faster than float32 here: the "
+                    f"{self.candidates.words.reference} takes {latency:.4g} ms, {plain:.4g} in "
+                    "float32"
+                )
             first = self.candidates.checks(place, ())
             self.measure(place.name, past.candidates, [*past.checks, *first])
         except (MeasurementError, ExportError) as error:
@@ -196,49 +149,162 @@ class Chooser:
         """Search until the choices come near their limits, nothing new is found, or enough."""
         left = [target for target in targets if not self._within_reach(target)]
         for _ in range(self.searches):
-            left = [target for target in left if target.place.name not in self.failed]
+            left = [target for target in left if self.open_places(target)]
             informed = {name for name, pool in self.pools.items() if pool.informed}
             if not left or not self._search(left):
                 break
             left = [
                 target
                 for target in left
-                if not (target.place.name in informed and self._near(target))
+                if not (informed.issuperset(self.open_places(target)) and self._near(target))
             ]
         self._judge_within(targets)
 
-    def choose(self, target: Target) -> Choice:
-        """The best of the place's pool within the limits, as measured.
+    def open_places(self, target: Target) -> list[str]:
+        """Names of the places in which a target can be chosen for now, float32 first."""
+        shut = {*self.failed, *self.aim(target).without}
+        if target.precisions is None and not {limit.metric for limit in target.bounds} & SMALLER:
+            shut |= self.slow.keys()
+        return [
+            place.name
+            for place in self.places(target)
+            if place.name in self.pools and place.name not in shut
+        ]
+
+    def notes(self, target: Target) -> list[str]:
+        """Why precisions were not taken for a target."""
+        names = [place.name for place in self.places(target)]
+        open_ones, without = self.open_places(target), self.aim(target).without
+        slow = [self.slow[name] for name in names if name in self.slow and name not in open_ones]
+        failed = [
+            f"{place.precision}: {self.failed[place.name]}"
+            for place in self.places(target)
+            if place.name in self.failed and place.precision != PLAIN
+        ]
+        return [*slow, *failed, *(without[name] for name in names if name in without)]
+
+    def shut(self, target: Target, name: str, reason: str) -> None:
+        """A place's precision does not do for a target."""
+        self.aim(target).without[name] = reason
+
+    def choose(self, target: Target, *, sure: bool = False) -> Choice:
+        """The best of the place's pools within the limits, as measured.
+
+        Best is the most accurate. Where accuracy is limited, it is the fastest of those that are
+        expected to keep that limit once they are trained further; the smallest, where the latency
+        is limited as well.
+
+        Args:
+            target: a place and limits.
+            sure: nothing is expected of training: only what is accurate enough as it is will do.
 
         Raises:
-            InfeasibleError: when none is, with the lowest figures of the pool.
+            InfeasibleError: when none is, with the lowest figures of the pools.
             MeasurementError, ExportError: when the device failed.
         """
-        name = target.place.name
-        if name in self.failed:
-            raise self.failed[name]
+        if not self.open_places(target):
+            raise self._failure(target)
         limits, missed = self.limits(target), self.aim(target).missed
+        floor = self.floor(target)
         for allowed in self._allowed(target):
-            met = [key for key in self._kept(name, allowed) if key not in missed]
-            if met:
-                return self._best(target, met)
+            met = [option for option in self._kept(target, allowed) if option not in missed]
+            best = self._best(target, met, floor, sure=sure)
+            if best is not None:
+                return best
         undecided = self.aim(target).undecided
         if undecided is not None:
-            return self._best(target, [undecided])
-        raise self._infeasible(target, limits)
+            best = self._best(target, [undecided], floor, sure=sure)
+            if best is not None:
+                return best
+        raise self._infeasible(target, limits, floor)
 
-    def _best(self, target: Target, keys: Sequence[Key]) -> Choice:
-        self.judge(keys)
-        name = target.place.name
-        pool = self.pools[name].candidates
-        best = max(keys, key=lambda key: (self._judged[key].quality, -pool[key]))
-        return Choice(
-            key=best,
-            name=self.candidates.label(best),
-            limits=self.limits(target),
-            figures=self._figures(name, best),
-            accuracy=self._judged[best].accuracy,
-        )
+    def floor(self, target: Target) -> float | None:
+        """The least accuracy on validation images that a target asks for."""
+        if target.accuracy(1.0) is None:
+            return None
+        self.judge([self.candidates.reference])
+        return target.accuracy(self._judged[self.candidates.reference].accuracy)
+
+    def trained(self, choice: Choice, accuracy: float) -> None:
+        """Take in what a candidate's accuracy on validation images became."""
+        most = self._judged[self.candidates.reference].accuracy
+        if choice.key != self.candidates.reference and choice.accuracy < most:
+            self._closed.append((accuracy - choice.accuracy) / (most - choice.accuracy))
+
+    def _failure(self, target: Target) -> MeasurementError | ExportError:
+        for place in self.places(target):
+            if place.name in self.failed:
+                return self.failed[place.name]
+        return ExportError("; ".join(self.aim(target).without.values()))
+
+    def _best(
+        self, target: Target, options: Sequence[Option], floor: float | None, *, sure: bool
+    ) -> Choice | None:
+        """The best of some options; ``None`` where none will do, or none can be made a file.
+
+        A file in a lower precision answers no better than its network, by and large. So options
+        are taken as good as their networks until their turn comes; then the file is judged.
+        """
+        self.judge([key for _, key in options])
+        left = list(options)
+        while left:
+            if floor is None:
+                best = max(left, key=self._rank)
+            else:
+                left = [one for one in left if self._expected(one, sure=sure) >= floor]
+                if not left:
+                    return None
+                best = min(left, key=lambda one: self._cost(target, one))
+            if self._seen(best):
+                name, key = best
+                return Choice(
+                    key=key,
+                    name=self.candidates.label(key),
+                    limits=self.limits(target),
+                    figures=self._figures(name, key),
+                    accuracy=self._judgement(best).accuracy,
+                    place=name,
+                    precision=self.pools[name].place.precision,
+                )
+            if not self._judge_file(best):
+                left.remove(best)
+        return None
+
+    def _rank(self, option: Option) -> tuple[float, float]:
+        name, key = option
+        return self._judgement(option).quality, -self.pools[name].candidates[key]
+
+    def _cost(self, target: Target, option: Option) -> float:
+        return self._figures(*option)[spared_by(target)]
+
+    def _expected(self, option: Option, *, sure: bool) -> float:
+        """The accuracy that an option is expected to have once it is trained further."""
+        found, reference = self._judgement(option).accuracy, self.candidates.reference
+        if sure or option[1] == reference:
+            return found
+        closes = fmean(self._closed) if self._closed else self.candidates.closes
+        return found + closes * max(0.0, self._judged[reference].accuracy - found)
+
+    def _judgement(self, option: Option) -> Judgement:
+        return self._as_files.get(option, self._judged[option[1]])
+
+    def _seen(self, option: Option) -> bool:
+        plain = self.pools[option[0]].place.precision == PLAIN
+        return plain or self.files is None or option in self._as_files
+
+    def _judge_file(self, option: Option) -> bool:
+        """See to it that an option has been judged as a file; whether that could be done."""
+        assert self.files is not None
+        name, key = option
+        try:
+            self._as_files[option] = self.files.judge(
+                self.pools[name].place, key, self._judged[key]
+            )
+        except (ExportError, MeasurementError) as error:
+            self.progress.say(f"{name}: {self.candidates.label(key)} is left out: {error}")
+            del self.pools[name].candidates[key]
+            return False
+        return True
 
     def miss(
         self, target: Target, choice: Choice, slower: float, *, undecided: bool = False
@@ -249,20 +315,33 @@ class Chooser:
             slower: latency of the file as a multiple of what the candidate had taken.
             undecided: it may be within the limit, and is chosen again where nothing else is left.
         """
-        aim = self.aim(target)
+        aim, option = self.aim(target), (choice.place, choice.key)
         if undecided:
-            aim.undecided = choice.key
-        if choice.key not in aim.missed:
-            aim.missed.append(choice.key)
+            aim.undecided = option
+        if option not in aim.missed:
+            aim.missed.append(option)
         aim.scale = min(aim.scale, SAFETY / max(slower, 1.0))
+
+    def dismiss(self, target: Target, choice: Choice) -> None:
+        """Note that a choice is not accurate enough: it is not chosen again."""
+        self.aim(target).missed.append((choice.place, choice.key))
 
     def aim(self, target: Target) -> Aim:
         """How the target is chosen for."""
         return self.aims.setdefault(target.name, Aim())
 
+    def base(self, target: Target) -> Mapping[str, float]:
+        """The reference's figures at a target's place, in float32.
+
+        Raises:
+            KeyError: where the place has not been opened.
+        """
+        names = [place.name for place in self.places(target) if place.name in self.pools]
+        return self.pools[names[0] if names else target.place.name].base
+
     def limits(self, target: Target) -> dict[str, float]:
         """The target's bounds in their units."""
-        return target.absolute(self.pools[target.place.name].base)
+        return target.absolute(self.base(target))
 
     def judge(self, keys: Sequence[Key]) -> None:
         """See to it that candidates have been judged, all that are new at once."""
@@ -274,9 +353,12 @@ class Chooser:
 
     def _search(self, targets: Sequence[Target]) -> int:
         """One search for all; the number of candidates that are new."""
-        bias = {name: self._bias(name) for name in {target.place.name for target in targets}}
+        bias = {name: self._bias(name) for target in targets for name in self.open_places(target)}
         wishes = [
-            Wish(target.name, self._wish(target, bias[target.place.name])) for target in targets
+            Wish((target.name, name), bounds)
+            for target in targets
+            for name in self.open_places(target)
+            for bounds in self._wishes(target, name, bias[name])
         ]
         found = propose(
             self.candidates,
@@ -287,8 +369,8 @@ class Chooser:
             progress=self.progress,
         )
         by_place: dict[str, list[Key]] = {}
-        for target in targets:
-            by_place.setdefault(target.place.name, []).extend(found.get(target.name, ()))
+        for wish in wishes:
+            by_place.setdefault(wish.owner[1], []).extend(found.get(wish.owner, ()))
         new = 0
         for name, keys in by_place.items():
             pool = self.pools[name]
@@ -304,25 +386,34 @@ class Chooser:
         self._judge_within(targets)
         return new
 
-    def _wish(self, target: Target, bias: Mapping[str, float]) -> dict[str, float]:
-        latency = latency_at(target.place)
-        return {
-            latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
-            for metric, bound in self._tight(target).items()
-        }
+    def _wishes(
+        self, target: Target, name: str, bias: Mapping[str, float]
+    ) -> list[dict[str, float]]:
+        """Bounds to search under at a place; several where the accuracy is limited."""
+        latency, tight = latency_at(self.pools[name].place), self._tight(target)
+        asked = [tight]
+        if self.floor(target) is not None:
+            spared = spared_by(target)
+            asked = [{**tight, spared: share * self.base(target)[spared]} for share in LADDER]
+        return [
+            {
+                latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
+                for metric, bound in bounds.items()
+            }
+            for bounds in asked
+        ]
 
     def _bias(self, name: str) -> dict[str, float]:
         """Metric -> what is counted of a place's candidates, as a multiple of its estimate.
 
         Sizes and memory are estimated roughly; what is counted is exact.
         """
-        keys = [key for key in self.pools[name].candidates if key != self.candidates.reference]
-        if not keys:
-            return {}
+        reference, precision = self.candidates.reference, self.pools[name].place.precision
+        keys = [key for key in self.pools[name].candidates if key != reference] or [reference]
         estimated = self.candidates.cost(rows(keys))
         found = {}
         for metric in self.counted(keys[0]).keys() & estimated.keys():
-            exact = np.array([self.counted(key)[metric] for key in keys])
+            exact = np.array([in_precision(self.counted(k), precision)[metric] for k in keys])
             ratio = float(np.median(exact / estimated[metric]))
             if abs(ratio - 1.0) > EXACT:
                 found[metric] = ratio
@@ -331,24 +422,33 @@ class Chooser:
     def _judge_within(self, targets: Sequence[Target]) -> None:
         keys: list[Key] = []
         for target in targets:
-            if target.place.name not in self.failed:
-                keys += self._kept(target.place.name, self._allowed(target)[-1])
+            if self.open_places(target):
+                keys += [key for _, key in self._kept(target, self._allowed(target)[-1])]
         self.judge(keys)
 
     def _within_reach(self, target: Target) -> bool:
         """Whether the reference itself keeps the limits: nothing is gained by a search."""
-        name = target.place.name
-        if name in self.failed:
+        names = self.open_places(target)
+        if not names:
             return True
-        reference = self.candidates.reference
-        missed = reference in self.aim(target).missed
-        return not missed and within(self.pools[name].base, self._tight(target))
+        if self.floor(target) is not None:
+            return False
+        reference, tight = self.candidates.reference, self._tight(target)
+        kept = {
+            (name, reference)
+            for name in names
+            if reference in self.pools[name].candidates
+            and within(self._figures(name, reference), tight)
+        }
+        return not kept.issubset(self.aim(target).missed)
 
     def _near(self, target: Target) -> bool:
         try:
             choice = self.choose(target)
         except TailorbirdError:
             return False
+        if self.floor(target) is not None:
+            return True
         bound = self._tight(target).get(LATENCY)
         return bound is None or choice.figures[LATENCY] >= NEAR * bound
 
@@ -356,7 +456,8 @@ class Chooser:
 
     def _tight(self, target: Target) -> dict[str, float]:
         """What to choose by: the latency with a margin, tighter after a miss."""
-        margin = 0.0 if self.pools[target.place.name].timing is None else MARGIN
+        measured = any(self.pools[name].timing is not None for name in self.open_places(target))
+        margin = MARGIN if measured else 0.0
         scale = self.aim(target).scale * (1 - margin)
         return {
             metric: bound * (scale if metric == LATENCY else 1.0)
@@ -371,30 +472,40 @@ class Chooser:
         tight = self._tight(target)
         return [tight, self.limits(target)] if self.aim(target).scale == 1.0 else [tight]
 
-    def _kept(self, name: str, bounds: Mapping[str, float]) -> list[Key]:
+    def _kept(self, target: Target, bounds: Mapping[str, float]) -> list[Option]:
         return [
-            key for key in self.pools[name].candidates if within(self._figures(name, key), bounds)
+            (name, key)
+            for name in self.open_places(target)
+            for key in self.pools[name].candidates
+            if within(self._figures(name, key), bounds)
         ]
 
     def _figures(self, name: str, key: Key) -> dict[str, float]:
-        return {**self.counted(key), LATENCY: self.pools[name].candidates[key]}
+        pool = self.pools[name]
+        counted = in_precision(self.counted(key), pool.place.precision)
+        return {**counted, LATENCY: pool.candidates[key]}
 
-    def _infeasible(self, target: Target, limits: Mapping[str, float]) -> InfeasibleError:
-        pool, words = self.pools[target.place.name], self.candidates.words
-        known = [self._figures(target.place.name, key) for key in pool.candidates]
+    def _infeasible(
+        self, target: Target, limits: Mapping[str, float], floor: float | None
+    ) -> InfeasibleError:
+        words, names = self.candidates.words, self.open_places(target)
+        known = [self._figures(name, key) for name in names for key in self.pools[name].candidates]
         lowest = {metric: min(figures[metric] for figures in known) for metric in limits}
         asked = ", ".join(f"{metric} <= {bound:.4g}" for metric, bound in limits.items())
         reached = ", ".join(f"{metric} {value:.4g}" for metric, value in lowest.items())
-        how = "predicted" if pool.timing is None else "measured"
+        if floor is not None:
+            asked = ", ".join(filter(None, [asked, f"accuracy >= {floor:.4g}"]))
+        how = "predicted" if self.pools[names[0]].timing is None else "measured"
         slower = ""
         if self.aim(target).scale < 1.0 and LATENCY in limits:
             slower = (
                 " (a student came out slower than it had been measured, so "
                 f"{self._tight(target)[LATENCY]:.4g} ms were asked for)"
             )
+        told = f"; lowest {how}: {reached}" if reached else ""
         return InfeasibleError(
-            f"target '{target.name}': no {words.candidate} meets {asked}{slower}; lowest {how}: "
-            f"{reached}; {words.way_out}",
+            f"target '{target.name}': no {words.candidate} meets {asked}{slower}{told}; "
+            f"{words.way_out}",
             target=target.name,
             limits=limits,
             lowest=lowest,

@@ -14,83 +14,44 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from torch import fx
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import (
     ConfigError,
-    ExportError,
     InfeasibleError,
-    MeasurementError,
+    PrecisionError,
     TailorbirdError,
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
-from tailorbird.export.options import ExportOptions
 from tailorbird.fit.answers import Answers, Round, Student
 from tailorbird.fit.as_is import ship_as_is
-from tailorbird.fit.bench import bench_at, try_out
 from tailorbird.fit.candidates import Candidates, Made, Network
-from tailorbird.fit.choose import Choice, Chooser, Past
-from tailorbird.fit.judge import Judges
+from tailorbird.fit.choose import Chooser
+from tailorbird.fit.judge import Accuracies, Judges
+from tailorbird.fit.opening import Opening
+from tailorbird.fit.places import places_for
+from tailorbird.fit.pools import Choice
 from tailorbird.fit.prove import Finished, Proof, prove
+from tailorbird.fit.quantised import JudgedFiles, Quantiser, Rounding
 from tailorbird.fit.results import result_of
 from tailorbird.fit.serve import moves
-from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import FEWER, Settings, Until, check_targets
 from tailorbird.fit.ship import Shipping, clear, export_reference
+from tailorbird.measure.guarded import judged_at_most
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import TargetResult
-from tailorbird.report.words import figure
+from tailorbird.report.words import figure, in_words
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import LATENCY, Place, Target, places_of
+from tailorbird.targets import LATENCY, PLAIN, Place, Target, places_of
 from tailorbird.task import CLASSIFICATION, Task
-
-Until = Literal["search", "retrain", "export"]
-"""Where to stop; each value includes what comes before it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How targets are fitted.
-
-    Args:
-        rounds: most searches in a row, and most attempts at a target's limits.
-        candidates: proposed per target and search.
-        sessions: measurements of a finished student at most, until its limit is clear.
-        export: of the files.
-        seed: of the search.
-
-    Raises:
-        ConfigError: listing every value out of range.
-    """
-
-    rounds: int = 3
-    candidates: int = 4
-    sessions: int = MOST
-    export: ExportOptions = field(default_factory=ExportOptions)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"rounds": 1, "candidates": 1, "sessions": 1, "seed": 0}
-        problems = [
-            f"{name}: expected {bound} or more, got {getattr(self, name)}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
-        if problems:
-            raise ConfigError(problems)
-
-    def asked(self) -> dict[str, object]:
-        """The settings as a request counts them: those that came later only where they are set."""
-        found = {**asdict(self), "export": self.export.asked()}
-        return {k: v for k, v in found.items() if k != "sessions" or v != MOST}
 
 
 @dataclass
@@ -104,22 +65,6 @@ class _Attempt:
     result: TargetResult | None = None
     module: fx.GraphModule | None = None
     seconds: float = 0.0
-
-
-def check_targets(targets: Sequence[Target]) -> list[str]:
-    """Faults of a list of targets: none at all, names that occur twice, places that differ."""
-    if not targets:
-        return ["targets: the list is empty; give at least one device with a limit"]
-    names = [target.name for target in targets]
-    problems = [
-        f"targets: the name '{name}' occurs twice"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    try:
-        places_of(targets)
-    except ConfigError as error:
-        problems += error.problems
-    return problems
 
 
 def fit(
@@ -156,22 +101,30 @@ def fit(
         beside: the folder of its exported file, made when missing.
         task: what outputs mean.
         strategy: how candidates are searched; what suits them where ``None``.
-        exporter: makes the files; ONNX where ``None``.
+        exporter: makes files of its own format and precision, ONNX in float32 where ``None``;
+            others come from `exporter_for`.
         until: where to stop.
         progress: told how it goes.
         trust: import paths of code that students of an earlier run may be made of.
 
     Raises:
-        ConfigError: for no targets, names that occur twice or different places of one name.
+        ConfigError: for no targets, names that occur twice, different places of one name, or a
+            precision that a device does not run.
         StoreError: when the folder can't be written.
     """
     exporter = exporter or OnnxExporter()
-    problems = check_targets(targets)
+    problems, places = check_targets(targets), {}
+    for target in targets:
+        try:
+            places[target.name] = places_for(target, exporter)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     return _Fitting(
         candidates,
         [_Attempt(target, request(target)) for target in targets],
+        places=places,
         data=data,
         folder=folder,
         settings=settings,
@@ -193,6 +146,7 @@ class _Fitting:
         candidates: Candidates,
         attempts: Sequence[_Attempt],
         *,
+        places: Mapping[str, Sequence[Place]],
         data: ImageData,
         folder: RunFolder,
         settings: Settings,
@@ -204,14 +158,22 @@ class _Fitting:
         progress: Progress,
         trust: Collection[str],
     ) -> None:
-        self.candidates, self.attempts = candidates, attempts
+        self.candidates, self.attempts, self._places = candidates, attempts, places
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
         self._make_reference, self._beside = reference, beside
         self._strategy = strategy
         self.answers = Answers(folder.path, trust)
-        self.shipping = Shipping(data, folder.path, settings.export, exporter)
         self._judges = Judges(data, lambda: self._reference, task)
+        rounding = Rounding(
+            reference=lambda: self._reference,
+            task=task,
+            seed=settings.seed,
+            folder=folder.path / "fit" / "rounding",
+            progress=progress,
+        )
+        quantiser = Quantiser(data, self._judges, settings.quantise, rounding)
+        self.shipping = Shipping(data, folder.path, settings.export, exporter, quantiser)
 
     @cached_property
     def chooser(self) -> Chooser:
@@ -223,7 +185,19 @@ class _Fitting:
             searches=self.settings.rounds,
             seed=self.settings.seed,
             progress=self.progress,
+            places=self._precisions,
+            files=JudgedFiles(self.candidates, self.shipping.quantiser, self.exporter),
         )
+
+    @cached_property
+    def _opening(self) -> Opening:
+        return Opening(
+            self.candidates, self.chooser, self.exporter, self.folder.stage, self.progress
+        )
+
+    def _precisions(self, target: Target) -> Sequence[Place]:
+        """A target's place in each precision that it may have."""
+        return self._places[target.name]
 
     def run(self, until: Until) -> list[Student]:
         """Students in the order of their targets."""
@@ -243,14 +217,14 @@ class _Fitting:
             return  # nothing is left that anything could be prepared for
         self.candidates.prepare()
         begun, first, names = self._begin()
-        for number in range(first, self.settings.rounds):
+        for number in range(first, self.settings.rounds + FEWER):
             asked = [a for a in self.attempts if a.target.name in names]
             open_ones = [a for a in asked if a.result is None]
             if not open_ones:
                 break
             self._note(begun, number, names)
             with self.folder.stage("search"):
-                self._choose(asked)
+                self._choose(asked, last=number >= self.settings.rounds - 1)
             if until == "search":
                 return
             chosen = [a for a in open_ones if a.result is None]
@@ -259,7 +233,7 @@ class _Fitting:
             if until == "retrain":
                 return
             with self.folder.stage("export"):
-                self._prove(chosen, last=number == self.settings.rounds - 1)
+                self._prove(chosen, last=number >= self.settings.rounds - 1)
             names = [a.target.name for a in chosen if a.result is None]
         self._serve()
         self.answers.forget()
@@ -270,13 +244,12 @@ class _Fitting:
         for place in places_of([attempt.target for attempt in open_ones]).values():
             if place.device is None:
                 continue
-            try:
-                try_out(place.device, self.exporter)
-            except (MeasurementError, ExportError) as error:
-                self.chooser.failed[place.name] = error
-                for attempt in open_ones:
-                    if attempt.target.place.name == place.name:
-                        self._give_up(attempt, error)
+            there = [a for a in open_ones if a.target.place.name == place.name]
+            others = [one for a in there for one in self._precisions(a.target)]
+            error = self._opening.try_out(place, others)
+            if error is not None:
+                for attempt in there:
+                    self._give_up(attempt, error)
 
     # rounds that survive a kill -----------------------------------------------------------------
 
@@ -290,20 +263,15 @@ class _Fitting:
             self.chooser.aims |= state.aims
         else:
             names, number = [a.target.name for a in open_ones], 0
-        for place in places_of([attempt.target for attempt in self.attempts]).values():
-            if any(a.target.place.name == place.name for a in open_ones) or (
-                state is not None and place.name in state.pools
-            ):
-                self._open(place, None if state is None else state.pools.get(place.name))
+        wanted = {a.target.name for a in open_ones}
+        every: dict[str, Place] = {}
+        for attempt in self.attempts:
+            for place in self._precisions(attempt.target):
+                if attempt.target.name in wanted or (state and place.name in state.pools):
+                    every.setdefault(place.name, place)
+        for name, place in every.items():
+            self._opening.open(place, None if state is None else state.pools.get(name))
         return begun, number, names
-
-    def _open(self, place: Place, past: Past | None) -> None:
-        with self.folder.stage(self.candidates.words.opening.format(place=place.name)):
-            timing = bench_at(self.candidates, place, self.exporter, self.progress)
-            if past is None:  # what was measured there before any kill, or for other targets
-                known = map(self.candidates.named, () if timing is None else timing.known)
-                past = Past(checks=tuple(key for key in known if key is not None))
-            self.chooser.open(place, timing, past)
 
     def _note(self, begun: str, number: int, names: Sequence[str]) -> None:
         """Write down what a round begins with."""
@@ -319,15 +287,14 @@ class _Fitting:
 
     # one round ----------------------------------------------------------------------------------
 
-    def _choose(self, attempts: Sequence[_Attempt]) -> None:
+    def _choose(self, attempts: Sequence[_Attempt], *, last: bool) -> None:
         start = time.perf_counter()
-        usable = [a for a in attempts if a.target.place.name not in self.chooser.failed]
-        self.chooser.settle([a.target for a in usable])
+        self.chooser.settle([a.target for a in attempts])
         for attempt in attempts:
             if attempt.result is not None:
                 continue  # answered in this round, before a kill
             try:
-                attempt.choice = self.chooser.choose(attempt.target)
+                attempt.choice = self.chooser.choose(attempt.target, sure=last)
             except TailorbirdError as error:
                 self._give_up(attempt, error)
                 continue
@@ -342,8 +309,8 @@ class _Fitting:
         latency = figure(LATENCY, choice.figures[LATENCY])
         made = f"{len(parts)} replacements, " if parts else ""
         self.progress.say(
-            f"{target.name}: {made}{latency}, validation {100 * choice.accuracy:.2f} % before "
-            f"{self.candidates.words.doing}"
+            f"{target.name}: {made}{latency}{in_words(choice.precision)}, validation "
+            f"{100 * choice.accuracy:.2f} % before {self.candidates.words.doing}"
         )
 
     def _train(self, attempts: Sequence[_Attempt]) -> None:
@@ -370,7 +337,7 @@ class _Fitting:
             [self._finished(attempt) for attempt in attempts],
             self.shipping,
             reference=None if self.settings.export.adds else self.candidates.reference,
-            beside=lambda: self._reference_file,
+            beside=self._reference_file,
             sessions=self.settings.sessions,
             progress=self.progress,
         )
@@ -378,24 +345,50 @@ class _Fitting:
             attempt.seconds += (time.perf_counter() - start) / len(attempts)
         for attempt in attempts:
             proof = proofs[attempt.target.name]
-            if isinstance(proof, TailorbirdError):
+            if isinstance(proof, Proof) and attempt.made is not None:
+                self._take(attempt, proof.shipped.student)
+            if isinstance(proof, PrecisionError):
+                self._shut(attempt, proof)
+            elif isinstance(proof, TailorbirdError):
                 self._give_up(attempt, proof)
-            elif last or proof.certainty is None or self._enough(attempt, proof):
+            elif last or proof.certainty is None:
                 self._record(attempt, self._result(attempt, proof))
-            else:
+            elif not self._enough(attempt, proof):
                 self._miss(attempt, proof)
+            elif self._accurate(attempt, proof):
+                self._record(attempt, self._result(attempt, proof))
 
     def _finished(self, attempt: _Attempt) -> Finished:
         choice, made, target = attempt.choice, attempt.made, attempt.target
         assert choice is not None
         assert made is not None
-        base = self.chooser.pools[target.place.name].base
-        return Finished(target=target, key=choice.key, student=made, base=base)
+        return Finished(
+            target=target,
+            place=target.place.at(choice.precision),
+            key=choice.key,
+            student=made,
+            base=self.chooser.base(target),
+        )
+
+    def _take(self, attempt: _Attempt, student: Made) -> None:
+        """What was shipped may have been trained on, for its precision."""
+        assert attempt.made is not None
+        if student.module is not attempt.made.module:
+            attempt.seconds += student.seconds - attempt.made.seconds
+            attempt.made, attempt.module = student, copy.deepcopy(student.module)
+
+    def _shut(self, attempt: _Attempt, error: PrecisionError) -> None:
+        """A precision costs too much: another one is chosen, in a further round."""
+        assert attempt.choice is not None
+        self.chooser.shut(attempt.target, attempt.choice.place, str(error))
+        self.progress.say(f"{attempt.target.name}: {error}; choosing again without it")
+        attempt.choice = attempt.made = attempt.module = None
 
     def _enough(self, attempt: _Attempt, proof: Proof) -> bool:
         """Whether limits are kept, or are undecided once more as nothing tighter was found."""
         assert attempt.choice is not None
-        again = attempt.choice.key == self.chooser.aim(attempt.target).undecided
+        option = attempt.choice.place, attempt.choice.key
+        again = option == self.chooser.aim(attempt.target).undecided
         return proof.word == "met" or (proof.word == "undecided" and again)
 
     def _miss(self, attempt: _Attempt, proof: Proof) -> None:
@@ -412,20 +405,47 @@ class _Fitting:
         )
         attempt.choice = attempt.made = attempt.module = None
 
+    def _accurate(self, attempt: _Attempt, proof: Proof) -> bool:
+        """Whether a limit on accuracy is kept, on validation images; else another is searched."""
+        target, choice = attempt.target, attempt.choice
+        assert choice is not None
+        floor = self.chooser.floor(target)
+        if floor is None:
+            return True
+        found = self._accuracies(attempt, proof).validation.value
+        self.chooser.trained(choice, found)
+        if found >= floor:
+            return True
+        self.chooser.dismiss(target, choice)
+        self.progress.say(
+            f"{target.name}: {100 * found:.2f} % on validation images, at least "
+            f"{100 * floor:.2f} % is asked for; searching again"
+        )
+        attempt.choice = attempt.made = attempt.module = None
+        return False
+
     def _serve(self) -> None:
         """Give targets the networks as they are, and the students of others, that suit them
         better.
         """
         held = {a.target.name: a for a in self.attempts if a.result is not None}
-        bases = {name: pool.base for name, pool in self.chooser.pools.items() if pool.timing}
+        bases = {
+            a.target.place.name: self.chooser.base(a.target)
+            for a in held.values()
+            if a.target.place.device is not None and self.chooser.open_places(a.target)
+        }
+        asked = {a.target.name: self.chooser.floor(a.target) for a in held.values()}
+        floors = {name: floor for name, floor in asked.items() if floor is not None}
         networks = self.candidates.as_they_are()
         for result in ship_as_is(
             networks,
             _answered(held.values()),
             bases,
+            floors=floors,
             judges=self._judges,
             shipping=self.shipping,
-            beside=lambda: self._reference_file,
+            beside=self._reference_file,
+            places=self._precisions,
             sessions=self.settings.sessions,
             progress=self.progress,
         ):
@@ -434,7 +454,13 @@ class _Fitting:
             attempt.module = copy.deepcopy(networks[result.as_is].module)
             self._record(attempt, result)
         modules = {name: attempt.module for name, attempt in held.items()}
-        for move in moves(_answered(held.values()), bases, looks=self.settings.sessions):
+        for move in moves(
+            _answered(held.values()),
+            bases,
+            looks=self.settings.sessions,
+            precisions=lambda target: [place.precision for place in self._precisions(target)],
+            floors=floors,
+        ):
             attempt = held[move.result.name]
             self.shipping.copy(self.shipping.home(move.source), move.result.name)
             attempt.module = copy.deepcopy(modules[move.source])
@@ -454,13 +480,27 @@ class _Fitting:
         return result_of(
             target,
             proof,
-            self._judges.of(choice.key, made),
-            reference=self._judges.reference,
-            onnx=f"students/{target.name}/{self.exporter.format.file}",
+            self._accuracies(attempt, proof),
+            reference=self._judges.reference(judged_at_most(target.place.device)),
+            precision=choice.precision,
             missed=f"measured over its limit after {self.settings.rounds} rounds",
             otherwise=f"predicted, not measured: {expected} by {target.place.table}",
             minutes=attempt.seconds / 60,
             replaced=self.candidates.parts(choice.key),
+            notes=self.chooser.notes(target),
+        )
+
+    def _accuracies(self, attempt: _Attempt, proof: Proof) -> Accuracies:
+        """Of the file, as its device answers."""
+        choice, made = attempt.choice, attempt.made
+        assert choice is not None
+        assert made is not None
+        place = attempt.target.place.at(choice.precision)
+        return self._judges.of(
+            (choice.key, place.key),
+            self.shipping.answers(proof.shipped, place),
+            before=None if made.before is None else Network(made.before, made.input_shape),
+            images=judged_at_most(place.device),
         )
 
     def _give_up(self, attempt: _Attempt, error: TailorbirdError) -> None:
@@ -477,7 +517,7 @@ class _Fitting:
             minutes=attempt.seconds / 60,
         )
         self.progress.say(f"{target.name}: {error}")
-        clear(self.shipping.home(target.name), self.exporter.format)
+        clear(self.shipping.home(target.name))
         attempt.result = result
         if infeasible:  # a device that does not answer is tried again by the next run
             self.answers.record(attempt.request, result)
@@ -487,13 +527,13 @@ class _Fitting:
         reference = self.candidates.reference
         base = dict(self.chooser.counted(reference))
         known = self.candidates.latencies(target.place).known.get(self.candidates.label(reference))
-        if target.place.name in self.chooser.pools:
-            base = dict(self.chooser.pools[target.place.name].base)
+        if any(place.name in self.chooser.pools for place in self._precisions(target)):
+            base = dict(self.chooser.base(target))
         elif known is not None:
             base[LATENCY] = known.median_ms
         return {
             limit.metric: limit.absolute(base)
-            for limit in target.limits
+            for limit in target.bounds
             if not limit.share or limit.metric in base
         }
 
@@ -524,10 +564,14 @@ class _Fitting:
     def _reference(self) -> Network:
         return self._make_reference()
 
-    @cached_property
-    def _reference_file(self) -> Path:
+    def _reference_file(self, place: Place) -> Path:
+        """The reference's file in float32 as a place takes it."""
+        exporter = self.shipping.exporter_at(place.at(PLAIN))
+        folder = self._beside if place.batch == 1 else self._beside / f"batch-{place.batch}"
         name = self.candidates.words.reference
-        return export_reference(self._reference, self.data, self._beside, self.exporter, name=name)
+        return export_reference(
+            self._reference, self.data, folder, exporter, name=name, batch=place.batch
+        )
 
 
 def _answered(attempts: Iterable[_Attempt]) -> list[tuple[Target, TargetResult]]:

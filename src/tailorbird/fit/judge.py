@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from tailorbird.data.images import ImageData, Split
+from tailorbird.data.images import ImageData, Normalisation, Split
 from tailorbird.data.resizing import AtSize, resized
-from tailorbird.fit.candidates import Made, Network
+from tailorbird.device import Run
+from tailorbird.export.delivered import as_given
+from tailorbird.export.options import ExportOptions
+from tailorbird.fit.candidates import Network
 from tailorbird.task import CLASSIFICATION, Score, Task
 from tailorbird.train.evaluate import predictions, score
 from tailorbird.train.precision import compute_device
+
+SMALLEST = 1e-12
+"""Probabilities are taken as this at least, so that their logarithms are finite."""
 
 PARITY_IMAGES = 64
 """Validation images that an exported file is compared to its network on."""
@@ -33,28 +41,39 @@ class Judge:
     def __init__(self, data: ImageData, reference: Network, task: Task = CLASSIFICATION) -> None:
         self.data, self.reference, self.task = data, reference, task
         self.split: Split = data.test or data.validation
+        self._known: dict[int | None, Tensor] = {}
 
     def accuracy(self, network: Network) -> float:
         """Share of right answers, or of those that agree with the reference without labels."""
         return self.score(network).value
 
-    def score(self, network: Network) -> Score:
-        """The same, and the mean loss."""
+    def score(self, network: Network, *, images: int | None = None) -> Score:
+        """The same, and the mean loss.
+
+        Args:
+            network: judged.
+            images: at most so many; the choice is the same for every network.
+        """
         return score(
             _at_size(network),
             self.split,
-            answers=self._answers,
+            answers=None if self.split.labelled else self._answers(images),
             device=compute_device(),
+            limit=images,
             task=self.task,
         )
 
-    @cached_property
-    def _answers(self) -> Tensor | None:
+    def _answers(self, images: int | None) -> Tensor:
         """What the reference says, where there are no labels."""
-        if self.split.labelled:
-            return None
-        network = _at_size(self.reference)
-        return predictions(network, self.split, device=compute_device(), task=self.task)
+        if images not in self._known:
+            self._known[images] = predictions(
+                _at_size(self.reference),
+                self.split,
+                device=compute_device(),
+                limit=images,
+                task=self.task,
+            )
+        return self._known[images]
 
 
 @dataclass(frozen=True)
@@ -84,31 +103,52 @@ class Judges:
     def __init__(self, data: ImageData, reference: Callable[[], Network], task: Task) -> None:
         self._data, self._make, self._task = data, reference, task
         self._found: dict[Hashable, Accuracies] = {}
-        self._validation: dict[Hashable, Score] = {}
+        self._references: dict[int | None, float] = {}
+        self._validation: dict[tuple[Hashable, int | None], Score] = {}
 
-    @cached_property
-    def reference(self) -> float:
-        """The reference's accuracy, as `Accuracies.after`."""
-        return self._last.accuracy(self._network)
+    def reference(self, images: int | None = None) -> float:
+        """The reference's accuracy, as `Accuracies.after`, on so many images at most."""
+        if images not in self._references:
+            self._references[images] = self._last.score(self._network, images=images).value
+        return self._references[images]
 
-    def validation(self, key: Hashable, student: Made) -> Score:
-        """A student's score on the images that are chosen by; equal ones have equal keys."""
+    def validation(self, key: Hashable, network: Network, *, images: int | None = None) -> Score:
+        """A network's score on the images that are chosen by; equal ones have equal keys."""
+        key = key, images
         if key not in self._validation:
-            network = Network(student.module, student.input_shape)
-            self._validation[key] = self._choosing.score(network)
+            self._validation[key] = self._choosing.score(network, images=images)
         return self._validation[key]
 
-    def of(self, key: Hashable, student: Made) -> Accuracies:
-        """Accuracies of a student."""
+    def of(
+        self,
+        key: Hashable,
+        network: Network,
+        *,
+        before: Network | None = None,
+        images: int | None = None,
+    ) -> Accuracies:
+        """Accuracies of what was shipped.
+
+        Args:
+            key: equal for equal files.
+            network: the file, as something that answers.
+            before: the network before its training, if there was any.
+            images: of each split at most.
+        """
         if key not in self._found:
-            validation, before = self.validation(key, student), None
-            if student.before is not None:
-                before = self._last.accuracy(Network(student.before, student.input_shape))
+            validation = self.validation(key, network, images=images)
             after = validation.value
             if self._data.test is not None:
-                after = self._last.accuracy(Network(student.module, student.input_shape))
-            self._found[key] = Accuracies(before, after, validation)
+                after = self._last.score(network, images=images).value
+            earlier = None if before is None else self._last.accuracy(before)
+            self._found[key] = Accuracies(earlier, after, validation)
         return self._found[key]
+
+    def lost(self, network: Network, file: Network, *, images: int) -> float:
+        """Points of accuracy that a file is worse than its network, on validation images."""
+        judge = self._choosing
+        plain = judge.score(network, images=images).value
+        return 100 * (plain - judge.score(file, images=images).value)
 
     @cached_property
     def _network(self) -> Network:
@@ -121,6 +161,31 @@ class Judges:
     @cached_property
     def _choosing(self) -> Judge:
         return Judge(replace(self._data, test=None), self._network, self._task)
+
+
+class Answering(nn.Module):
+    """An exported file as a network: images (n, C, H, W) to what it answers where it is run.
+
+    Args:
+        run: runs the file.
+        path: of the file.
+        normalisation: of the images that it is given.
+        options: what of the network's surroundings is in the file; probabilities become their
+            logarithms, so that a loss of logits is the same.
+    """
+
+    def __init__(
+        self, run: Run, path: Path, normalisation: Normalisation, options: ExportOptions
+    ) -> None:
+        super().__init__()
+        self._run, self._path = run, path
+        self._normalisation, self._options = normalisation, options
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs (n, ...), on the images' device."""
+        given = as_given(images, self._normalisation, self._options)
+        outputs = torch.from_numpy(self._run(self._path, given.cpu().numpy())).to(images.device)
+        return outputs.clamp_min(SMALLEST).log() if self._options.softmax else outputs
 
 
 def judged_on(data: ImageData) -> str:

@@ -25,11 +25,19 @@ SLACK = 1.001
 """What is asked for where the lowest figure is wanted, as a share of it."""
 
 
+Owner = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class Wish:
-    """Limits that candidates are wanted for: metric of the search -> bound; and for whom."""
+    """Limits that candidates are wanted for: metric of the search -> bound; and for whom.
 
-    owner: str
+    Args:
+        owner: a target's name, and that of its place in some precision.
+        bounds: the limits.
+    """
+
+    owner: Owner
     bounds: Limits
 
 
@@ -41,7 +49,7 @@ def propose(
     candidates: int,
     seed: int,
     progress: Progress,
-) -> dict[str, list[Key]]:
+) -> dict[Owner, list[Key]]:
     """Candidates for each owner, best first; where nothing keeps its limits, the lowest there is.
 
     Args:
@@ -59,7 +67,7 @@ def propose(
     found = strategy.search(family, [one.bounds for one in asked], seed=seed, progress=progress)
     if found.stopped:
         raise KeyboardInterrupt
-    keys: dict[str, list[Key]] = {}
+    keys: dict[Owner, list[Key]] = {}
     for wish, winner in zip(asked, found.winners, strict=True):
         known = keys.setdefault(wish.owner, [])
         key = tuple(map(int, winner.genome))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from tailorbird.errors import MeasurementError, StoreError, TailorbirdError
+from tailorbird.device import Precision
+from tailorbird.errors import ExportError, MeasurementError, StoreError, TailorbirdError
 from tailorbird.fit.bench import TOGETHER
 from tailorbird.fit.candidates import Key, Made
 from tailorbird.fit.sessions import (
@@ -19,12 +20,12 @@ from tailorbird.fit.sessions import (
     mean,
     word,
 )
-from tailorbird.fit.ship import Shipping
-from tailorbird.measure.counts import count
+from tailorbird.fit.ship import Shipped, Shipping
+from tailorbird.measure.counts import count, in_precision
 from tailorbird.progress import Progress, each
 from tailorbird.report.record import Certainty, Session
 from tailorbird.search.selection import within
-from tailorbird.targets import LATENCY, Limit, Target
+from tailorbird.targets import LATENCY, PLAIN, Limit, Place, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +34,43 @@ class Finished:
 
     Args:
         target: whose it is.
+        place: where, in which precision.
         key: its genome; equal for equal students.
         student: the network.
-        base: the reference's figures at the target's place: what shares of limits are of.
+        base: the reference's figures at the target's place, in float32: what shares of limits are
+            of.
     """
 
     target: Target
+    place: Place
     key: Key
     student: Made
     base: Mapping[str, float]
 
+
+@dataclass(frozen=True)
+class _Delivered:
+    """A student whose file is there."""
+
+    finished: Finished
+    shipped: Shipped
+
+    @property
+    def kind(self) -> tuple[Key, Precision]:
+        """Equal for equal files at one device."""
+        return self.finished.key, self.finished.place.precision
+
     @cached_property
     def counted(self) -> dict[str, float]:
-        """What is counted of the network: metric -> figure."""
-        return count(self.student.module, self.student.input_shape).as_metrics()
+        """What is counted of the network, and of its file where that is smaller: metric -> figure.
+
+        Memory in other precisions than float32 is an estimate, see `in_precision`.
+        """
+        student, precision = self.shipped.student, self.finished.place.precision
+        found = count(student.module, student.input_shape).as_metrics()
+        if precision == PLAIN:
+            return found
+        return {**in_precision(found, precision), "size_mb": self.shipped.size_mb}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +78,7 @@ class Proof:
     """What was found of an exported student.
 
     Args:
+        shipped: its file.
         limits: metric -> bound; shares are of one figure of the reference for a place.
         measured: metric -> figure; without a latency where the place has only a table.
         reference_ms: what the reference took, in the same sense as the student's latency: what
@@ -64,6 +89,7 @@ class Proof:
         unstored: why there is no student to rebuild, only the artifact; ``None`` where there is.
     """
 
+    shipped: Shipped
     limits: Mapping[str, float]
     measured: Mapping[str, float]
     reference_ms: float | None
@@ -84,7 +110,7 @@ def prove(
     shipping: Shipping,
     *,
     reference: Key | None,
-    beside: Callable[[], Path],
+    beside: Callable[[Place], Path],
     sessions: int,
     progress: Progress,
 ) -> dict[str, Proof | TailorbirdError]:
@@ -97,7 +123,7 @@ def prove(
         shipping: writes them.
         reference: the reference's genome, which is not timed against itself; ``None`` where its
             delivered file is another one than ``beside``.
-        beside: gives the reference's exported file.
+        beside: gives the reference's exported file for a place, in float32.
         sessions: of a student at most.
         progress: told about exports.
 
@@ -108,29 +134,29 @@ def prove(
         StoreError: when the folder can't be written.
     """
     found: dict[str, Proof | TailorbirdError] = {}
-    paths: dict[str, Path] = {}
+    delivered: list[_Delivered] = []
     for one in each(progress, "export students", finished):
-        target = one.target
         try:
-            paths[target.name] = shipping.deliver(
-                one.student, target.name, key=one.key, device=target.place.device
-            )
+            shipped = shipping.deliver(one.student, one.target.name, key=one.key, place=one.place)
         except StoreError:
             raise
         except TailorbirdError as error:
-            found[target.name] = error
-    delivered = [one for one in finished if one.target.name in paths]
-    for place in dict.fromkeys(one.target.place.name for one in delivered):
-        there = [one for one in delivered if one.target.place.name == place]
+            found[one.target.name] = error
+        else:
+            delivered.append(_Delivered(one, shipped))
+    for name in dict.fromkeys(one.finished.target.place.name for one in delivered):
+        there = [one for one in delivered if one.finished.target.place.name == name]
         try:
-            timed = _time(there, paths, reference, beside, sessions)
-        except MeasurementError as error:
-            found |= {one.target.name: error for one in there}
+            timed = _time(there, reference, beside, sessions)
+        except (MeasurementError, ExportError) as error:
+            found |= {ready.finished.target.name: error for ready in there}
             continue
-        for one in there:
-            held = timed.get(one.key, [])
-            found[one.target.name] = (
-                held if isinstance(held, TailorbirdError) else _proof(one, held, shipping, sessions)
+        for ready in there:
+            held = timed.get(ready.kind, [])
+            found[ready.finished.target.name] = (
+                held
+                if isinstance(held, TailorbirdError)
+                else _proof(ready, held, shipping, sessions)
             )
     return found
 
@@ -152,9 +178,8 @@ def keeps(
             known to be kept.
         looks: sessions at most.
     """
-    limits = {limit.metric: limit for limit in target.limits}
-    latency = limits.pop(LATENCY, None)
-    bounds = {metric: limit.absolute(base) for metric, limit in limits.items()}
+    latency, bounds = target.latency(base), target.absolute(base)
+    bounds.pop(LATENCY, None)
     if not (bounds.keys() <= counted.keys() and within(counted, bounds)):
         return "over"
     if latency is None:
@@ -176,7 +201,7 @@ def latency_of(
         sessions: one at least.
         looks: sessions at most.
     """
-    limit = next((one for one in target.limits if one.metric == LATENCY), None)
+    limit = target.latency(base)
     scale = _scale(limit, base)
     found = figures(sessions, scale)
     beside = scale if scale is not None else mean([one.reference_ms for one in sessions])
@@ -192,44 +217,46 @@ def _scale(latency: Limit | None, base: Mapping[str, float]) -> float | None:
 
 
 def _time(
-    there: Sequence[Finished],
-    paths: Mapping[str, Path],
+    there: Sequence[_Delivered],
     reference: Key | None,
-    beside: Callable[[], Path],
+    beside: Callable[[Place], Path],
     most: int,
-) -> Mapping[Key, list[Session] | MeasurementError]:
-    """Sessions of a place's distinct students; none where the place has only a table."""
-    device = there[0].target.place.device
-    if device is None:
+) -> Mapping[tuple[Key, Precision], list[Session] | MeasurementError]:
+    """Sessions of a device's distinct students; none where the place has only a table."""
+    place = there[0].finished.target.place
+    if place.device is None:
         return {}
-    owners: dict[Key, list[Finished]] = {}
+    owners: dict[tuple[Key, Precision], list[_Delivered]] = {}
     for one in there:
-        owners.setdefault(one.key, []).append(one)
-    file = beside()
+        owners.setdefault(one.kind, []).append(one)
+    file = beside(place)
     trials = {
-        key: Trial(
-            file if key == reference else paths[own[0].target.name], partial(_clear, own, most)
+        kind: Trial(
+            file if kind == (reference, PLAIN) else own[0].shipped.path, partial(_clear, own, most)
         )
-        for key, own in owners.items()
+        for kind, own in owners.items()
     }
-    return hold(trials, device, file, most=most, together=TOGETHER)
+    return hold(trials, place.device, file, most=most, together=TOGETHER)
 
 
-def _clear(owners: Sequence[Finished], most: int, sessions: Sequence[Session]) -> bool:
+def _clear(owners: Sequence[_Delivered], most: int, sessions: Sequence[Session]) -> bool:
     """Whether sessions of one student are enough for all of its targets."""
-    words = [keeps(one.target, one.base, one.counted, sessions, most) for one in owners]
+    words = [
+        keeps(one.finished.target, one.finished.base, one.counted, sessions, most) for one in owners
+    ]
     return "undecided" not in words
 
 
-def _proof(one: Finished, sessions: Sequence[Session], shipping: Shipping, looks: int) -> Proof:
-    target, base, measured = one.target, one.base, one.counted
+def _proof(one: _Delivered, sessions: Sequence[Session], shipping: Shipping, looks: int) -> Proof:
+    target, base, measured = one.finished.target, one.finished.base, one.counted
     beside, certainty = None, None
     said = keeps(target, base, measured, sessions, looks)
     if sessions:
         latency, beside, certainty = latency_of(target, base, sessions, looks)
         measured = {LATENCY: latency, **measured}
-    code, unstored = shipping.bundle(one.student, target.name, measured)
+    code, unstored = shipping.bundle(one.shipped.student, target.name, measured)
     return Proof(
+        shipped=one.shipped,
         limits=target.absolute(base),
         measured=measured,
         reference_ms=beside,

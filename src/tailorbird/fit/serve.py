@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tailorbird.fit.prove import keeps, latency_of
 from tailorbird.report.record import TargetResult
-from tailorbird.targets import LATENCY, Target
+from tailorbird.targets import LATENCY, PLAIN, Target
 from tailorbird.task import Score
 
 
@@ -29,6 +29,8 @@ def moves(
     bases: Mapping[str, Mapping[str, float]],
     *,
     looks: int,
+    precisions: Callable[[Target], Collection[str]] = lambda _: (PLAIN,),
+    floors: Mapping[str, float] | None = None,
 ) -> list[Move]:
     """Targets that another one's student suits better than their own.
 
@@ -39,6 +41,8 @@ def moves(
         answered: targets and what they got.
         bases: place's name -> the reference's figures there, for places that measure.
         looks: sessions at most, by which students were measured.
+        precisions: that a target's file may compute in.
+        floors: target's name -> the least accuracy on validation images that it asks for.
 
     Returns:
         The worst off first: done in this order, files are copied before they are replaced.
@@ -49,9 +53,16 @@ def moves(
         others = [
             result
             for other, result in answered
-            if other.name != target.name and other.place.name == target.place.name
+            if other.name != target.name
+            and other.place.name == target.place.name
+            and result.precision in precisions(target)
         ]
-        best = None if base is None else _better(target, own, others, base=base, looks=looks)
+        floor = (floors or {}).get(target.name)
+        best = (
+            None
+            if base is None
+            else _better(target, own, others, base=base, looks=looks, floor=floor)
+        )
         if best is not None and base is not None:
             found.append(Move(best.name, _as(best, target, own, base=base, looks=looks)))
     return found
@@ -75,6 +86,39 @@ def better(score: Score, own: TargetResult) -> bool:
     return score.value > own.validation and score.loss < own.validation_loss
 
 
+def preferred(
+    target: Target,
+    score: Score,
+    own: TargetResult,
+    floor: float | None,
+    measured: Mapping[str, float] | None = None,
+) -> bool:
+    """Whether a network that keeps a target's limits on cost is what it wants more than its own.
+
+    Args:
+        target: whose it would be.
+        score: of the network on validation images.
+        own: what the target got.
+        floor: the least accuracy there that the target asks for: what is accurate enough and
+            faster is wanted then, or smaller, where the latency is limited as well.
+        measured: the network's figures; nothing is known of them yet where ``None``.
+    """
+    if floor is None:
+        return better(score, own)
+    if score.value < floor:
+        return False
+    if not own.met or measured is None:
+        return True
+    spared = spared_by(target)
+    return measured[spared] < own.measured.get(spared, 0.0)
+
+
+def spared_by(target: Target) -> str:
+    """What is to be as low as can be for a target that limits the accuracy."""
+    bounded = any(limit.metric == LATENCY for limit in target.bounds)
+    return "size_mb" if bounded else LATENCY
+
+
 def worth(result: TargetResult) -> tuple[bool, float]:
     """What students are compared by: those that are not within their own limits come last, others
     by their accuracy on validation images.
@@ -89,6 +133,7 @@ def _better(
     *,
     base: Mapping[str, float],
     looks: int,
+    floor: float | None,
 ) -> TargetResult | None:
     fit = [
         other
@@ -97,9 +142,13 @@ def _better(
         and other.certainty is not None
         and other.validation is not None
         and other.validation_loss is not None
-        and better(Score(other.validation, other.validation_loss), own)
+        and preferred(
+            target, Score(other.validation, other.validation_loss), own, floor, other.measured
+        )
         and keeps(target, base, other.measured, other.certainty.sessions, looks) == "met"
     ]
+    if floor is not None:
+        return min(fit, key=lambda one: one.measured[spared_by(target)], default=None)
     return max(fit, key=lambda one: (worth(one), -one.measured[LATENCY]), default=None)
 
 

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tailorbird.data.images import ImageData
-from tailorbird.device import Device, Format, key_of
-from tailorbird.errors import ExportError, GraphError, StoreError
+from tailorbird.device import FORMATS, Precision, Run, key_of
+from tailorbird.errors import ExportError, GraphError, PrecisionError, StoreError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.delivered import about, as_given, delivered
-from tailorbird.export.exporters import Exporter
-from tailorbird.export.onnx import metadata_of, relabel
+from tailorbird.export.exporters import Exporter, Written, exporter_for
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Agreement, Parity
-from tailorbird.files import cannot_write, digest_of, write_bytes, write_json
+from tailorbird.files import cannot_write, digest_of, scratch, write_bytes, write_json
 from tailorbird.fit.candidates import Key, Made, Network
-from tailorbird.fit.judge import parity_images
-from tailorbird.measure.guarded import answering
+from tailorbird.fit.judge import Answering, parity_images
+from tailorbird.fit.quantised import Quantiser, runs
+from tailorbird.measure.guarded import answering, format_of
 from tailorbird.records import read_record
+from tailorbird.targets import PLAIN, Place
 
 _Parities = dict[str | None, Parity | Agreement]
 """Key of the device that ran a file, ``None`` for this machine -> how it compared."""
+
+_Kind = tuple[Key, str, Precision, int]
+"""A student's genome, and its file's format, precision and batch size."""
+
+HERE = Place(name="this machine")
+"""Where files are run that are for no device: ONNX Runtime here."""
 
 BUNDLE = ("student.json", "student.safetensors")
 """What rebuilds a student, where it can be stored."""
@@ -34,17 +42,50 @@ DELIVERED = (*BUNDLE, "verify.json")
 """What a target's folder holds for the user, beside the artifact."""
 
 
-def clear(home: Path, format: Format) -> None:  # noqa: A002  # the field's word
+def clear(home: Path) -> None:
     """Remove what an earlier request or attempt left for the user, and is no answer to this one.
 
     Raises:
         StoreError: when a file can't be removed.
     """
-    for name in (format.file, *DELIVERED, "result.json"):
+    artifacts = [name for one in FORMATS for name in (one.file, *one.beside)]
+    for name in (*artifacts, *DELIVERED, "result.json"):
         try:
             (home / name).unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(home / name, error) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """A student's file, compared to the student.
+
+    Args:
+        path: of the file.
+        student: what it was made of: trained on, where its precision needed that.
+        written: how it was made.
+        size_mb: of the file and those beside it, in 10^6 bytes.
+    """
+
+    path: Path
+    student: Made
+    written: Written
+    size_mb: float
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that is to be written: where, by what, for whom, with what in it."""
+
+    path: Path
+    exporter: Exporter
+    place: Place
+    notes: Mapping[str, str]
+
+    @property
+    def run(self) -> Run:
+        """What tells what it answers."""
+        return runs(self.place.device, self.exporter)
 
 
 class Shipping:
@@ -55,60 +96,170 @@ class Shipping:
             normalisation travel with them.
         folder: the run folder; files go to ``students/NAME/``.
         options: of the export.
-        exporter: makes the files.
+        exporter: makes files of its own format and precision; others come from `exporter_for`.
+        quantiser: calibrates files in other precisions.
     """
 
     def __init__(
-        self, data: ImageData, folder: Path, options: ExportOptions, exporter: Exporter
+        self,
+        data: ImageData,
+        folder: Path,
+        options: ExportOptions,
+        exporter: Exporter,
+        quantiser: Quantiser,
     ) -> None:
         self.data, self.folder, self.options = data, folder, options
-        self.exporter = exporter
-        self._proven: dict[Path, tuple[Key, _Parities]] = {}
+        self.exporter, self.quantiser = exporter, quantiser
+        self._proven: dict[Path, tuple[_Kind, Shipped, _Parities]] = {}
 
     def home(self, name: str) -> Path:
         """The folder of a target."""
         return self.folder / "students" / name
 
-    def deliver(self, student: Made, name: str, *, key: Key, device: Device | None = None) -> Path:
+    def deliver(self, student: Made, name: str, *, key: Key, place: Place = HERE) -> Shipped:
         """Export a student to ``students/NAME`` and compare the file to PyTorch.
 
         Args:
             student: trained.
             name: of the target.
             key: equal for equal students, and for no others that go through this object.
-            device: where the file is run to be compared, if it can be.
+            place: where the file is run to be compared, if it can be; its precision and batch.
 
         Raises:
             ExportError: when the file can't be written or disagrees with the network.
+            PrecisionError: when too much accuracy is lost in that precision.
+            MeasurementError: when the device does not answer.
         """
-        home, shape, scale = self.home(name), student.input_shape, self.data.normalisation
-        path = home / self.exporter.format.file
-        module = delivered(student.module, scale, self.options)
-        notes = metadata(self.data, name, shape, self.options)
+        exporter = self.exporter_at(place)
+        path = self.home(name) / exporter.format.file
+        kind = (key, exporter.format.name, place.precision, place.batch)
+        notes = metadata(self.data, name, student.input_shape, self.options)
         self._proven.pop(path, None)
-        twin = self._twin(key)
-        parities: _Parities = {}
+        twin = self._twin(kind)
         if twin is None:
-            self.exporter.final(module, shape, path, options=self.options, metadata=notes)
+            clear_artifacts(path.parent)
+            parities: _Parities = {}
+            shipped = self._write(student, _File(path, exporter, place, notes))
         else:
-            source, parities = twin
-            relabel(source, path, notes)
-        run = answering(device)
-        where = None if device is None or run is None else key_of(device)
+            source, shipped, parities = twin
+            clear_artifacts(path.parent)
+            exporter.relabel(source, path, notes)
+            shipped = replace(shipped, path=path)
+        parity = self._compared(shipped, exporter, place, parities)
+        if not parity.passed:
+            raise ExportError(f"target '{name}': the file disagrees with PyTorch {parity.fault}")
+        self._proven[path] = kind, shipped, parities
+        return shipped
+
+    def exporter_at(self, place: Place) -> Exporter:
+        """What makes the files of a place.
+
+        Raises:
+            ExportError: where nothing does.
+            MeasurementError: where the device does not say what it takes.
+        """
+        what = self.exporter.format if place.device is None else format_of(place.device)
+        return exporter_for(what, place.precision, own=self.exporter)
+
+    def answers(self, shipped: Shipped, place: Place) -> Network:
+        """A file as a network that answers normalised images, where it is run."""
+        run = runs(place.device, self.exporter_at(place))
+        file = Answering(run, shipped.path, self.data.normalisation, self.options)
+        return Network(file, shipped.student.input_shape)
+
+    def _write(self, student: Made, file: _File) -> Shipped:
+        """The file; the student is trained on where its precision costs too much."""
+        written = self._final(student, file)
+        most = self.quantiser.options.max_loss
+        if written.loss is not None and written.loss > most:
+            student, written = self._trained_on(student, file, written)
+        if written.loss is not None and written.loss > most:
+            raise PrecisionError(
+                f"{file.place.precision} costs {written.loss:.2f} points of accuracy on validation "
+                f"images, {most:g} may be lost"
+            )
+        beside = [file.path.with_name(name) for name in file.exporter.format.beside]
+        size = sum(one.stat().st_size for one in (file.path, *beside) if one.exists())
+        return Shipped(path=file.path, student=student, written=written, size_mb=size / 1e6)
+
+    def _trained_on(self, student: Made, file: _File, written: Written) -> tuple[Made, Written]:
+        """A student trained as its file computes, and that file, where it loses less."""
+        path, what = file.path, file.exporter.format
+        trained = self.quantiser.train(
+            student,
+            path,
+            what,
+            run=file.run,
+            export=self.options,
+            batch=file.place.batch,
+            name=path.parent.name,
+        )
+        if trained is None:
+            return student, written
+        with scratch() as folder:
+            for name in (path.name, *what.beside):
+                shutil.copy2(path.with_name(name), folder / name)
+            like = folder / path.name
+            found = self._final(trained, file, like=like, plain=student)
+            assert found.loss is not None
+            assert written.loss is not None
+            if found.loss < written.loss:
+                return trained, replace(found, kept=written.kept)
+            file.exporter.relabel(like, path, file.notes)
+        return student, written
+
+    def _final(
+        self,
+        student: Made,
+        file: _File,
+        *,
+        like: Path | None = None,
+        plain: Made | None = None,
+    ) -> Written:
+        """Write the file of a student; what it loses is told beside ``plain``, else the student."""
+        compared = plain or student
+        return file.exporter.final(
+            delivered(student.module, self.data.normalisation, self.options),
+            student.input_shape,
+            file.path,
+            options=self.options,
+            metadata=file.notes,
+            batch=file.place.batch,
+            calibration=self.quantiser.calibration(
+                Network(compared.module, compared.input_shape),
+                file.place.precision,
+                file.run,
+                self.options,
+                like=like,
+            ),
+        )
+
+    def _compared(
+        self, shipped: Shipped, exporter: Exporter, place: Place, parities: _Parities
+    ) -> Parity | Agreement:
+        """How the file compares where it is run; what is known of this device is not asked again.
+
+        Raises:
+            ExportError: when the file can't be run.
+        """
+        run, scale = answering(place.device), self.data.normalisation
+        where = None if place.device is None or run is None else key_of(place.device)
+        student = shipped.student
         if where not in parities:
-            images = as_given(parity_images(self.data, shape), scale, self.options)
+            images = as_given(parity_images(self.data, student.input_shape), scale, self.options)
+            module = delivered(student.module, scale, self.options)
             try:
-                parities[where] = self.exporter.verify(module, path, images, run)
+                parities[where] = exporter.verify(module, shipped.path, images, run)
             except ExportError as error:
                 raise (
                     error if where is None else ExportError(f"on device {where}: {error}")
                 ) from error
         parity = parities[where]
-        write_json(home / "verify.json", asdict(parity))
-        if not parity.passed:
-            raise ExportError(f"target '{name}': the file disagrees with PyTorch {parity.fault}")
-        self._proven[path] = key, parities
-        return path
+        told = asdict(parity)
+        if shipped.written.calibration:
+            told["quantised"] = asdict(shipped.written)
+        write_json(shipped.path.parent / "verify.json", told)
+        return parity
 
     def bundle(
         self, student: Made, name: str, metrics: Mapping[str, float]
@@ -142,7 +293,7 @@ class Shipping:
 
     def at(self, folder: Path) -> Shipping:
         """The same, into another folder."""
-        return Shipping(self.data, folder, self.options, self.exporter)
+        return Shipping(self.data, folder, self.options, self.exporter, self.quantiser)
 
     def copy(self, source: Path, name: str) -> None:
         """Give a target the files that were delivered to a folder.
@@ -150,22 +301,32 @@ class Shipping:
         Raises:
             StoreError: when files can't be read or written.
         """
-        file = self.exporter.format.file
         home = self.home(name)
-        clear(home, self.exporter.format)
-        self._proven.pop(home / file, None)
-        about = {**metadata_of(source / file), "tailorbird.target": name}
-        relabel(source / file, home / file, about)
+        clear(home)
+        for what in FORMATS:
+            file = source / what.file
+            self._proven.pop(home / what.file, None)
+            if file.exists():
+                exporter = exporter_for(what, PLAIN, own=self.exporter)
+                about = {**exporter.metadata_of(file), "tailorbird.target": name}
+                exporter.relabel(file, home / what.file, about)
         for beside in DELIVERED:
             if (source / beside).exists():
                 write_bytes(home / beside, (source / beside).read_bytes())
 
-    def _twin(self, key: Key) -> tuple[Path, _Parities] | None:
+    def _twin(self, kind: _Kind) -> tuple[Path, Shipped, _Parities] | None:
         """The file of the same network, if another target has been given it and it is there."""
-        for path, (known, parities) in self._proven.items():
-            if known == key and path.exists():
-                return path, parities
+        for path, (known, shipped, parities) in self._proven.items():
+            if known == kind and path.exists():
+                return path, shipped, parities
         return None
+
+
+def clear_artifacts(home: Path) -> None:
+    """Remove exported files of whatever format: a folder holds one."""
+    for what in FORMATS:
+        for name in (what.file, *what.beside):
+            (home / name).unlink(missing_ok=True)
 
 
 def metadata(
@@ -181,7 +342,13 @@ def metadata(
 
 
 def export_reference(
-    reference: Network, data: ImageData, folder: Path, exporter: Exporter, *, name: str
+    reference: Network,
+    data: ImageData,
+    folder: Path,
+    exporter: Exporter,
+    *,
+    name: str,
+    batch: int = 1,
 ) -> Path:
     """Export the reference and prove it, before any time is spent on its candidates.
 
@@ -191,6 +358,7 @@ def export_reference(
         folder: where the file goes.
         exporter: makes it.
         name: what messages call it, such as ``"teacher"``.
+        batch: images per call.
 
     Raises:
         ExportError: when it can't be exported or the file disagrees with the network.
@@ -206,7 +374,8 @@ def export_reference(
                 "check its checkpoint and the images' normalisation"
             )
     # Under another name until it is proven: a kill leaves no unproven file behind.
-    draft = path.with_name(f"unproven{path.suffix}")
+    aside = folder / "unproven"
+    draft = aside / path.name
     options = ExportOptions()
     notes = metadata(data, name, reference.input_shape, options)
     try:
@@ -216,18 +385,21 @@ def export_reference(
             draft,
             options=options,
             metadata=notes,
+            batch=batch,
         )
     except ExportError as error:
         raise ExportError(f"the {name} can't be exported: {error}") from error
     parity = exporter.verify(reference.module, draft, images)
     if not parity.passed:
-        draft.unlink()
+        shutil.rmtree(aside)
         raise ExportError(
             f"the {name}'s file disagrees with PyTorch {parity.fault}; check operators that "
             "behave differently in evaluation mode"
         )
     write_json(proof, {path.name: digest_of(draft)})
-    draft.replace(path)
+    for file in (*exporter.format.beside, path.name):
+        (aside / file).replace(folder / file)
+    shutil.rmtree(aside)
     return path
 
 

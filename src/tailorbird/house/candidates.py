@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from tailorbird.data.images import ImageData
+from tailorbird.data.resizing import AtSize
 from tailorbird.errors import ConfigError
 from tailorbird.estimate.additive import correct
 from tailorbird.family import AdditiveProblem, Floats
@@ -32,7 +33,7 @@ from tailorbird.progress import Progress, each
 from tailorbird.runfolder import short_hash
 from tailorbird.space import Genomes, Space
 from tailorbird.targets import Place
-from tailorbird.train.evaluate import logits
+from tailorbird.train.evaluate import logits, logits_and_targets
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
@@ -80,10 +81,12 @@ class HouseCandidates:
     donors: Mapping[str, LayerGraph] = field(default_factory=dict)
 
     words: ClassVar[Words] = WORDS
+    closes: ClassVar[float] = 0.8
 
     def __post_init__(self) -> None:
         self._isolated: dict[str, Mapping[str, float]] = {}
         self._corrected: HouseFamily | None = None
+        self._answered: dict[int | None, Tensor] = {}
 
     # estimated ----------------------------------------------------------------------------------
 
@@ -192,7 +195,7 @@ class HouseCandidates:
 
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
         """By what ``house.rank_by`` says: divergence from the teacher, or accuracy."""
-        return [self._judgement(key) for key in keys]
+        return [self._weighed(self._induced(key)) for key in keys]
 
     def parts(self, key: Key) -> tuple[str, ...]:
         """The replaced blocks, as ``"block -> alternative"``."""
@@ -202,22 +205,32 @@ class HouseCandidates:
             for n in self.family.names(key)
         )
 
-    def _judgement(self, key: Key) -> Judgement:
-        split, task = self.data.validation, self.house.task
-        outputs = logits(self._induced(key), split, device=compute_device())
-        scorer = task.scorer(outputs.device)
-        targets = task.answers(self._answers) if split.labels is None else split.labels.cpu()
-        scorer.add(outputs, targets)
+    def weigh(self, network: Network, images: int) -> Judgement:
+        """By the same rule, on some of the images."""
+        return self._weighed(AtSize(network.module, network.input_shape), images)
+
+    def judged_as(self, key: Key) -> Network:
+        """The candidate as it would be shipped, but for its training."""
+        return self.network(key)
+
+    def _weighed(self, module: nn.Module, images: int | None = None) -> Judgement:
+        split, task, answers = self.data.validation, self.house.task, self._answers(images)
+        scorer = task.scorer(answers.device)
+        outputs, targets = logits_and_targets(module, split, device=compute_device(), limit=images)
+        scorer.add(outputs, task.answers(answers) if targets is None else targets)
         accuracy = scorer.result().value
         if self.house.rank_by == "accuracy_loss":
             return Judgement(accuracy, accuracy)
-        return Judgement(-float(task.distil(outputs, self._answers)), accuracy)
+        return Judgement(-float(task.distil(outputs, answers)), accuracy)
 
-    @cached_property
-    def _answers(self) -> Tensor:
+    def _answers(self, images: int | None) -> Tensor:
         """The teacher's logits on validation images."""
-        module = self.house.teacher.module
-        return logits(module, self.data.validation, device=compute_device())
+        if images not in self._answered:
+            module = self.house.teacher.module
+            self._answered[images] = logits(
+                module, self.data.validation, device=compute_device(), limit=images
+            )
+        return self._answered[images]
 
     def _induced(self, key: Key) -> fx.GraphModule:
         return self.family.induce(self.family.names(key))

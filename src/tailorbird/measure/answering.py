@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ def run_onnx(
     threads: int = 0,
 ) -> npt.NDArray[np.float32]:
     """Outputs of an ONNX file for all images, in batches of the size that it was exported with.
+
+    Where that is fixed and the images do not fill the last batch, its last one is repeated.
 
     Args:
         path: the file.
@@ -36,10 +39,8 @@ def run_onnx(
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         (entry,) = session.get_inputs()
-        size = entry.shape[0] if isinstance(entry.shape[0], int) else 64
         outputs = [
-            session.run(None, {entry.name: images[start : start + size]})[0]
-            for start in range(0, len(images), size)
+            session.run(None, {entry.name: part})[0] for part in in_batches(images, entry.shape[0])
         ]
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -47,4 +48,30 @@ def run_onnx(
             f"{path.name}: ONNX Runtime can't run it on images of shape {images.shape[1:]}: "
             f"{line[:300]}; export it again for this shape"
         ) from error
-    return np.concatenate(outputs)
+    return np.concatenate(outputs)[: len(images)]
+
+
+def in_batches(
+    images: npt.NDArray[np.float32], size: object, *, most: int = 64
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Images in calls of the batch size that a file was exported with.
+
+    Args:
+        images: (n, C, H, W).
+        size: a number, and the last call is filled up with its last image; anything else where the
+            batch is open.
+        most: images per call then.
+
+    Example:
+        >>> [len(part) for part in in_batches(np.zeros((5, 1, 2, 2), np.float32), 4)]
+        [4, 4]
+        >>> [len(part) for part in in_batches(np.zeros((5, 1, 2, 2), np.float32), "batch")]
+        [5]
+    """
+    fixed = isinstance(size, int)
+    step = size if isinstance(size, int) else most
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        if fixed and len(part) < step:
+            part = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
+        yield part

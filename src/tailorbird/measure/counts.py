@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from tailorbird.device import Precision
 from tailorbird.errors import MeasurementError
 
 MB = 1e6
@@ -200,3 +201,21 @@ def _decomposed() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+BYTES: Mapping[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+"""What a number takes in a precision."""
+
+
+def in_precision(metrics: Mapping[str, float], precision: Precision) -> dict[str, float]:
+    """Figures of a network in float32 as they are, nearly, in another precision.
+
+    Weights and activations shrink alike; some stay as they were, so that a file is somewhat larger.
+
+    Example:
+        >>> in_precision({"macs": 10.0, "size_mb": 8.0}, "int8")
+        {'macs': 10.0, 'size_mb': 2.0}
+    """
+    share = BYTES[precision] / BYTES["float32"]
+    held = ("size_mb", "peak_memory_mb")
+    return {name: value * (share if name in held else 1.0) for name, value in metrics.items()}

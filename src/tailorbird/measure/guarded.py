@@ -175,6 +175,30 @@ def threads_of(device: Device) -> int | None:
         return None
 
 
+def judged_at_most(device: Device | None) -> int | None:
+    """How many images of a split files are judged on there, where a device sets a bound.
+
+    A device behind a cable is not sent ten thousand photographs: it has ``images``.
+
+    Example:
+        >>> class Board:
+        ...     key, images = "board", 500
+        >>> judged_at_most(Board()), judged_at_most(None)
+        (500, None)
+    """
+    if device is None:
+        return None
+
+    def call() -> int | None:
+        given = getattr(device, "images", None)
+        return given if isinstance(given, int) and given > 0 else None
+
+    try:
+        return _asked(device, f"{_title(device)}: its images", call)
+    except MeasurementError:  # all of them, then
+        return None
+
+
 def too_many_threads(device: Device, cores: int | None = None) -> str | None:
     """What to say of a device with more threads than this machine has cores; else ``None``.
 
@@ -253,10 +277,12 @@ def _latency(given: object, model: Path, title: str) -> Latency:
             spread_ms=float(given.spread_ms),
             runs=int(given.runs),
             warmup=int(given.warmup),
+            drift=None if given.drift is None else float(given.drift),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise MeasurementError(f"{title} gave {shown(given)} for {model.name}: {error}") from error
     odd = any(isinstance(value, (str, bool)) for value in vars(given).values())
+    odd |= found.drift is not None and not (isfinite(found.drift) and found.drift >= -1)
     right = isfinite(found.median_ms) and LEAST_MS <= found.median_ms <= MOST_MS
     right &= isfinite(found.spread_ms) and 0 <= found.spread_ms <= MOST_MS
     right &= 1 <= found.runs <= _MOST_RUNS and 0 <= found.warmup <= _MOST_RUNS

@@ -16,7 +16,6 @@ from tailorbird.errors import StoreError
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.files import read_json, scratch, write_bytes, write_json
 from tailorbird.fit.answers import Answers
-from tailorbird.fit.fit import Settings
 from tailorbird.pipeline.house import (
     ModelHouse,
     Write,
@@ -103,10 +102,7 @@ def execute(
             house.fit_open(
                 job.targets,
                 recipe=job.recipe,
-                rounds=job.rounds,
-                candidates=job.candidates,
-                sessions=job.sessions,
-                export=job.export,
+                settings=job.settings,
                 strategy=job.strategy,
                 until=until,
             )
@@ -168,15 +164,8 @@ def dry_run(
 
 def _asked(job: Job, until: Until) -> dict[str, object]:
     """What a finished run has answered, as plain data."""
-    settings = Settings(
-        rounds=job.rounds,
-        candidates=job.candidates,
-        sessions=job.sessions,
-        export=job.export,
-        seed=job.seed,
-    )
     requests = {
-        target.name: asked_of_house(target, job.strategy, recipe=job.recipe, settings=settings)
+        target.name: asked_of_house(target, job.strategy, recipe=job.recipe, settings=job.settings)
         for target in job.targets
     }
     return {"until": until, "targets": requests}

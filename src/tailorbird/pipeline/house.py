@@ -13,7 +13,6 @@ from torch import nn
 
 from tailorbird.changes import differences
 from tailorbird.data.images import ImageData
-from tailorbird.device import Device
 from tailorbird.errors import (
     ConfigError,
     ExportError,
@@ -22,14 +21,15 @@ from tailorbird.errors import (
     StoreError,
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
-from tailorbird.export.options import ExportOptions
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.files import write_json
 from tailorbird.fit.answers import Student, request_of
 from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
-from tailorbird.fit.fit import Settings, fit
+from tailorbird.fit.fit import fit
 from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import Settings
 from tailorbird.fit.ship import export_reference
 from tailorbird.graph.serial import VERSION, code_of, structure_key, to_spec
 from tailorbird.graph.trace import LayerGraph, trace
@@ -44,7 +44,7 @@ from tailorbird.records import read_record
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
-from tailorbird.targets import Target
+from tailorbird.targets import Place, Target
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.recipe import Recipe
 
@@ -147,6 +147,7 @@ class ModelHouse:
         candidates: int = 4,
         sessions: int = MOST,
         export: ExportOptions | None = None,
+        quantise: QuantiseOptions | None = None,
         strategy: Strategy | None = None,
         until: Until = "export",
     ) -> list[Student]:
@@ -165,6 +166,7 @@ class ModelHouse:
             candidates: selections measured whole per target and search.
             sessions: measurements of a finished student at most, until its limit is clear.
             export: of the files.
+            quantise: of files in lower precisions, where a device runs them.
             strategy: how selections are searched; proven by integer programming by default.
             until: where to stop.
 
@@ -175,10 +177,14 @@ class ModelHouse:
             return self.fit_open(
                 targets,
                 recipe=recipe or Recipe(),
-                rounds=rounds,
-                candidates=candidates,
-                sessions=sessions,
-                export=export or ExportOptions(),
+                settings=Settings(
+                    rounds=rounds,
+                    candidates=candidates,
+                    sessions=sessions,
+                    export=export or ExportOptions(),
+                    quantise=quantise or QuantiseOptions(),
+                    seed=self.seed,
+                ),
                 strategy=strategy,
                 until=until,
             )
@@ -188,21 +194,11 @@ class ModelHouse:
         targets: Sequence[Target],
         *,
         recipe: Recipe,
-        rounds: int,
-        candidates: int,
-        sessions: int,
-        export: ExportOptions,
+        settings: Settings,
         strategy: Strategy | None = None,
         until: Until,
     ) -> list[Student]:
         """`fit` inside an open run folder."""
-        settings = Settings(
-            rounds=rounds,
-            candidates=candidates,
-            sessions=sessions,
-            export=export,
-            seed=self.seed,
-        )
         students = fit(
             HouseCandidates(
                 self.house,
@@ -249,8 +245,8 @@ class ModelHouse:
         others: list[Point] = []
         if results:
             with self.folder.stage("report"):
-                for key, device in {t.place.key: t.device for t in targets}.items():
-                    points = self._points(key, device)
+                for key, place in {t.place.key: t.place for t in targets}.items():
+                    points = self._points(place)
                     teacher[key] = points.pop("teacher")
                     others += points.values()
         report = RunReport(
@@ -276,16 +272,19 @@ class ModelHouse:
     def _teacher(self) -> Network:
         return _network(self.house.teacher)
 
-    def _points(self, key: str, device: Device) -> dict[str, Point]:
+    def _points(self, place: Place) -> dict[str, Point]:
         """The teacher and those donors that answer to the same classes, as they are: latencies as
         if the teacher took what shares of limits are of.
         """
         donors = {name: _network(donor) for name, donor in self._answering_donors.items()}
         networks = {"teacher": self._teacher, **donors}
-        known = self.house.store.latencies(key).known.get("teacher")
+        known = self.house.store.latencies(place.key).known.get("teacher")
         latencies: list[float | None]
         try:
-            timed = time_networks(list(networks.values()), device, self.exporter)
+            assert place.device is not None
+            timed = time_networks(
+                list(networks.values()), place.device, self.exporter, batch=place.batch
+            )
             whole = timed[0].median_ms if known is None else known.median_ms
             latencies = [one.median_ms * (whole / timed[0].median_ms) for one in timed]
         except (ExportError, MeasurementError) as error:
@@ -295,7 +294,7 @@ class ModelHouse:
         points = {}
         for (name, network), latency in zip(networks.items(), latencies, strict=True):
             points[name] = point_of(
-                network, name, key, latency_ms=latency, accuracy=self._accuracy(name)
+                network, name, place.key, latency_ms=latency, accuracy=self._accuracy(name)
             )
         return points
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tailorbird.data.images import ImageData
 from tailorbird.errors import ConfigError
-from tailorbird.export.options import ExportOptions
-from tailorbird.fit.fit import check_targets
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import Settings, check_targets
 from tailorbird.house.options import HouseOptions
 from tailorbird.prepare import prepared
 from tailorbird.search.strategy import Strategy
@@ -44,6 +44,7 @@ class Job:
         candidates: selections measured whole in each search.
         sessions: measurements of a finished student at most, until its limit is clear.
         export: of the ONNX files.
+        quantise: how files in int8 are made.
         seed: of every random choice.
         task: what the networks' outputs mean.
         strategy: how selections are searched; proven by integer programming where ``None``.
@@ -67,12 +68,25 @@ class Job:
     candidates: int = 4
     sessions: int = MOST
     export: ExportOptions = field(default_factory=ExportOptions)
+    quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
     seed: int = 0
     task: Task = CLASSIFICATION
     strategy: Strategy | None = None
     check_teacher: bool = True
     description: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Settings:
+        """How targets are fitted."""
+        return Settings(
+            rounds=self.rounds,
+            candidates=self.candidates,
+            sessions=self.sessions,
+            export=self.export,
+            quantise=self.quantise,
+            seed=self.seed,
+        )
 
     def __post_init__(self) -> None:
         problems = check_targets(self.targets)

@@ -21,7 +21,7 @@ from tailorbird.search.outcome import save_csv, save_json
 from tailorbird.search.strategy import SearchResult, Strategy
 from tailorbird.supernet.architecture import ArchitectureSpace, load_space
 from tailorbird.supernet.counts import macs, params
-from tailorbird.targets import LATENCY, Place, Target, places_of
+from tailorbird.targets import LATENCY, Place, Target, places_of, unsearchable
 
 COUNTED = ("macs", "params")
 """Metrics that are counted of an architecture; its latency is predicted."""
@@ -54,10 +54,18 @@ def search(
         plot: picture of the front.
 
     Raises:
-        ConfigError: for files or limits that are wrong.
+        ConfigError: for files or limits that are wrong, such as one on the accuracy.
         SpaceError: for an unknown space, or a table that lacks layers of it.
         InfeasibleError: naming every limit below the reachable.
     """
+    faults = [
+        f"target '{target.name}': limit {limit.metric}: {unsearchable(limit.metric)}"
+        for target in targets
+        for limit in target.limits
+        if unsearchable(limit.metric)
+    ]
+    if faults:
+        raise ConfigError(faults)
     priced = price(space, list(places_of(targets).values()))
     predictor = predictor_for(accuracy_predictor, priced.architectures)
     bounds = [priced.bounds(target) for target in targets]
@@ -119,18 +127,19 @@ class Priced:
     costs: Mapping[str, Predictor]
 
     def bounds(self, target: Target) -> dict[str, float]:
-        """A target's limits under the names that a search knows, shares made absolute.
+        """A target's bounds under the names that a search knows, shares made absolute.
 
         Metrics without a figure here keep theirs, for the search to refuse.
         """
         largest = (self.architectures.space.sizes - 1)[None]
-        found = {}
-        for limit in target.limits:
+        found: dict[str, float] = {}
+        for limit in target.bounds:
             own = f"{limit.metric}@{target.place.name}"
             name = own if limit.metric == LATENCY and LATENCY not in self.costs else limit.metric
             known = name in self.costs
             full = {limit.metric: float(self.costs[name](largest)[0])} if known else {}
-            found[name] = limit.absolute(full) if known else limit.value
+            value = limit.absolute(full) if known else limit.value
+            found[name] = min(value, found.get(name, value))
         return found
 
     def family(self, predictor: Predictor) -> PredictedFamily:

@@ -23,13 +23,14 @@ from functools import partial
 from tailorbird.errors import ConfigError, StoreError
 from tailorbird.estimate.latency_files import contents
 from tailorbird.export.exporters import Exporter
-from tailorbird.export.options import ExportOptions
+from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.family import Floats
 from tailorbird.files import read_json, write_json
 from tailorbird.fit.answers import Answers, Student, request_of
-from tailorbird.fit.fit import Settings, fit
+from tailorbird.fit.fit import fit
 from tailorbird.fit.judge import judged_on
 from tailorbird.fit.sessions import MOST
+from tailorbird.fit.settings import Settings
 from tailorbird.pipeline.house import Write
 from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
 from tailorbird.pipeline.supernet_run import SupernetRun, evaluate_subnets
@@ -65,6 +66,7 @@ class FitOptions:
         layers_at_most: distinct layers that may be timed on a device.
         seed: of every random choice; the run's own when ``None``.
         export: of the ONNX files.
+        quantise: how files in int8 are made.
 
     Raises:
         ConfigError: listing every value that is out of range.
@@ -80,6 +82,7 @@ class FitOptions:
     layers_at_most: int = 3000
     seed: int | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
+    quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
 
     def __post_init__(self) -> None:
         least = {
@@ -247,6 +250,7 @@ def _settings(options: FitOptions, seed: int) -> Settings:
         candidates=options.candidates,
         sessions=options.sessions,
         export=options.export,
+        quantise=options.quantise,
         seed=seed,
     )
 
@@ -257,6 +261,8 @@ def _request(
     """A short hash of all that a target's result answers to."""
     known = {**asdict(options), **_settings(options, seed).asked()}
     left_out = {"layers_at_most", *(["sessions"] if options.sessions == MOST else [])}
+    if options.quantise == QuantiseOptions():  # answers of before have none
+        left_out.add("quantise")
     sizes = {name: value for name, value in known.items() if name not in left_out}
     table = target.place.table
     made_from = {

@@ -96,8 +96,10 @@ class TargetResult:
     Args:
         name: the target's name.
         device: key of the device that measured.
-        limits: metric -> bound, absolute, in the unit that the metric's name carries.
-        asked: metric -> limit as it was asked, such as ``"0.5x"``, where it was a share.
+        limits: metric -> what it may be at most, in the unit that the metric's name carries.
+        least: metric -> what it has to be at least: ``"accuracy"`` -> 0 to 1.
+        asked: metric -> limit as it was asked, such as ``"0.5x"`` or
+            ``"images_per_second >= 500"``, where it was in another unit or a share.
         measured: metric -> figure of the exported student; empty where there is none.
         met: every limit is kept, as measured.
         undecided: the latency is so near its limit that all sessions don't tell on which side.
@@ -109,7 +111,10 @@ class TargetResult:
         validation_loss: its mean loss there.
         as_is: the given network that was shipped instead of a student, as it is.
         found_for: the tighter target whose student serves this one too; ``None`` for its own.
-        onnx: path of the exported file, relative to the run folder.
+        onnx: path of the exported file, whatever its format, relative to the run folder.
+        precision: that the file computes in.
+        kept: layers that stayed in float32 in a file of a lower precision.
+        notes: what else is to be known, such as why a precision was not taken.
         lowest: metric -> lowest reachable figure, where the limits can't be met.
         reason: why the target is not met.
         minutes: spent on this target alone.
@@ -123,6 +128,7 @@ class TargetResult:
     name: str
     device: str
     limits: Mapping[str, float]
+    least: Mapping[str, float] = field(default_factory=dict)
     asked: Mapping[str, str] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     met: bool
@@ -136,6 +142,9 @@ class TargetResult:
     as_is: str | None = None
     found_for: str | None = None
     onnx: str | None = None
+    precision: str = "float32"
+    kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     lowest: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
     minutes: float = 0.0

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tailorbird.report.record import RunReport, TargetResult
-from tailorbird.report.verdict import hint, rebuilding, verdict
-from tailorbird.report.words import bare, figure, minutes, percent, printable, summary
+from tailorbird.report.verdict import remarks, verdict
+from tailorbird.report.words import bare, bounds, minutes, percent, printable, summary
 
 WIDE = 100
 """From this many columns on, the table also shows parameters and the teacher's share."""
@@ -34,7 +34,7 @@ def closing(report: RunReport, *, width: int) -> RenderableType:
     for target in report.targets:
         line = f"{printable(target.name)}: {printable(verdict(report, target), limit=600)}"
         parts.append(Text(line, style="" if target.met else "yellow"))
-        for word in filter(None, (hint(report, target), rebuilding(target))):
+        for word in remarks(report, target):
             line = f"{printable(target.name)}: {printable(word, limit=600)}"
             parts.append(Text(line, style="yellow"))
     met = sum(target.met for target in report.targets)
@@ -80,15 +80,15 @@ def _table(report: RunReport, *, wide: bool) -> Table:
 
 
 def _row(report: RunReport, target: TargetResult, *, wide: bool) -> list[Text]:
-    limits = list(target.limits.items())
+    limits = bounds(target)
     measured = target.measured
     cells = [
         printable(target.name),
-        "\n".join(figure(metric, bound) for metric, bound in limits),
-        "\n".join(bare(metric, measured.get(metric)) for metric, _ in limits),
+        "\n".join(limits.values()),
+        "\n".join(bare(metric, measured.get(metric)) for metric in limits),
     ]
     if wide:
-        cells.append("\n".join(_share(report, target, metric) for metric, _ in limits))
+        cells.append("\n".join(_share(report, target, metric) for metric in limits))
     met = (
         Text("yes", style="green")
         if target.met
@@ -110,7 +110,9 @@ def _row(report: RunReport, target: TargetResult, *, wide: bool) -> list[Text]:
 
 
 def _share(report: RunReport, target: TargetResult, metric: str) -> str:
-    """The measured figure as a share of the teacher's, such as ``0.49x``."""
+    """The measured figure as a share of the teacher's, such as ``0.49x``; not of an accuracy."""
+    if metric in target.least:
+        return "-"
     teacher = report.teacher.get(target.device)
     whole = getattr(teacher, metric, None)
     part = target.measured.get(metric)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from math import sqrt
 
 from tailorbird.report.record import Point, RunReport, TargetResult, is_figure
-from tailorbird.report.words import bare, figure, percent, printable, shortfall, significant
+from tailorbird.report.words import bare, bounds, percent, printable, shortfall, significant
 
-LATENCY = "latency_ms"
+LATENCY, PLAIN = "latency_ms", "float32"
 
 _CERTAIN = 1.96
 """Standard deviations either way that hold 95 % of a normal distribution."""
+
+
+SHOWN = 4
+"""Layers that are named."""
 
 
 def verdict(report: RunReport, target: TargetResult) -> str:
@@ -33,8 +37,10 @@ def verdict(report: RunReport, target: TargetResult) -> str:
     limits = ", ".join(
         f"{bare(metric, target.measured.get(metric))}{_error(target, metric)} of "
         f"{limit(target, metric)}"
-        for metric in target.limits
+        for metric in (*target.limits, *target.least)
     )
+    if target.precision != PLAIN:
+        limits += f", {target.precision}"
     if target.as_is is not None:
         limits += f", {printable(target.as_is)} as it is"
     if target.found_for is not None:
@@ -44,9 +50,16 @@ def verdict(report: RunReport, target: TargetResult) -> str:
 
 
 def limit(target: TargetResult, metric: str) -> str:
-    """A limit in its unit, and as it was asked where that was a share."""
+    """A limit in its unit, and as it was asked where that was otherwise.
+
+    Example:
+        >>> edge = TargetResult(name="a", device="b", limits={}, met=True,
+        ...                     least={"accuracy": 0.92}, asked={"accuracy": "accuracy_loss <= 1"})
+        >>> limit(edge, "accuracy")
+        'at least 92.00 % (accuracy_loss <= 1)'
+    """
     asked = target.asked.get(metric)
-    bound = figure(metric, target.limits[metric])
+    bound = bounds(target)[metric].replace(">=", "at least")
     return f"{bound} ({asked})" if asked else bound
 
 
@@ -54,7 +67,8 @@ def as_good(report: RunReport, target: TargetResult) -> Point | None:
     """A network as it is that keeps the target's limits and is no less accurate than its student.
 
     The most accurate one, the fastest of equals; ``None`` where there is none, or where what it
-    needs of a limited metric is not known.
+    needs of a limited metric is not known. Where an accuracy was asked for and no latency, the
+    student is as fast as can be, and a slower network is no alternative.
     """
     if target.accuracy is None:
         return None
@@ -64,7 +78,7 @@ def as_good(report: RunReport, target: TargetResult) -> Point | None:
         if point.device == target.device
         and is_figure(point.accuracy)
         and point.accuracy >= target.accuracy
-        and all(_keeps(point, metric, bound) for metric, bound in target.limits.items())
+        and all(_keeps(point, metric, bound) for metric, bound in _at_most(target).items())
     ]
     return max(fit, key=lambda p: (p.accuracy or 0, -(p.latency_ms or 0)), default=None)
 
@@ -80,6 +94,25 @@ def hint(report: RunReport, target: TargetResult) -> str:
     )
 
 
+def remarks(report: RunReport, target: TargetResult) -> list[str]:
+    """What else is to be known of a target, a sentence each.
+
+    Example:
+        >>> edge = TargetResult(name="a", device="b", limits={}, met=True, precision="int8",
+        ...                     kept=("stem", "head"), notes=("float16: no kernel",))
+        >>> remarks(RunReport(run="a", seed=0, targets=(edge,)), edge)
+        ['2 layers are in float32: stem, head', 'float16: no kernel']
+    """
+    kept = ""
+    if target.kept:
+        names = ", ".join(map(printable, target.kept[:SHOWN]))
+        more = ", ..." if len(target.kept) > SHOWN else ""
+        many = len(target.kept) > 1
+        kept = f"{len(target.kept)} layer{'s are' if many else ' is'} in float32: {names}{more}"
+    notes = map(printable, target.notes)
+    return [*filter(None, (kept, hint(report, target), rebuilding(target), *notes))]
+
+
 def rebuilding(target: TargetResult) -> str:
     """What rebuilding the student takes beside its files, or why it can't be; mostly nothing.
 
@@ -93,6 +126,11 @@ def rebuilding(target: TargetResult) -> str:
     if target.code:
         return f"rebuilding the network from student.json needs code: {', '.join(target.code)}"
     return ""
+
+
+def _at_most(target: TargetResult) -> dict[str, float]:
+    own = target.measured.get(LATENCY)
+    return {**({LATENCY: own} if target.least and own is not None else {}), **target.limits}
 
 
 def _keeps(point: Point, metric: str, bound: float) -> bool:

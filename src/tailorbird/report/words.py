@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tailorbird.report.record import Certainty, Point, TargetResult, is_figure
 
 NOTHING = "-"
 """Stands where there is no figure."""
 
-_UNITS = {"latency_ms": "ms", "size_mb": "MB", "peak_memory_mb": "MB RAM"}
+_UNITS = {"latency_ms": "ms", "size_mb": "MB", "peak_memory_mb": "MB RAM", "accuracy": "%"}
 _COUNTS = {"params": "params", "macs": "MACs"}
 
 
@@ -57,9 +55,13 @@ def bare(metric: str, value: float | None, digits: int = 4) -> str:
     Example:
         >>> bare("latency_ms", 1.5), bare("macs", 2e6, 3), bare("macs", None)
         ('1.500', '2.00M', '-')
+        >>> bare("accuracy", 0.97)
+        '97.00'
     """
     if not is_figure(value):
         return NOTHING
+    if metric == "accuracy":
+        return percent(value)
     return count(value, digits) if metric in _COUNTS else significant(value, digits)
 
 
@@ -73,6 +75,18 @@ def figure(metric: str, value: float | None) -> str:
     if not is_figure(value):
         return NOTHING
     return f"{bare(metric, value)} {_UNITS.get(metric) or _COUNTS.get(metric) or metric}"
+
+
+def bounds(target: TargetResult) -> dict[str, str]:
+    """Metric -> its bound in words, for all limits of a target.
+
+    Example:
+        >>> bounds(TargetResult(name="a", device="b", limits={"latency_ms": 1.5},
+        ...                     least={"accuracy": 0.97}, met=True))
+        {'latency_ms': '1.500 ms', 'accuracy': '>= 97.00 %'}
+    """
+    least = {metric: f">= {figure(metric, value)}" for metric, value in target.least.items()}
+    return {metric: figure(metric, value) for metric, value in target.limits.items()} | least
 
 
 def percent(share: float | None) -> str:
@@ -111,7 +125,7 @@ def summary(point: Point, kind: str) -> str:
 def shortfall(target: TargetResult) -> str:
     """Why a target is not met and what is the lowest reachable, in one line."""
     reached = ", ".join(figure(metric, value) for metric, value in target.lowest.items())
-    reason = target.reason or _over(target.limits, target.measured)
+    reason = target.reason or _missed(target)
     if target.undecided:
         return reason
     return f"{reason}; lowest reachable: {reached}" if reached else reason
@@ -148,10 +162,26 @@ def undecided(latency_ms: float, bound_ms: float, certainty: Certainty) -> str:
     )
 
 
-def _over(limits: Mapping[str, float], measured: Mapping[str, float]) -> str:
-    over = [
-        f"{figure(metric, measured[metric])} measured, limit {bare(metric, bound)}"
-        for metric, bound in limits.items()
-        if metric in measured and measured[metric] > bound
+def _missed(target: TargetResult) -> str:
+    """Which limits the figures miss, and by what."""
+    found = target.measured
+    missed = [
+        f"{figure(metric, found[metric])} measured, limit {bare(metric, bound)}"
+        for metric, bound in target.limits.items()
+        if metric in found and found[metric] > bound
+    ] + [
+        f"{figure(metric, found[metric])} measured, at least {bare(metric, bound)} wanted"
+        for metric, bound in target.least.items()
+        if metric in found and found[metric] < bound
     ]
-    return ", ".join(over) or "no student was made"
+    return ", ".join(missed) or "no student was made"
+
+
+def in_words(precision: str) -> str:
+    """A precision in a sentence; nothing of float32, which goes without saying.
+
+    Example:
+        >>> "the teacher as it is" + in_words("int8")
+        'the teacher as it is in int8'
+    """
+    return "" if precision == "float32" else f" in {precision}"

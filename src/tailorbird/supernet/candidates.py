@@ -53,6 +53,7 @@ from tailorbird.supernet.layers import distinct_layers, single_layers
 from tailorbird.supernet.network import Supernet
 from tailorbird.supernet.predictor import Learned, learn, sampled
 from tailorbird.targets import Place
+from tailorbird.train.evaluate import accuracy
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
@@ -124,7 +125,7 @@ class SupernetCandidates:
         self.supernet, self.data, self.weights = supernet, data, weights
         self.evaluate, self.calibration, self.folder = evaluate, calibration, folder
         self.options, self.stage, self.progress = options, stage, progress
-        self.words = WORDS
+        self.words, self.closes = WORDS, 0.3 if options.fine_tune > 0 else 0.0
         self.architectures = supernet.architectures
         self.reference: Key = _key(supernet.largest())
         self.learned: Learned | None = None
@@ -253,6 +254,17 @@ class SupernetCandidates:
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
         """By accuracy on validation images, several subnets in one pass."""
         return [Judgement(float(a), float(a)) for a in self.evaluate(rows(keys))]
+
+    def weigh(self, network: Network, images: int) -> Judgement:
+        """By accuracy on some of the validation images."""
+        module = AtSize(network.module, network.input_shape)
+        found = accuracy(module, self.data.validation, device=compute_device(), limit=images)
+        return Judgement(found, found)
+
+    def judged_as(self, key: Key) -> Network:
+        """The subnet on its own, recalibrated."""
+        [module] = self._recalibrated([key])
+        return Network(module.eval(), self._shape(key))
 
     def as_they_are(self) -> Mapping[str, Made]:
         """None: the full network is a candidate like others."""

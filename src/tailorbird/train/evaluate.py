@@ -132,13 +132,34 @@ def logits(
     Raises:
         DataError: when the split has no images.
     """
+    return logits_and_targets(module, split, batch_size=batch_size, device=device, limit=limit)[0]
+
+
+def logits_and_targets(
+    module: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    limit: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The same, and the labels (n, ...) in that order where there are any, on the CPU.
+
+    Args are those of `accuracy`.
+
+    Raises:
+        DataError: when the split has no images.
+    """
     with _ready(module, device) as (net, where):
         parts = [
-            _forward(net, images).cpu() for images, _ in _walk(split, batch_size, where, limit)
+            (_forward(net, images).cpu(), targets)
+            for images, targets in _walk(split, batch_size, where, limit)
         ]
     if not parts:
         raise DataError("this split has no images to evaluate on")
-    return torch.cat(parts)
+    labels = [targets.cpu() for _, targets in parts if targets is not None]
+    whole = len(labels) == len(parts)
+    return torch.cat([outputs for outputs, _ in parts]), torch.cat(labels) if whole else None
 
 
 def predictions(
