@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tailorbird.measure.check import check_devices as check_devices
     from tailorbird.measure.devices.browser.device import Browser as Browser
     from tailorbird.measure.devices.onnxruntime import OnnxRuntime as OnnxRuntime
+    from tailorbird.measure.devices.openvino import OpenVino as OpenVino
     from tailorbird.models import load_model as load_model
     from tailorbird.pipeline import Job as Job
     from tailorbird.pipeline import ModelHouse as ModelHouse
@@ -58,6 +59,7 @@ _HOMES = {
     "Normalisation": "tailorbird.data.images",
     "OfaPredictor": "tailorbird.estimate.accuracy_predictor",
     "OnnxRuntime": "tailorbird.measure.devices.onnxruntime",
+    "OpenVino": "tailorbird.measure.devices.openvino",
     "Place": "tailorbird.targets",
     "PredictedFamily": "tailorbird.estimate.predicted",
     "ProgressiveShrinking": "tailorbird.supernet.schemes.progressive_shrinking",

@@ -33,13 +33,13 @@ def noise(count, *shape, seed=0):
     return torch.randn(count, *shape, generator=seeded(seed))
 
 
-def small(*, width=8, bias=False):
+def small(*, width=8):
     """A network of two convolutions and a linear layer for digits."""
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1, bias=bias),
+        nn.Conv2d(1, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=bias),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(2 * width),
         nn.Hardswish(),
         nn.Flatten(),
@@ -79,6 +79,15 @@ def int8(trained, data, tmp_path_factory):
     return path, made
 
 
+@pytest.fixture(scope="module")
+def exact(trained, tmp_path_factory):
+    """The same in float32."""
+    path = tmp_path_factory.mktemp("float32") / "model.xml"
+    made = FLOAT32.final(trained, (1, 8, 8), path, options=PLAIN, metadata={})
+    assert (made.calibration, made.kept, made.loss) == ("", (), None)
+    return path
+
+
 def correct(outputs, labels):
     return float((np.asarray(outputs).argmax(1) == labels.numpy()).mean())
 
@@ -87,11 +96,9 @@ def kinds(path):
     return Counter(one.get_type_name() for one in read(path).get_ops())
 
 
-def test_digits_in_int8_answer_as_in_float32(trained, data, int8, tmp_path):
+def test_digits_in_int8_answer_as_in_float32(trained, data, int8, exact):
     path, made = int8
     images, labels = data["test"]
-    exact = tmp_path / "model.xml"
-    assert FLOAT32.final(trained, (1, 8, 8), exact, options=PLAIN, metadata={}).calibration == ""
     device = OpenVino()
     parity = FLOAT32.verify(trained, exact, images, device.run)
     assert isinstance(parity, Parity)
@@ -122,12 +129,10 @@ def test_another_networks_int8_file_is_told(trained, int8):
     assert found.top1_agreement < 1
 
 
-def test_weights_in_float16_take_half_the_space(trained, tmp_path):
-    for exporter in (FLOAT32, FLOAT16):
-        path = tmp_path / exporter.precision / "model.xml"
-        exporter.final(trained, (1, 8, 8), path, options=PLAIN, metadata={"note": "1"})
-    half, full = tmp_path / "float16" / "model.xml", tmp_path / "float32" / "model.xml"
-    assert weights_of(half).stat().st_size < 0.55 * weights_of(full).stat().st_size
+def test_weights_in_float16_take_half_the_space(trained, exact, tmp_path):
+    half = tmp_path / "model.xml"
+    FLOAT16.final(trained, (1, 8, 8), half, options=PLAIN, metadata={"note": "1"})
+    assert weights_of(half).stat().st_size < 0.55 * weights_of(exact).stat().st_size
     found = FLOAT16.verify(trained, half, noise(6, 1, 8, 8))
     assert isinstance(found, Agreement)
     assert 0 < found.worst_difference < 0.05
@@ -135,8 +140,9 @@ def test_weights_in_float16_take_half_the_space(trained, tmp_path):
     assert weights_of(tmp_path / "again.xml").read_bytes() == weights_of(half).read_bytes()
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize(("batch", "opened"), [(8, False), (1, True)])
+@pytest.mark.parametrize(
+    ("precision", "batch", "opened"), [("float32", 1, True), ("int8", 8, False), ("int8", 1, True)]
+)
 def test_fixed_and_open_batches(trained, data, tmp_path, precision, batch, opened):
     exporter, path = exporter_for(OPENVINO, precision), tmp_path / "model.xml"
     exporter.final(
@@ -204,14 +210,14 @@ def test_files_are_whole_and_name_no_folder_of_this_machine(int8, trained, tmp_p
 
 
 class Attention(nn.Module):
-    """Tokens of an image, mixed twice by attention."""
+    """Tokens of an image, mixed by attention."""
 
     def __init__(self):
         super().__init__()
         self.patches = nn.Conv2d(1, 16, 2, stride=2)
         kept = {"dim_feedforward": 32, "batch_first": True, "dropout": 0.0}
         layer = nn.TransformerEncoderLayer(16, 2, **kept)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.head = nn.Linear(16, 10)
 
     def forward(self, images):
@@ -230,9 +236,7 @@ class Odd(nn.Module):
         return self.last(torch.erf(found).amax((2, 3)))
 
 
-@pytest.mark.parametrize(
-    "make", [small, lambda: small(bias=True), Attention, Odd], ids=["bn", "bias", "vit", "odd"]
-)
+@pytest.mark.parametrize("make", [small, Attention, Odd])
 def test_files_that_are_timed_have_the_operators_of_those_that_are_shipped(tmp_path, make):
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -244,7 +248,10 @@ def test_files_that_are_timed_have_the_operators_of_those_that_are_shipped(tmp_p
     assert len(layers(read(quick))) == len(layers(read(final))) > 0
     fakes = [kinds(path)["FakeQuantize"] for path in (quick, final)]
     assert fakes[0] == fakes[1]
-    assert INT8.verify(network, final, noise(40, 1, 8, 8, seed=3)).top1_agreement > 0.7
+    shown = noise(40, 1, 8, 8, seed=3)
+    with torch.no_grad():
+        spread = float(network(shown).std())
+    assert INT8.verify(network, final, shown).mean_difference < 0.3 * spread
 
 
 def test_blocks_without_a_product_stay_as_they_are(tmp_path):
@@ -308,18 +315,15 @@ def test_the_layer_that_costs_most_stays_in_float32(tmp_path):
             network, (1, 8, 8), path, options=PLAIN, metadata={}, calibration=calibration
         )
 
-    found = made(1.0)
+    found = made(0.1)  # more than this is lost whatever is kept
     assert (found.kept, found.loss) == (("hard",), 0.5)
     assert asked == [3, 2]
     assert len(layers(read(tmp_path / "model.xml"))) == 2
     found = made(3.0)
     assert (found.kept, found.loss) == ((), 3.0)
     assert len(layers(read(tmp_path / "model.xml"))) == 3
-    assert made(0.1).kept == ("hard",)
 
 
-def test_onnx_files_are_none_of_openvinos(tmp_path, trained):
-    path = tmp_path / "model.xml"
-    FLOAT32.final(trained, (1, 8, 8), path, options=PLAIN, metadata={"a": "b"})
-    with pytest.raises(StoreError):
-        onnx_metadata_of(path)
+def test_files_of_openvino_are_no_onnx_files(int8):
+    with pytest.raises(StoreError, match="can't be read"):
+        onnx_metadata_of(int8[0])

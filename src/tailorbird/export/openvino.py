@@ -25,8 +25,7 @@ from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Agreement, Parity, agreement, verify
 from tailorbird.files import cannot_write, scratch, write_bytes
 from tailorbird.measure.interleave import first_line
-from tailorbird.measure.openvino import openvino, read, run_openvino, weights_of
-from tailorbird.quiet import silent
+from tailorbird.measure.openvino import openvino, read, run_openvino, unreported, weights_of
 
 if TYPE_CHECKING:
     from openvino import Model
@@ -143,7 +142,7 @@ class OpenVinoExporter:
 def _converted(source: Path) -> Model:
     """An ONNX file as OpenVINO's network."""
     try:
-        with silent():
+        with unreported():
             model: Model = openvino().convert_model(source)
     except Exception as error:  # of its many front ends
         raise ExportError(

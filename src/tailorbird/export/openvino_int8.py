@@ -23,8 +23,7 @@ from tailorbird.errors import ExportError
 from tailorbird.export.exporter import Written
 from tailorbird.export.options import LEAST_CALIBRATION
 from tailorbird.measure.interleave import first_line
-from tailorbird.measure.openvino import answers, nncf, openvino
-from tailorbird.quiet import silent
+from tailorbird.measure.openvino import answers, nncf, openvino, unreported
 
 if TYPE_CHECKING:
     from openvino import Input, Model, Node, Output
@@ -56,7 +55,8 @@ class Setting:
             signs; ``"mixed"``: one of their own.
         ranges: NNCF's name for how they come from many images.
         corrects: whether biases are shifted so that channels have the means that they have in
-            float32. With the ranges "minmax" it doubled the difference on CIFAR-10 networks.
+            float32. With the ranges "minmax" it made the difference up to twice as large on
+            CIFAR-10 networks.
     """
 
     name: str
@@ -71,7 +71,8 @@ SETTINGS = (
     Setting("histogram", "performance", "HISTOGRAM"),
     Setting("mean minmax, corrected", "performance", "MEAN_MINMAX", corrects=True),
 )
-"""Tried in this order; of equals the first is kept. The last is what NNCF does by itself."""
+"""Tried in this order; of equals the first is kept. The last is what NNCF does by itself where
+there is no attention."""
 
 
 def quantised(
@@ -195,7 +196,7 @@ def _by_nncf(
     items = items or [np.resize(images, (size, *images.shape[1:]))]
     ranges = getattr(tool.quantization.range_estimator.RangeEstimatorParametersSet, setting.ranges)
     try:
-        with silent():
+        with unreported():
             made: Model = tool.quantize(
                 model,
                 tool.Dataset(items),

@@ -405,7 +405,7 @@ def export_reference(
 
 
 def _as_proven(folder: Path, files: Sequence[str], proof: Path) -> bool:
-    """Whether a reference's files are those that were proven; an earlier version noted no digest."""
+    """Whether files are those that were proven; an earlier version noted no digests."""
     if not proof.exists():
         return True
     try:

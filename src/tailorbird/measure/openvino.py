@@ -8,6 +8,7 @@ without. So it is missing for them here, while they are imported; nothing in any
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,13 +29,13 @@ from tailorbird.measure.sizes import MOST_ELEMENTS
 from tailorbird.quiet import silent
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, Model
+    from openvino import CompiledModel, Core, Model
 
 CPU = "CPU"
 """OpenVINO's word for the processor, beside ``GPU`` and ``NPU``."""
 
 _OPEN_BATCH = 64
-_SENDER = "openvino_telemetry"
+_SENDER, _BUILD = "openvino_telemetry", "CI"
 _LOCK = threading.RLock()
 
 
@@ -62,6 +63,13 @@ def nncf() -> ModuleType:
     return imported("nncf")
 
 
+@cache
+def core() -> Core:
+    """The library's one entry to the units of this machine."""
+    found: Core = openvino().Core()
+    return found
+
+
 def imported(name: str, load: Callable[[str], ModuleType] = import_module) -> ModuleType:
     """One of the two libraries, which then sends nothing to anybody.
 
@@ -81,8 +89,10 @@ def imported(name: str, load: Callable[[str], ModuleType] = import_module) -> Mo
         tailorbird.errors.ConfigError: openvino can't be imported: No module named 'openvino'; \
 pip install 'tailorbird[openvino]'
     """
-    with _LOCK, _sends_nothing(), silent():
+    with _LOCK, unreported():
         kind = logging.getLoggerClass()
+        sender = sys.modules.get(_SENDER)
+        sys.modules[_SENDER] = None  # type: ignore[assignment]  # Python's own word for: is not there
         try:
             return load(name)
         except Exception as error:  # a library that is damaged raises anything
@@ -91,22 +101,29 @@ pip install 'tailorbird[openvino]'
             ) from error
         finally:
             logging.setLoggerClass(kind)
+            del sys.modules[_SENDER]
+            if sender is not None:
+                sys.modules[_SENDER] = sender
 
 
 @contextmanager
-def _sends_nothing() -> Iterator[None]:
-    """Without what sends; where others have it already, it is told not to."""
-    known = sys.modules.get(_SENDER)
-    if known is not None:
-        with suppress(Exception):  # nobody has begun with it
-            known.Telemetry().consent = False
-    sys.modules[_SENDER] = None  # type: ignore[assignment]  # Python's own way: can't be imported
+def unreported() -> Iterator[None]:
+    """The two libraries print, log and send nothing meanwhile, whoever has imported them.
+
+    They send nothing where they are told that this is an automatic build, either.
+    """
+    build = os.environ.get(_BUILD)
+    os.environ[_BUILD] = "true"
     try:
-        yield
+        with suppress(Exception):  # nobody has imported it, or has begun with it
+            sys.modules[_SENDER].Telemetry().consent = False
+        with silent():
+            yield
     finally:
-        del sys.modules[_SENDER]
-        if known is not None:
-            sys.modules[_SENDER] = known
+        if build is None:
+            os.environ.pop(_BUILD, None)
+        else:
+            os.environ[_BUILD] = build
 
 
 # files ------------------------------------------------------------------------------------------
@@ -129,7 +146,7 @@ def read(path: Path) -> Model:
     if not path.is_file():
         raise MeasurementError(f"{path}: there is no such file")
     try:
-        model: Model = openvino().Core().read_model(path)
+        model: Model = core().read_model(path)
     except (RuntimeError, ValueError, TypeError) as error:
         raise MeasurementError(
             f"{path}: OpenVINO can't read it: {_cause(error)}; export it again"
@@ -165,7 +182,7 @@ def input_shape(path: Path, model: Model) -> list[int | str]:
 
 def capabilities(unit: str) -> frozenset[str]:
     """What a unit computes in, in OpenVINO's words, such as ``"FP32"``."""
-    return frozenset(openvino().Core().get_property(unit, "OPTIMIZATION_CAPABILITIES"))
+    return frozenset(core().get_property(unit, "OPTIMIZATION_CAPABILITIES"))
 
 
 def hint(model: Model, able: frozenset[str]) -> str:
@@ -214,7 +231,7 @@ def compiled(path: Path, model: Model, *, unit: str, threads: int) -> CompiledMo
     """
     how = settings(unit, threads, hint(model, capabilities(unit)))
     try:
-        ready: CompiledModel = openvino().Core().compile_model(model, unit, dict(how))
+        ready: CompiledModel = core().compile_model(model, unit, dict(how))
     except RuntimeError as error:
         raise MeasurementError(f"{path}: {unit} can't run it: {_cause(error)}") from error
     return ready
@@ -252,7 +269,7 @@ def run_openvino(
 def answers(model: Model, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Outputs of a network in memory for all images (n, C, H, W), on the CPU."""
     how = {"INFERENCE_PRECISION_HINT": "f32"}
-    return _outputs(openvino().Core().compile_model(model, CPU, how), images)
+    return _outputs(core().compile_model(model, CPU, how), images)
 
 
 def _outputs(ready: CompiledModel, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

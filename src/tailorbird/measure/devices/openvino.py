@@ -24,6 +24,7 @@ from tailorbird.measure.openvino import (
     CPU,
     capabilities,
     compiled,
+    core,
     input_shape,
     openvino,
     read,
@@ -78,7 +79,7 @@ class OpenVino:
 
     def __post_init__(self) -> None:
         problems = self._turns.faults(self.threads, "OpenVino")
-        units = openvino().Core().available_devices
+        units = core().available_devices
         if self.unit not in units:
             problems.append(
                 f"OpenVino: there is no unit {self.unit!r} here; choose one of "
@@ -155,7 +156,7 @@ class OpenVino:
 
     @cached_property
     def _name(self) -> str:
-        return str(openvino().Core().get_property(self.unit, "FULL_DEVICE_NAME")).strip()
+        return str(core().get_property(self.unit, "FULL_DEVICE_NAME")).strip()
 
     @property
     def _version(self) -> str:
