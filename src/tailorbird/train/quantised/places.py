@@ -20,6 +20,7 @@ class Grid:
         high: the largest.
 
     Example:
+        >>> import torch
         >>> Grid(scale=0.5, zero_point=0, low=0, high=255).whole(torch.tensor([-1.0, 0.6, 1e3]))
         tensor([  0.,   1., 255.])
     """
