@@ -93,6 +93,7 @@ MODULES = (
     "tailorbird.config.supernet_job",
     "tailorbird.config.targets",
     "tailorbird.config.devices",
+    "tailorbird.config.device_text",
     "tailorbird.factories",
     "tailorbird.estimate.latency_table",
     "tailorbird.estimate.accuracy_predictor",
@@ -132,6 +133,7 @@ MODULES = (
     "tailorbird.export.exporter",
     "tailorbird.export.exporters",
     "tailorbird.export.onnx",
+    "tailorbird.export.openvino",
     "tailorbird.export.verify",
     "tailorbird.export.bundle",
     "tailorbird.report.record",
@@ -260,6 +262,7 @@ def unquoted(text: str) -> str:
     Names in a set are sorted: Python has them in another order each time.
     """
     text = re.sub(r"frozenset\(\{(.*?)\}\)", _sorted_set, text)
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
     text = re.sub(r"<[\w.]*?(\w+) object at 0x[0-9a-f]+>", r"\1()", text)
     text = re.sub(r"<function ([\w.]+) at 0x[0-9a-f]+>", r"\1", text)
     return re.sub(r"(: |-> )'([^'\n]*)'", r"\1\2", text)

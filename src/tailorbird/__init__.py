@@ -66,6 +66,7 @@ _HOMES = {
     "SupernetRecipe": "tailorbird.supernet.train_state",
     "TailorbirdError": "tailorbird.errors",
     "Target": "tailorbird.targets",
+    "check_devices": "tailorbird.measure.check",
     "comp_ofa": "tailorbird.supernet.schemes.compofa",
     "compile_table": "tailorbird.estimate.latency_table",
     "execute": "tailorbird.pipeline",

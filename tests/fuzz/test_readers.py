@@ -32,13 +32,16 @@ from tailorbird.config.supernet_job import check_job
 from tailorbird.config.targets import load_targets
 from tailorbird.data.folder import folder
 from tailorbird.data.parquet import parquet
+from tailorbird.device import OPENVINO
 from tailorbird.errors import TailorbirdError
 from tailorbird.estimate.latency_table import read_table
 from tailorbird.estimate.predictor_files import open_predictor, read_pairs
 from tailorbird.export.bundle import load_student
+from tailorbird.export.exporters import exporter_for
 from tailorbird.fit.answers import Answers
 from tailorbird.house.store import HouseStore
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.openvino import OpenVino
 from tailorbird.measure.latencies import Latencies
 from tailorbird.report.house import contents
 from tailorbird.report.record import RunReport
@@ -46,6 +49,7 @@ from tailorbird.runfolder import RunFolder
 from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.store import load_supernet
 from tests.fuzz.mutations import damaged, json_lines, json_texts, yaml_texts
+from tests.marks import WITH_OPENVINO
 from tests.reference.record import HERE, HOUSE, SPACE, SUPERNET, write_predictor
 
 EXAMPLES = int(os.environ.get("TAILORBIRD_FUZZ", "12"))
@@ -187,6 +191,15 @@ READERS: Mapping[str, Reader] = {
     ),
 }
 
+ONE_IMAGE = np.zeros((1, 3, 6, 6), np.float32)
+
+IN_OPENVINO: Mapping[str, Reader] = {
+    name: Reader(file, damaged, lambda at: OpenVino().run(at / "int8.xml", ONE_IMAGE))
+    for name, file in (("OpenVINO, graph", "int8.xml"), ("OpenVINO, weights", "int8.bin"))
+}
+if WITH_OPENVINO:
+    READERS = {**READERS, **IN_OPENVINO}
+
 
 def net() -> torch.nn.Module:
     """Whose weights are read."""
@@ -211,6 +224,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (at / "table.json").write_text(json.dumps(TABLE))
     (at / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n" + json.dumps(PAIR) + "\n")
     write_predictor(at / "predictor.safetensors")
+    if WITH_OPENVINO:
+        exporter_for(OPENVINO, "int8").quick([(net(), (3, 6, 6))], at, ["int8"])
     torch.save({"state_dict": net().state_dict(), "epoch": 3}, at / "weights.pth")
     results = at / "house/run/students/edge/result.json"
     results.write_text(json.dumps({**json.loads(results.read_text()), "request": REQUEST}))

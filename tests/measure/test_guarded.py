@@ -260,6 +260,7 @@ def test_a_run_that_hangs_is_left_behind():
         (format_of, {"format": "onnx"}, "its format is 'onnx', expected a tailorbird.device.F"),
         (format_of, {"format": None}, "its format is None"),
         (format_of, {"format": Format(3, "a")}, r"its format is Format\(name=3"),
+        (format_of, {"format": Format("a", "b", "c")}, r"its format is Format\(name='a'"),
         (precisions_of, {"precisions": ()}, r"its precisions are \(\), expected a tuple"),
         (precisions_of, {"precisions": "int8"}, "its precisions are 'int8'"),
         (precisions_of, {"precisions": (8,)}, r"its precisions are \(8,\)"),

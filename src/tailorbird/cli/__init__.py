@@ -1,7 +1,8 @@
 """The command line: thin, quick to start, and plain about what is wrong.
 
-Exit codes: 0 done; 2 bad input, or something that can't be done; 3 a target is not met;
-130 stopped by ctrl-C, which ends a command in order; pressed again, it ends at once.
+Exit codes: 0 done; 2 bad input, or something that can't be done; 3 a target is not met, or a
+device does not answer; 130 stopped by ctrl-C, which ends a command in order; pressed again, it
+ends at once.
 
 Nothing heavy is imported here, nor by the files of this package before a command runs.
 """
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tailorbird.cli import house, machine, search, supernet
+from tailorbird.cli import devices, house, machine, search, supernet
 from tailorbird.cli.exits import VERBOSE, plainly
 
 __all__ = ["app", "plainly"]
@@ -39,6 +40,7 @@ for command in (
     search.spaces,
 ):
     app.command()(plainly(command))
+app.add_typer(devices.app)
 app.add_typer(supernet.app)
 
 

@@ -45,6 +45,7 @@ from tailorbird.factories import is_factory
 from tailorbird.measure.devices.adb import Adb
 from tailorbird.measure.devices.browser.device import Browser
 from tailorbird.measure.devices.onnxruntime import OnnxRuntime
+from tailorbird.measure.devices.openvino import OpenVino
 from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.targets import (
     ALIASES,
@@ -59,7 +60,13 @@ from tailorbird.targets import (
     unsearchable,
 )
 
-DEVICES: Kinds = {"onnxruntime": OnnxRuntime, "ssh": Ssh, "adb": Adb, "browser": Browser}
+DEVICES: Kinds = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "ssh": Ssh,
+    "adb": Adb,
+    "browser": Browser,
+}
 """Kind of device -> its class. A new device is a line here."""
 
 HINT = "it begins with 'devices:' or 'targets:', see the how-to"
@@ -102,6 +109,20 @@ def load_targets(path: Path, *, needs: Needs = None) -> tuple[Target, ...]:
     values = faults.values((), document.data, KEYS)
     found = read_targets(faults, values, base=path.parent, reference="full network", needs=needs)
     if faults.found or found is None:
+        raise ConfigError(faults.found)
+    return found.targets
+
+
+def load_devices(path: Path) -> tuple[Target, ...]:
+    """Read the devices and targets alone of a job or a fleet; other sections are not looked at.
+
+    Raises:
+        ConfigError: listing every fault of these with its place and line.
+    """
+    document = read_file(path, hint=HINT)
+    faults = Faults(document.lines)
+    found = read_targets(faults, document.data, base=path.parent, reference="reference")
+    if found is None:
         raise ConfigError(faults.found)
     return found.targets
 

@@ -25,11 +25,15 @@ class Calibration:
         loss: tells by how many points of accuracy a file is worse than the network in float32,
             where it will be run; without it no layer is kept in float32.
         max_loss: points that may be lost before layers are kept in float32.
+        like: a file in the same precision of a network of the same structure, such as the one that
+            quantisation-aware training was for. Its ranges and what it keeps in float32 are taken
+            over as they are, and only weights are new: nothing is calibrated.
     """
 
     images: Tensor
     loss: Callable[[Path], float] | None = None
     max_loss: float = 1.0
+    like: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class Written:
 
     Args:
         calibration: how ranges were found, such as ``"minmax"``; empty where nothing was quantised.
-        kept: layers that stayed in float32 though the file is quantised.
+        kept: layers that stayed in float32 though the file is quantised; not told again where
+            they are those of another file.
         loss: points of accuracy that the file loses, where it was asked.
     """
 

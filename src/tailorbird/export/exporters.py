@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tailorbird.device import ONNX, Format, Precision, Run
+from tailorbird.device import ONNX, OPENVINO, Format, Precision, Run
 from tailorbird.errors import ExportError
 from tailorbird.export.exporter import Calibration, Exporter, Written
 from tailorbird.export.float16 import OnnxFloat16Exporter
@@ -20,6 +20,7 @@ from tailorbird.export.onnx import (
     export_onnx,
 )
 from tailorbird.export.onnx_files import OnnxFiles
+from tailorbird.export.openvino import OpenVinoExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 
@@ -61,6 +62,8 @@ def exporter_for(
             "int8": OnnxInt8Exporter(),
         }
         return made[precision]
+    if format.name == OPENVINO.name:
+        return OpenVinoExporter(precision=precision)
     raise ExportError(f"{format.name} files in {precision} are not made here")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 from torch import Tensor, nn
 
 from tailorbird.device import ONNX, Format, Precision, Run
@@ -25,9 +26,13 @@ from tailorbird.export.options import LEAST_CALIBRATION, ExportOptions
 from tailorbird.export.quantise import PRODUCTS, minmax, prepared, quantised
 from tailorbird.export.verify import Agreement, agreement
 from tailorbird.files import scratch
+from tailorbird.train.quantised.onnx_weights import with_weights
 
 TRACED_OPSET = 20
 """The tracing exporter writes GELU as one operator from here on, as the other exporter does."""
+
+TAKEN_OVER = "taken over"
+"""How ranges are found where they are those of another file."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,12 @@ class OnnxInt8Exporter(OnnxFiles):
             )
             _check_size(source)
             model = prepared(source)
+            if calibration.like is not None:
+                made = with_weights(calibration.like, model)
+                onnx.helper.set_model_props(made, dict(metadata))
+                write_model(made, path, sync=True)
+                lost = None if calibration.loss is None else calibration.loss(path)
+                return Written(calibration=TAKEN_OVER, loss=lost)
             images = calibration.images.detach().cpu().float().numpy()
             attempts = Attempts(model, images, metadata, folder / "attempts" / path.name)
             chosen, written = attempts.best(calibration.loss, calibration.max_loss)

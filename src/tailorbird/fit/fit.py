@@ -38,7 +38,7 @@ from tailorbird.fit.opening import Opening
 from tailorbird.fit.places import places_for
 from tailorbird.fit.pools import Choice
 from tailorbird.fit.prove import Finished, Proof, prove
-from tailorbird.fit.quantised import JudgedFiles, Quantiser
+from tailorbird.fit.quantised import JudgedFiles, Quantiser, Rounding
 from tailorbird.fit.results import result_of
 from tailorbird.fit.serve import moves
 from tailorbird.fit.settings import FEWER, Settings, Until, check_targets
@@ -165,7 +165,14 @@ class _Fitting:
         self._strategy = strategy
         self.answers = Answers(folder.path, trust)
         self._judges = Judges(data, lambda: self._reference, task)
-        quantiser = Quantiser(data, self._judges, settings.quantise)
+        rounding = Rounding(
+            reference=lambda: self._reference,
+            task=task,
+            seed=settings.seed,
+            folder=folder.path / "fit" / "rounding",
+            progress=progress,
+        )
+        quantiser = Quantiser(data, self._judges, settings.quantise, rounding)
         self.shipping = Shipping(data, folder.path, settings.export, exporter, quantiser)
 
     @cached_property
@@ -338,6 +345,8 @@ class _Fitting:
             attempt.seconds += (time.perf_counter() - start) / len(attempts)
         for attempt in attempts:
             proof = proofs[attempt.target.name]
+            if isinstance(proof, Proof) and attempt.made is not None:
+                self._take(attempt, proof.shipped.student)
             if isinstance(proof, PrecisionError):
                 self._shut(attempt, proof)
             elif isinstance(proof, TailorbirdError):
@@ -360,6 +369,13 @@ class _Fitting:
             student=made,
             base=self.chooser.base(target),
         )
+
+    def _take(self, attempt: _Attempt, student: Made) -> None:
+        """What was shipped may have been trained on, for its precision."""
+        assert attempt.made is not None
+        if student.module is not attempt.made.module:
+            attempt.seconds += student.seconds - attempt.made.seconds
+            attempt.made, attempt.module = student, copy.deepcopy(student.module)
 
     def _shut(self, attempt: _Attempt, error: PrecisionError) -> None:
         """A precision costs too much: another one is chosen, in a further round."""

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from tailorbird.data.images import ImageData
-from tailorbird.data.resizing import resized
-from tailorbird.device import Device, Precision, Run
-from tailorbird.errors import ExportError
+from tailorbird.data.resizing import AtSize, resized
+from tailorbird.device import ONNX, Device, Format, Precision, Run
+from tailorbird.errors import ExportError, TrainingError
 from tailorbird.export.delivered import as_given
 from tailorbird.export.exporters import Calibration, Exporter, exporter_for
 from tailorbird.export.options import LEAST_CALIBRATION, ExportOptions, QuantiseOptions
-from tailorbird.files import scratch
-from tailorbird.fit.candidates import Candidates, Judgement, Key, Network
+from tailorbird.files import digest_of, scratch
+from tailorbird.fit.candidates import Candidates, Judgement, Key, Made, Network
 from tailorbird.fit.judge import Answering, Judges
 from tailorbird.measure.guarded import answering, format_of
+from tailorbird.progress import Progress
+from tailorbird.runfolder import short_hash
 from tailorbird.targets import PLAIN, Place
+from tailorbird.task import Task
+from tailorbird.train.quantised.onnx_places import read_onnx
+from tailorbird.train.quantised.places import ReadPlaces
+from tailorbird.train.quantised.training import RECIPE, train_quantised
 
 JUDGED = 512
 """Validation images that a file is judged on before it is shipped, at most."""
@@ -30,28 +37,66 @@ def runs(device: Device | None, exporter: Exporter) -> Run:
     return exporter.run if run is None else run
 
 
-class Quantiser:
-    """Calibrates files in lower precisions, and tells what they lose where they will run.
+READERS: Mapping[str, ReadPlaces] = {ONNX.name: read_onnx}
+"""Format's name -> what finds the quantised places of such files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """Quantisation-aware training of students: they are trained as their files compute.
 
     Args:
-        data: training images calibrate, validation images judge.
-        judges: of accuracies.
-        options: how much may be lost.
+        reference: whose answers are learned, beside the labels.
+        task: what outputs mean.
+        seed: of the training.
+        folder: for networks in training; made when missing.
+        progress: told how it goes.
     """
 
-    def __init__(self, data: ImageData, judges: Judges, options: QuantiseOptions) -> None:
+    reference: Callable[[], Network]
+    task: Task
+    seed: int
+    folder: Path
+    progress: Progress
+
+
+class Quantiser:
+    """Makes files in lower precisions lose little, and tells what they lose where they will run.
+
+    Args:
+        data: training images calibrate and train, validation images judge.
+        judges: of accuracies.
+        options: how much may be lost.
+        rounding: trains networks whose files lose more; nothing is trained without it.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        judges: Judges,
+        options: QuantiseOptions,
+        rounding: Rounding | None = None,
+    ) -> None:
         self.data, self.judges, self.options = data, judges, options
+        self._rounding = rounding
 
     def calibration(
-        self, network: Network, precision: Precision, run: Run, export: ExportOptions
+        self,
+        network: Network,
+        precision: Precision,
+        run: Run,
+        export: ExportOptions,
+        *,
+        like: Path | None = None,
     ) -> Calibration | None:
         """What a file is made by; ``None`` for float32.
 
         Args:
-            network: in float32.
+            network: in float32: what the file is compared to.
             precision: of the file.
             run: runs files where this one will run.
             export: what of the network's surroundings is in the file.
+            like: the file that the network was trained for.
 
         Raises:
             ExportError: where there are too few images.
@@ -67,7 +112,68 @@ class Quantiser:
             images=self._images(network.input_shape, export),
             loss=loss,
             max_loss=self.options.max_loss,
+            like=like,
         )
+
+    def train(
+        self,
+        student: Made,
+        file: Path,
+        what: Format,
+        *,
+        run: Run,
+        export: ExportOptions,
+        batch: int,
+        name: str,
+    ) -> Made | None:
+        """A student trained on as its file computes; ``None`` where that is not asked for, or
+        can't be done, which is said.
+
+        Args:
+            student: what the file was made of.
+            file: in a lower precision.
+            what: the file's format.
+            run: runs it.
+            export: what of the network's surroundings is in it.
+            batch: images per call.
+            name: for messages.
+        """
+        ways, epochs = self._rounding, self.options.train_epochs
+        if ways is None or epochs == 0:
+            return None
+        if what.name not in READERS:
+            ways.progress.say(f"{name}: {what.name} files in int8 are not trained for")
+            return None
+        shape, scale = student.input_shape, self.data.normalisation
+        sized = AtSize(student.module, shape)
+        plain = shape == self.data.input_shape
+        reference = ways.reference()
+        own = short_hash([digest_of(file), epochs, ways.seed])
+        try:
+            trained = train_quantised(
+                student.module if plain else sized,
+                file,
+                AtSize(reference.module, reference.input_shape),
+                self.data,
+                recipe=replace(RECIPE, epochs=epochs),
+                seed=ways.seed,
+                folder=ways.folder / own,
+                task=ways.task,
+                read=READERS[what.name],
+                run=run,
+                batch=max(2, batch),
+                given=lambda images: as_given(resized(images, shape), scale, export),
+                finished=(lambda outputs: outputs.softmax(1)) if export.softmax else None,
+                progress=ways.progress,
+                name=name,
+            )
+        except TrainingError as error:
+            ways.progress.say(str(error))
+            return None
+        module = trained.module if plain else trained.module.network
+        assert isinstance(module, fx.GraphModule)
+        seconds = student.seconds + trained.trained.seconds
+        return replace(student, module=module, seconds=seconds)
 
     def _images(self, shape: tuple[int, ...], export: ExportOptions) -> Tensor:
         have = len(self.data.train)

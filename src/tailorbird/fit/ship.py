@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from tailorbird.data.images import ImageData
-from tailorbird.device import FORMATS, Precision, key_of
+from tailorbird.device import FORMATS, Precision, Run, key_of
 from tailorbird.errors import ExportError, GraphError, PrecisionError, StoreError
 from tailorbird.export.bundle import save_student
 from tailorbird.export.delivered import about, as_given, delivered
 from tailorbird.export.exporters import Exporter, Written, exporter_for
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Agreement, Parity
-from tailorbird.files import cannot_write, digest_of, write_bytes, write_json
+from tailorbird.files import cannot_write, digest_of, scratch, write_bytes, write_json
 from tailorbird.fit.candidates import Key, Made, Network
 from tailorbird.fit.judge import Answering, parity_images
 from tailorbird.fit.quantised import Quantiser, runs
@@ -73,6 +73,21 @@ class Shipped:
     size_mb: float
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file that is to be written: where, by what, for whom, with what in it."""
+
+    path: Path
+    exporter: Exporter
+    place: Place
+    notes: Mapping[str, str]
+
+    @property
+    def run(self) -> Run:
+        """What tells what it answers."""
+        return runs(self.place.device, self.exporter)
+
+
 class Shipping:
     """Writes students' files into a run's folder; equal networks are converted and compared once.
 
@@ -124,7 +139,7 @@ class Shipping:
         if twin is None:
             clear_artifacts(path.parent)
             parities: _Parities = {}
-            shipped = self._write(student, path, exporter, place, notes)
+            shipped = self._write(student, _File(path, exporter, place, notes))
         else:
             source, shipped, parities = twin
             clear_artifacts(path.parent)
@@ -152,39 +167,71 @@ class Shipping:
         file = Answering(run, shipped.path, self.data.normalisation, self.options)
         return Network(file, shipped.student.input_shape)
 
-    def _write(
-        self, student: Made, path: Path, exporter: Exporter, place: Place, notes: dict[str, str]
-    ) -> Shipped:
+    def _write(self, student: Made, file: _File) -> Shipped:
         """The file; the student is trained on where its precision costs too much."""
-        written = self._final(student, path, exporter, place, notes)
+        written = self._final(student, file)
         most = self.quantiser.options.max_loss
         if written.loss is not None and written.loss > most:
+            student, written = self._trained_on(student, file, written)
+        if written.loss is not None and written.loss > most:
             raise PrecisionError(
-                f"{place.precision} costs {written.loss:.2f} points of accuracy on validation "
+                f"{file.place.precision} costs {written.loss:.2f} points of accuracy on validation "
                 f"images, {most:g} may be lost"
             )
-        files = [path, *(path.with_name(beside) for beside in exporter.format.beside)]
-        size = sum(file.stat().st_size for file in files if file.exists())
-        return Shipped(path=path, student=student, written=written, size_mb=size / 1e6)
+        beside = [file.path.with_name(name) for name in file.exporter.format.beside]
+        size = sum(one.stat().st_size for one in (file.path, *beside) if one.exists())
+        return Shipped(path=file.path, student=student, written=written, size_mb=size / 1e6)
+
+    def _trained_on(self, student: Made, file: _File, written: Written) -> tuple[Made, Written]:
+        """A student trained as its file computes, and that file, where it loses less."""
+        path, what = file.path, file.exporter.format
+        trained = self.quantiser.train(
+            student,
+            path,
+            what,
+            run=file.run,
+            export=self.options,
+            batch=file.place.batch,
+            name=path.parent.name,
+        )
+        if trained is None:
+            return student, written
+        with scratch() as folder:
+            for name in (path.name, *what.beside):
+                shutil.copy2(path.with_name(name), folder / name)
+            like = folder / path.name
+            found = self._final(trained, file, like=like, plain=student)
+            assert found.loss is not None
+            assert written.loss is not None
+            if found.loss < written.loss:
+                return trained, replace(found, kept=written.kept)
+            file.exporter.relabel(like, path, file.notes)
+        return student, written
 
     def _final(
         self,
         student: Made,
-        path: Path,
-        exporter: Exporter,
-        place: Place,
-        notes: Mapping[str, str],
+        file: _File,
+        *,
+        like: Path | None = None,
+        plain: Made | None = None,
     ) -> Written:
-        network = Network(student.module, student.input_shape)
-        run = runs(place.device, exporter)
-        return exporter.final(
+        """Write the file of a student; what it loses is told beside ``plain``, else the student."""
+        compared = plain or student
+        return file.exporter.final(
             delivered(student.module, self.data.normalisation, self.options),
             student.input_shape,
-            path,
+            file.path,
             options=self.options,
-            metadata=notes,
-            batch=place.batch,
-            calibration=self.quantiser.calibration(network, place.precision, run, self.options),
+            metadata=file.notes,
+            batch=file.place.batch,
+            calibration=self.quantiser.calibration(
+                Network(compared.module, compared.input_shape),
+                file.place.precision,
+                file.run,
+                self.options,
+                like=like,
+            ),
         )
 
     def _compared(

@@ -116,11 +116,12 @@ def format_of(device: Device) -> Format:
 
     def call() -> Format:
         given = getattr(device, "format", ONNX)
-        if not isinstance(given, Format) or not _texts((given.name, given.file)):
+        right = isinstance(given, Format) and isinstance(given.beside, tuple)
+        if not right or not _texts((given.name, given.file, *given.beside)):
             raise MeasurementError(
                 f"{title} is {shown(given)}, expected a tailorbird.device.Format such as ONNX"
             )
-        return Format(given.name, given.file)
+        return Format(given.name, given.file, given.beside)
 
     return _asked(device, title, call)
 
@@ -276,10 +277,12 @@ def _latency(given: object, model: Path, title: str) -> Latency:
             spread_ms=float(given.spread_ms),
             runs=int(given.runs),
             warmup=int(given.warmup),
+            drift=None if given.drift is None else float(given.drift),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise MeasurementError(f"{title} gave {shown(given)} for {model.name}: {error}") from error
     odd = any(isinstance(value, (str, bool)) for value in vars(given).values())
+    odd |= found.drift is not None and not (isfinite(found.drift) and found.drift >= -1)
     right = isfinite(found.median_ms) and LEAST_MS <= found.median_ms <= MOST_MS
     right &= isfinite(found.spread_ms) and 0 <= found.spread_ms <= MOST_MS
     right &= 1 <= found.runs <= _MOST_RUNS and 0 <= found.warmup <= _MOST_RUNS

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from tailorbird.files import write_bytes
 from tailorbird.report.plot import png
 from tailorbird.report.record import TEACHER, Point, RunReport, TargetResult
-from tailorbird.report.verdict import hint, limit, rebuilding, verdict
+from tailorbird.report.verdict import limit, remarks, verdict
 from tailorbird.report.words import bare, met, minutes, percent, printable
 
 _STYLE = """
@@ -167,7 +167,7 @@ def _target_row(target: TargetResult) -> list[Cell]:
     limited = [*target.limits, *target.least]
     bounds = "<br>".join(_safe(limit(target, metric)) for metric in limited)
     found = "<br>".join(_safe(bare(metric, measured.get(metric))) for metric in limited)
-    link = f'<a href="./{quote(target.onnx)}">ONNX</a>' if target.onnx else "-"
+    link = f'<a href="./{quote(target.onnx)}">{_safe(target.precision)}</a>' if target.onnx else "-"
     return [
         _name(target.name),
         (link, ""),
@@ -188,10 +188,7 @@ def _verdicts(report: RunReport) -> str:
     lines = "".join(
         f'<li><b class="{"yes" if target.met else "no"}">{_safe(target.name)}</b>: '
         f"{_safe(verdict(report, target))}"
-        + "".join(
-            f"<br>{_safe(word)}"
-            for word in filter(None, (hint(report, target), rebuilding(target)))
-        )
+        + "".join(f"<br>{_safe(word)}" for word in remarks(report, target))
         + "</li>"
         for target in report.targets
     )

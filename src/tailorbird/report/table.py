@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tailorbird.report.record import RunReport, TargetResult
-from tailorbird.report.verdict import hint, rebuilding, verdict
+from tailorbird.report.verdict import remarks, verdict
 from tailorbird.report.words import bare, bounds, minutes, percent, printable, summary
 
 WIDE = 100
@@ -34,7 +34,7 @@ def closing(report: RunReport, *, width: int) -> RenderableType:
     for target in report.targets:
         line = f"{printable(target.name)}: {printable(verdict(report, target), limit=600)}"
         parts.append(Text(line, style="" if target.met else "yellow"))
-        for word in filter(None, (hint(report, target), rebuilding(target))):
+        for word in remarks(report, target):
             line = f"{printable(target.name)}: {printable(word, limit=600)}"
             parts.append(Text(line, style="yellow"))
     met = sum(target.met for target in report.targets)

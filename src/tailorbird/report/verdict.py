@@ -7,10 +7,14 @@ from math import sqrt
 from tailorbird.report.record import Point, RunReport, TargetResult, is_figure
 from tailorbird.report.words import bare, bounds, percent, printable, shortfall, significant
 
-LATENCY = "latency_ms"
+LATENCY, PLAIN = "latency_ms", "float32"
 
 _CERTAIN = 1.96
 """Standard deviations either way that hold 95 % of a normal distribution."""
+
+
+SHOWN = 4
+"""Layers that are named."""
 
 
 def verdict(report: RunReport, target: TargetResult) -> str:
@@ -35,6 +39,8 @@ def verdict(report: RunReport, target: TargetResult) -> str:
         f"{limit(target, metric)}"
         for metric in (*target.limits, *target.least)
     )
+    if target.precision != PLAIN:
+        limits += f", {target.precision}"
     if target.as_is is not None:
         limits += f", {printable(target.as_is)} as it is"
     if target.found_for is not None:
@@ -86,6 +92,25 @@ def hint(report: RunReport, target: TargetResult) -> str:
         f"{printable(point.name)} as it is keeps this limit too, with {percent(point.accuracy)} % "
         f"where the student has {percent(target.accuracy)} %"
     )
+
+
+def remarks(report: RunReport, target: TargetResult) -> list[str]:
+    """What else is to be known of a target, a sentence each.
+
+    Example:
+        >>> edge = TargetResult(name="a", device="b", limits={}, met=True, precision="int8",
+        ...                     kept=("stem", "head"), notes=("float16: no kernel",))
+        >>> remarks(RunReport(run="a", seed=0, targets=(edge,)), edge)
+        ['2 layers are in float32: stem, head', 'float16: no kernel']
+    """
+    kept = ""
+    if target.kept:
+        names = ", ".join(map(printable, target.kept[:SHOWN]))
+        more = ", ..." if len(target.kept) > SHOWN else ""
+        many = len(target.kept) > 1
+        kept = f"{len(target.kept)} layer{'s are' if many else ' is'} in float32: {names}{more}"
+    notes = map(printable, target.notes)
+    return [*filter(None, (kept, hint(report, target), rebuilding(target), *notes))]
 
 
 def rebuilding(target: TargetResult) -> str:

@@ -157,3 +157,12 @@ def test_a_page_is_told_at_once_of_another_state(clock):
     assert desk.next(hello(shown="")) == {"state": "idle"}
     assert desk.next(hello(shown="idle")) == {"state": "elsewhere"}
     desk.close()
+
+
+def test_nobody_waits_at_a_closed_desk(clock):
+    desk = Desk(clock=clock)
+    desk.close()
+    with pytest.raises(MeasurementError, match=r"no browser has opened .*\(it is served no more\)"):
+        desk.page(wait_s=10, way_out="open it")
+    with pytest.raises(MeasurementError, match="measure of 1 files: its page is served no more"):
+        desk.ask(WORK, wait_s=10, limit_s=10, way_out="open it")

@@ -15,6 +15,7 @@ from tailorbird.config.targets import load_targets
 from tailorbird.device import ONNX
 from tailorbird.errors import ConfigError, ExportError, MeasurementError
 from tailorbird.measure.devices.browser.device import Browser
+from tailorbird.measure.guarded import judged_at_most
 from tests.measure.browser.pages import Page, asked, request
 
 
@@ -271,12 +272,11 @@ def test_it_serves_again_after_close(browser, files):
         assert len(answer()) == 4
 
 
-def test_who_waits_is_let_go_at_close(package, files):
-    device = Browser(package=package, wait_s=100)
-    _ = device.url
-    with asked(lambda: device.measure(files)) as answer:
-        device.close()
-        with pytest.raises(MeasurementError, match=r"no browser has opened the page"):
+def test_who_waits_is_let_go_at_close(browser, page, files):
+    with asked(lambda: browser.measure(files)) as answer:
+        page.work()
+        browser.close()
+        with pytest.raises(MeasurementError, match="measure of 4 files: its page is served no mor"):
             answer()
 
 
@@ -299,6 +299,7 @@ def test_its_key_tells_settings_apart(package):
     assert keys[3].endswith("2 threads, any device") or keys[3].endswith("1 thread, any device")
     device = Browser(package=package)
     assert (device.precisions, device.format) == (("float32", "int8"), ONNX)
+    assert judged_at_most(device) == 1000
     (package / "dist" / "ort.webgpu.min.mjs").write_text("")
     assert Browser(package=package, provider="webgpu").precisions == ("float32", "float16")
 
@@ -341,10 +342,11 @@ def test_files_that_no_browser_is_given(browser, files, tmp_path):
 def test_all_wrong_arguments_are_listed(package, tmp_path):
     with pytest.raises(ConfigError) as error:
         Browser(
-            package=package, threads=0, port=-1, runs=0, warmup=-1, seconds=0, wait_s=float("inf"),
-            host="", label="a\nb", provider="webnn", certificate=tmp_path / "none.pem",
+            package=package, threads=0, port=-1, runs=0, images=0, warmup=-1, seconds=0,
+            wait_s=float("inf"), host="", label="a\nb", provider="webnn",
+            certificate=tmp_path / "none.pem",
         )  # fmt: skip
-    assert len(error.value.problems) == 10
+    assert len(error.value.problems) == 11
     absent, wrong = tmp_path / "none.pem", tmp_path / "wrong.pem"
     with pytest.raises(ConfigError, match=r"there is no file .*none.pem"):
         Browser(package=package, certificate=absent, certificate_key=absent)

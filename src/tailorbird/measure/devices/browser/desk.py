@@ -171,6 +171,8 @@ class Desk:
     def _wait(self, job: _Job, wait_s: float, limit_s: float, way_out: str) -> None:
         begun = self._clock()
         while not job.over:
+            if self._closed:
+                raise MeasurementError(f"{job.work.title}: its page is served no more")
             if self._present() is None:
                 what = "the page went away in the middle" if job.begun else "no page is open for it"
                 fault = f"{job.work.title}: {what}; {way_out}"
@@ -195,7 +197,8 @@ class Desk:
         """
         left = begun + wait_s - self._clock()
         if self._closed or left <= 0:
-            raise MeasurementError(f"{fault} (waited {wait_s:g} s)")
+            waited = "it is served no more" if self._closed else f"waited {wait_s:g} s"
+            raise MeasurementError(f"{fault} ({waited})")
         self._changed.wait(min(left, _SLICE_S))
 
     # for the server ------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ CHUNK_BYTES = 8_000_000
 GROUP_BYTES = 400_000_000
 """Files of more bytes together than this are measured in groups."""
 
-MOST_RUNS, MOST_THREADS, MOST_PORT = 10_000, 64, 65_535
+MOST_RUNS, MOST_THREADS, MOST_PORT, MOST_IMAGES = 10_000, 64, 65_535, 1_000_000
 _LOADING_S = 3600.0
 _PAGE = Path(__file__).parent / "page"
 _PAGES = ("index.html", "style.css", "page.js", "worker.js")
@@ -105,6 +105,7 @@ class Browser:
         runs: timed samples per file.
         seed: of the random normal input and of the order.
         seconds: bound on the timing, as with `OnnxRuntime`.
+        images: of a split at most, on which files are judged there: they are sent to the page.
         wait_s: seconds to wait for a page, at the start and when it goes away.
 
     Raises:
@@ -131,6 +132,7 @@ class Browser:
     runs: int = 100
     seed: int = 0
     seconds: float = 300.0
+    images: int = 1000
     wait_s: float = 300.0
 
     def __post_init__(self) -> None:
@@ -141,6 +143,7 @@ class Browser:
                 ("threads", self.threads, 1, MOST_THREADS),
                 ("warmup", self.warmup, 0, MOST_RUNS),
                 ("runs", self.runs, 1, MOST_RUNS),
+                ("images", self.images, 1, MOST_IMAGES),
             )
             if not least <= value <= most
         ]
@@ -172,7 +175,7 @@ class Browser:
         return [
             f"Browser: {name}: there is no file {path}"
             for name, path in given.items()
-            if path is not None and not Path(path).expanduser().is_file()
+            if path is not None and not path.expanduser().is_file()
         ]
 
     @cached_property
@@ -250,8 +253,8 @@ class Browser:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(
-                Path(self.certificate).expanduser(),
-                Path(self.certificate_key).expanduser(),
+                self.certificate.expanduser(),
+                self.certificate_key.expanduser(),
                 password=lambda: b"",  # never asked for at the terminal
             )
         except (OSError, ValueError) as error:  # SSLError is an OSError

@@ -57,7 +57,7 @@ def find_package(given: Path | None, *, provider: str) -> Package:
     Raises:
         ConfigError: when there is none, or it lacks the provider.
     """
-    folder = Path(given).expanduser() if given else _installed()
+    folder = given.expanduser() if given else _installed()
     if folder is None:
         raise ConfigError(f"Browser: {NAME} is not installed; {_WAY_OUT}")
     try:
