@@ -22,13 +22,13 @@ from tailorbird.measure.devices.remote import (
     Transport,
     clean,
     cleaned,
-    groups,
     last_line,
     reason,
     room,
     text,
 )
 from tailorbird.measure.guarded import LEAST_MS, MOST_MS
+from tailorbird.measure.interleave import groups
 from tailorbird.measure.rounds import steady, summary
 from tailorbird.measure.sizes import check_sizes
 
@@ -172,7 +172,7 @@ class Adb:
         transport = connected(self.serial)
         self._ready(transport)
         sizes = [model.stat().st_size for model in models]
-        parts = groups(sizes, limit=self.most_mb * 1e6)
+        parts = groups(sizes, limit=self.most_mb * 10**6)
         found: list[Latency] = []
         for part in parts:
             files = [models[number] for number in part]
@@ -244,7 +244,8 @@ class Adb:
         told = there.transport.call(
             [
                 *("sh", "-c", _ROUND, "sh", there.path, " ".join(map(str, order))),
-                *("env", f"LD_LIBRARY_PATH={PurePosixPath(self.binary).parent}", self.binary),
+                *("env", "ORT_DISABLE_TELEMETRY=1"),
+                *(f"LD_LIBRARY_PATH={PurePosixPath(self.binary).parent}", self.binary),
                 *("-I", "-m", "times", "-r", str(self.warmup + samples)),
                 *("-x", str(self.threads), "-y", "1", "-e", self.provider, "-o", "99"),
                 *("-S", str(self.seed)),
