@@ -131,6 +131,12 @@ def test_a_device_that_goes_away_midway_is_told(device, files):
         adb(device).measure(files)
 
 
+def test_a_connection_that_breaks_without_a_word_is_told(device, files):
+    device.does("breaks")
+    with pytest.raises(MeasurementError, match=r"connection was lost .* run the same command agai"):
+        adb(device).measure(files)
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [

@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import subprocess
@@ -288,6 +289,14 @@ def test_the_script_ends_and_removes_its_folder_when_it_is_left_alone(script, fi
     process.stdin.close()
     assert process.wait(60) == 3
     assert not folder.exists()
+
+
+def test_the_script_is_for_older_pythons_too():
+    text = Path(remote_script.__file__).read_text()
+    ast.parse(text, feature_version=(3, 8))
+    with pytest.raises(SyntaxError):
+        ast.parse(f"{text}\nmatch 1:\n    case 1: pass\n", feature_version=(3, 8))
+    assert "tailorbird." not in "".join(line for line in text.splitlines() if "import" in line)
 
 
 def test_the_script_ends_by_itself_when_its_time_is_over(script):

@@ -58,7 +58,7 @@ _TELL = (
     "getprop ro.build.version.release; getprop ro.product.cpu.abi; nproc; "
     "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor 2>/dev/null | sort -u | tr '\\n' ' '"
     "; echo; for f in /sys/class/thermal/thermal_zone*/temp; do "
-    'echo "zone $(cat "$f" 2>/dev/null)"; done; dumpsys thermalservice 2>/dev/null'
+    'echo "zone $(cat "$f" 2>/dev/null)"; done; dumpsys thermalservice 2>/dev/null; true'
 )
 
 
@@ -126,7 +126,7 @@ class Adb:
                 ("binary", _PATH, self.binary, "a path from the root, without blanks"),
                 ("folder", _PATH, self.folder, "a path from the root, without blanks"),
             )
-            if not pattern.fullmatch(value)
+            if not pattern.fullmatch(str(value))
         ]
         if self.provider not in _PROVIDERS:
             known = ", ".join(_PROVIDERS)

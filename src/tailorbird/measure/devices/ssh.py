@@ -138,7 +138,7 @@ class Ssh:
                 ("python", _PYTHON, self.python, "a name, or a path without blanks"),
                 ("provider", _PROVIDER, self._provider, "a name"),
             )
-            if not pattern.fullmatch(value)
+            if not pattern.fullmatch(str(value))
         ]
         if self.runtime not in _OWN_CPU:
             known = ", ".join(_OWN_CPU)
