@@ -222,7 +222,7 @@ def test_it_says_what_the_page_says_of_itself(browser):
     found = browser.describe()
     assert (found.machine, found.system) == ("phone, Testphone, about 8 GB", "Browser 5")
     assert (found.version, found.cores) == ("1.30.0", 4)
-    assert found.runtime == "onnxruntime-web, wasm, with SharedArrayBuffer"
+    assert found.runtime == "onnxruntime-web wasm"
 
 
 def test_only_the_pages_and_the_runtime_are_served(browser):

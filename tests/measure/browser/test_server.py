@@ -1,8 +1,10 @@
 import json
+import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -185,6 +187,31 @@ def test_after_close_nobody_listens():
     server.close()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
+FORKING = """
+import os, urllib.error, urllib.request
+from tailorbird.measure.devices.browser.desk import Desk
+from tailorbird.measure.devices.browser.server import Server
+
+server = Server(Desk(), {}, host="127.0.0.1", port=0)
+child = os.fork()
+if child == 0:
+    server.close()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=10)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_that_closes_it_neither_hangs_nor_stops_it():
+    program = [sys.executable, "-W", "ignore", "-c", FORKING]
+    said = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.split() == ["7", "404"]
 
 
 def test_a_port_that_is_taken_is_told(server):

@@ -292,11 +292,11 @@ class Browser:
         """
         hello = self._hello()
         memory = f", about {hello.memory_gb:g} GB" if hello.memory_gb else ""
-        isolated = "with" if hello.isolated else "without"
+        without = "" if hello.isolated else ", without SharedArrayBuffer"
         return Description(
             machine=", ".join(filter(None, [self.label, _plain(hello.machine)])) + memory,
-            system=_plain(hello.agent),
-            runtime=f"onnxruntime-web, {self.provider}, {isolated} SharedArrayBuffer",
+            system=_plain(hello.agent) + without,
+            runtime=f"onnxruntime-web {self.provider}",
             version=self._package.version,
             cores=hello.cores,
         )

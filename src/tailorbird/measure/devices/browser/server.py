@@ -107,10 +107,12 @@ class Server:
         ).start()
 
     def close(self) -> None:
-        """Stop; pages find that nobody answers. A forked process lets go of the address only."""
-        if os.getpid() == self._process:  # its thread is not in another one
-            self._desk.close()
-            self._http.shutdown()
+        """Stop; pages find that nobody answers. A forked process only lets go of the address."""
+        if os.getpid() != self._process:  # the thread and its connections are not in this one
+            self._http.socket.close()
+            return
+        self._desk.close()
+        self._http.shutdown()
         self._http.server_close()
 
 
