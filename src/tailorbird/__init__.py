@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from tailorbird.estimate.predictor_files import open_predictor as open_predictor
     from tailorbird.house.options import HouseOptions as HouseOptions
     from tailorbird.measure.check import check_devices as check_devices
+    from tailorbird.measure.devices.adb import Adb as Adb
     from tailorbird.measure.devices.browser.device import Browser as Browser
     from tailorbird.measure.devices.onnxruntime import OnnxRuntime as OnnxRuntime
     from tailorbird.measure.devices.openvino import OpenVino as OpenVino
+    from tailorbird.measure.devices.ssh import Ssh as Ssh
     from tailorbird.models import load_model as load_model
     from tailorbird.pipeline import Job as Job
     from tailorbird.pipeline import ModelHouse as ModelHouse
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Adb": "tailorbird.measure.devices.adb",
     "AllAtOnce": "tailorbird.search.many_targets",
     "BigNAS": "tailorbird.supernet.schemes.bignas",
     "Browser": "tailorbird.measure.devices.browser.device",
@@ -64,6 +67,7 @@ _HOMES = {
     "PredictedFamily": "tailorbird.estimate.predicted",
     "ProgressiveShrinking": "tailorbird.supernet.schemes.progressive_shrinking",
     "Recipe": "tailorbird.train.recipe",
+    "Ssh": "tailorbird.measure.devices.ssh",
     "Student": "tailorbird.pipeline",
     "Supernet": "tailorbird.pipeline",
     "SupernetRecipe": "tailorbird.supernet.train_state",

@@ -28,6 +28,10 @@ FAULTS = {
     "breaks": """
         case "$SSH_ORIGINAL_COMMAND" in *remote_script.py*) kill -9 $PPID; exit 1;; esac
         exec sh -c "$SSH_ORIGINAL_COMMAND" """,
+    # it is written down when the script starts
+    "notes": """
+        case "$SSH_ORIGINAL_COMMAND" in *remote_script.py*) echo yes > "$FAKES/started";; esac
+        exec sh -c "$SSH_ORIGINAL_COMMAND" """,
     # no file may become larger than a few kilobytes
     "full": 'ulimit -f 8; exec sh -c "$SSH_ORIGINAL_COMMAND" ',
     # the system says that nothing is free

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from torch import nn
 
@@ -49,12 +51,11 @@ def test_what_is_timed_are_the_runs_after_those_that_warm_up(device, files):
 
 def test_files_take_turns(device, files):
     adb(device, runs=6).measure(files)
-    calls = (device.root / "calls").read_text().splitlines()
-    turns = [line.split(".onnx")[0][-1] for line in calls if ".onnx" in line]
-    rounds = [turns[at : at + 3] for at in range(0, len(turns), 3)]
+    calls = (device.root / "calls").read_text()
+    rounds = re.findall(r"'(\d \d \d)' env ORT_DISABLE_TELEMETRY=1 LD_LIBRARY_PATH", calls)
     assert len(rounds) == ROUNDS
-    assert {tuple(sorted(one)) for one in rounds} == {("0", "1", "2")}
-    assert len({tuple(one) for one in rounds}) > 1
+    assert {tuple(sorted(one.split())) for one in rounds} == {("0", "1", "2")}
+    assert len(set(rounds)) > 1
 
 
 def test_answers_are_those_of_this_machine(device):
@@ -127,6 +128,12 @@ def test_adb_itself_may_be_missing(monkeypatch):
 def test_a_device_that_goes_away_midway_is_told(device, files):
     device.does("leaves", "6")
     with pytest.raises(MeasurementError, match=r"^adb R58M12: the connection was lost .*not found"):
+        adb(device).measure(files)
+
+
+def test_a_connection_that_breaks_without_a_word_is_told(device, files):
+    device.does("breaks")
+    with pytest.raises(MeasurementError, match=r"connection was lost .* run the same command agai"):
         adb(device).measure(files)
 
 

@@ -1,19 +1,24 @@
+import ast
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch import nn
 
+from tailorbird.device import OPENVINO
 from tailorbird.errors import ConfigError, ExportError, MeasurementError
 from tailorbird.export.onnx import export_many
+from tailorbird.measure.answering import run_onnx
 from tailorbird.measure.devices import remote_script
 from tailorbird.measure.devices.remote import room
 from tailorbird.measure.devices.ssh import Ssh
 from tailorbird.measure.devices.ssh_transport import SshTransport, why
+from tailorbird.measure.openvino import openvino
 from tailorbird.testing import check_device
 from tests.measure.loopback import interpreter, server
 from tests.measure.test_onnxruntime import network
@@ -46,6 +51,26 @@ def device(sshd, host="good", **settings):
 def test_it_keeps_to_the_contract_and_leaves_nothing(sshd, files):
     check_device(device(sshd), files)
     assert sshd.left() == []
+
+
+def test_openvino_runs_and_times_its_own_files_there(sshd, files):
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    library = openvino()
+    networks = [file.with_suffix(".xml") for file in (files[0], files[2])]
+    for file in (files[0], files[2]):
+        made = library.Core().read_model(file)
+        library.save_model(made, file.with_suffix(".xml"), compress_to_fp16=False)
+    vino = device(sshd, runtime="openvino")
+    assert vino.format == OPENVINO
+    small, large = vino.measure(networks)
+    assert 0 < small.median_ms < large.median_ms
+    images = np.random.default_rng(0).standard_normal((3, 16, 16, 16), dtype=np.float32)
+    np.testing.assert_allclose(
+        vino.run(networks[1], images), run_onnx(files[2], images), rtol=1e-3, atol=1e-4
+    )
+    networks[0].with_suffix(".bin").unlink()
+    with pytest.raises(MeasurementError, match=r"one.bin: there is no such file"):
+        vino.measure(networks)
 
 
 def test_it_describes_itself_whatever_a_login_says(sshd):
@@ -266,10 +291,40 @@ def test_the_script_ends_and_removes_its_folder_when_it_is_left_alone(script, fi
     assert not folder.exists()
 
 
+def test_the_script_is_for_older_pythons_too():
+    text = Path(remote_script.__file__).read_text()
+    ast.parse(text, feature_version=(3, 8))
+    with pytest.raises(SyntaxError):
+        ast.parse(f"{text}\nmatch 1:\n    case 1: pass\n", feature_version=(3, 8))
+    assert "tailorbird." not in "".join(line for line in text.splitlines() if "import" in line)
+
+
 def test_the_script_ends_by_itself_when_its_time_is_over(script):
     process, folder = script(do="run", limit_s=0.1, files=["0.onnx"], images=[2, 16, 16, 16])
     assert process.wait(60) == 3
     assert not folder.exists()
+
+
+def test_a_host_is_left_clean_when_whoever_asked_is_killed(sshd, files):
+    code = f"""
+from pathlib import Path
+from tailorbird.measure.devices.ssh import Ssh
+Ssh(host="notes", python={sys.executable!r}, config=Path({str(sshd.config)!r}), runs=10**6).measure(
+    [Path({str(files[0])!r})]
+)
+"""
+    asking = subprocess.Popen([sys.executable, "-c", code])
+    started = sshd.fakes / "started"
+    assert _soon(lambda: started.exists() or asking.poll() is not None)
+    assert asking.poll() is None
+    asking.kill()
+    asking.wait()
+    assert _soon(lambda: sshd.left() == [])
+
+
+def _soon(holds):
+    """Whether something holds within two minutes."""
+    return any(holds() or time.sleep(0.05) for _ in range(2400))
 
 
 def test_folders_that_lost_connections_left_are_removed_after_a_day(sshd):

@@ -151,11 +151,11 @@ class Turns:
         Raises:
             MeasurementError: what ``load`` raised, for every file that it can't load.
         """
-        groups = _groups([bytes_of(file) for file in files], limit=group_bytes)
-        seconds = self.seconds / max(1, len(groups))
+        parts = groups([bytes_of(file) for file in files], limit=group_bytes)
+        seconds = self.seconds / max(1, len(parts))
         return [
             latency
-            for group in groups
+            for group in parts
             for latency in steady(partial(self._together, [files[i] for i in group], load, seconds))
         ]
 
@@ -233,11 +233,11 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _groups(sizes: Sequence[int], *, limit: int) -> list[list[int]]:
+def groups(sizes: Sequence[int], *, limit: int) -> list[list[int]]:
     """Numbers of files that are held in memory together, in order, of at most ``limit`` or alone.
 
     Example:
-        >>> _groups([5, 5, 20, 1], limit=10)
+        >>> groups([5, 5, 20, 1], limit=10)
         [[0, 1], [2], [3]]
     """
     groups: list[list[int]] = []

@@ -22,13 +22,13 @@ from tailorbird.measure.devices.remote import (
     Transport,
     clean,
     cleaned,
-    groups,
     last_line,
     reason,
     room,
     text,
 )
 from tailorbird.measure.guarded import LEAST_MS, MOST_MS
+from tailorbird.measure.interleave import groups
 from tailorbird.measure.rounds import steady, summary
 from tailorbird.measure.sizes import check_sizes
 
@@ -42,17 +42,23 @@ _PROVIDERS: Mapping[str, tuple[Precision, ...]] = {
     "xnnpack": ("float32", "int8"),
     "nnapi": ("float32", "int8"),
 }
-_LOAD_S = 600.0
+_LOAD_S, _FILE_S = 600.0, 60.0
 _RESULT = "result.csv"
 _ROW = re.compile(r"^[^,\n]*,([0-9.eE+-]+),\d+,-?\d+,(\d+)\r?$", re.MULTILINE)
 
 _READY = 'test -f "$1" || exit 3; test -x "$1" || exit 4; sha256sum "$1"'
+_ROUND = (
+    f'cd "$1" || exit; order=$2; shift 2; for n in $order; do rm -f {_RESULT}; echo "file $n"; '
+    f'"$@" "$n.onnx" {_RESULT} >&2 </dev/null || exit; cat {_RESULT}; done'
+)
+"""Times the files whose numbers are given, one after the other, until one fails."""
+
 _TELL = (
     "getprop ro.product.manufacturer; getprop ro.product.model; "
     "getprop ro.build.version.release; getprop ro.product.cpu.abi; nproc; "
     "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor 2>/dev/null | sort -u | tr '\\n' ' '"
     "; echo; for f in /sys/class/thermal/thermal_zone*/temp; do "
-    'echo "zone $(cat "$f" 2>/dev/null)"; done; dumpsys thermalservice 2>/dev/null'
+    'echo "zone $(cat "$f" 2>/dev/null)"; done; dumpsys thermalservice 2>/dev/null; true'
 )
 
 
@@ -120,7 +126,7 @@ class Adb:
                 ("binary", _PATH, self.binary, "a path from the root, without blanks"),
                 ("folder", _PATH, self.folder, "a path from the root, without blanks"),
             )
-            if not pattern.fullmatch(value)
+            if not pattern.fullmatch(str(value))
         ]
         if self.provider not in _PROVIDERS:
             known = ", ".join(_PROVIDERS)
@@ -166,7 +172,7 @@ class Adb:
         transport = connected(self.serial)
         self._ready(transport)
         sizes = [model.stat().st_size for model in models]
-        parts = groups(sizes, limit=self.most_mb * 1e6)
+        parts = groups(sizes, limit=self.most_mb * 10**6)
         found: list[Latency] = []
         for part in parts:
             files = [models[number] for number in part]
@@ -226,32 +232,46 @@ class Adb:
         for done in range(ROUNDS):
             if done >= LEAST_ROUNDS and time.monotonic() > until:
                 break
-            for number in rng.permutation(len(models)):
-                rounds[number].append(self._turn(there, int(number), models[number], samples))
+            order = [int(number) for number in rng.permutation(len(models))]
+            for number, times in self._round(there, order, models, samples).items():
+                rounds[number].append(times)
         return [summary(each, warmup=self.warmup) for each in rounds]
 
-    def _turn(self, there: Room, number: int, model: Path, samples: int) -> list[float]:
-        """Times of one file in ms, in a process of its own."""
-        steps = f'cd "$1" && rm -f {_RESULT} && shift && "$@" >&2 && cat {_RESULT}'
+    def _round(
+        self, there: Room, order: Sequence[int], models: Sequence[Path], samples: int
+    ) -> dict[int, list[float]]:
+        """Times in ms of every file, each in a process of its own, by the file's number."""
         told = there.transport.call(
             [
-                *("sh", "-c", steps, "sh", there.path),
-                *("env", f"LD_LIBRARY_PATH={PurePosixPath(self.binary).parent}", self.binary),
+                *("sh", "-c", _ROUND, "sh", there.path, " ".join(map(str, order))),
+                *("env", "ORT_DISABLE_TELEMETRY=1"),
+                *(f"LD_LIBRARY_PATH={PurePosixPath(self.binary).parent}", self.binary),
                 *("-I", "-m", "times", "-r", str(self.warmup + samples)),
                 *("-x", str(self.threads), "-y", "1", "-e", self.provider, "-o", "99"),
-                *("-S", str(self.seed), f"{number}.onnx", _RESULT),
+                *("-S", str(self.seed)),
             ],
-            limit_s=self.seconds + _LOAD_S,
+            limit_s=self.seconds + _LOAD_S + _FILE_S * len(models),
         )
+        _, *parts = re.split(r"^file (\d+)\r?$", text(told.out), flags=re.MULTILINE)
+        found = dict(zip(map(int, parts[::2]), parts[1::2], strict=True))
+        done = [number for number in order if number in found]
         if told.code:
+            model = models[done[-1] if done else order[0]]
             raise MeasurementError(f"{model}: {there.transport.title} {self._why(told)}")
-        rows = _ROW.findall(text(told.out))
+        return {
+            number: self._times(found.get(number, ""), models[number], there, samples)
+            for number in order
+        }
+
+    def _times(self, said: str, model: Path, there: Room, samples: int) -> list[float]:
+        """Times in ms of the runs that count, from what the program wrote."""
+        rows = _ROW.findall(said)
         times = [1e3 * _number(seconds) for seconds, _ in rows]
         in_order = [int(index) for _, index in rows] == [*range(self.warmup + samples)]
         if not in_order or not all(LEAST_MS <= one <= MOST_MS for one in times):
             raise MeasurementError(
                 f"{model}: {there.transport.title}: what {self.binary} wrote are no "
-                f"{self.warmup + samples} times ({clean(text(told.out)[:90])!r}); see that it is "
+                f"{self.warmup + samples} times ({clean(said[:90])!r}); see that it is "
                 "ONNX Runtime's onnxruntime_perf_test"
             )
         return times[self.warmup :]

@@ -22,6 +22,9 @@ from tailorbird.measure.devices.remote import (
 )
 
 _INSTALL = "install it with Android's platform tools, such as by: apt-get install adb"
+_BROKEN = (1, 255)
+"""What adb ends with, silently, where a connection breaks; programs there say why they failed."""
+
 _OWN_FAULT = re.compile(
     r"^(?:adb: |error: )(?:error: )?(?:device|no devices|more than one|closed|protocol|connect|"
     r"cannot connect|insufficient|unknown host|transport)",
@@ -96,7 +99,8 @@ class AdbTransport:
             hold=hold,
             most_bytes=most_bytes,
         )
-        if answer.code < 0 or (answer.code and _OWN_FAULT.search(answer.err)):
+        silent = answer.code in _BROKEN and not answer.err.strip()
+        if answer.code < 0 or silent or (answer.code and _OWN_FAULT.search(answer.err)):
             raise MeasurementError(f"{self.title}: {_why(answer.err)}")
         return answer
 

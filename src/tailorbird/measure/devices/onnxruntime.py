@@ -28,7 +28,7 @@ from tailorbird.measure.sizes import check_sizes
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-_PRECISIONS: dict[str, tuple[Precision, ...]] = {
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "CPUExecutionProvider": ("float32", "int8"),
     "CUDAExecutionProvider": ("float32", "float16"),
     "TensorrtExecutionProvider": ("float32", "float16"),
@@ -133,7 +133,7 @@ class OnnxRuntime:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """float16 where the provider computes in it; int8 where it has kernels for it."""
-        return _PRECISIONS.get(self.provider, ("float32",))
+        return PRECISIONS.get(self.provider, ("float32",))
 
     @property
     def format(self) -> Format:

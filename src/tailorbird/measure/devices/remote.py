@@ -275,24 +275,6 @@ def cleaned(told: Description) -> Description:
     )
 
 
-def groups(sizes: Sequence[int], *, limit: float) -> list[list[int]]:
-    """Numbers of files that are measured together, in order, of at most ``limit`` bytes or alone.
-
-    Example:
-        >>> groups([5, 5, 20, 1], limit=10)
-        [[0, 1], [2], [3]]
-    """
-    found: list[list[int]] = []
-    held = 0
-    for number, size in enumerate(sizes):
-        if not found or held + size > limit:
-            found.append([])
-            held = 0
-        found[-1].append(number)
-        held += size
-    return found
-
-
 # programs of this machine -----------------------------------------------------------------------
 
 

@@ -131,12 +131,21 @@ class VinoFile:
         )
         if self.shape[0] is None and request["do"] == "measure":
             network.reshape([1, *self.shape[1:]])
-        settings = {
-            "INFERENCE_NUM_THREADS": request["threads"],
+        unit = request["provider"]
+        able = core.get_property(unit, "OPTIMIZATION_CAPABILITIES")
+        half = "FP16" in able and any(
+            one.get_type_name() == "Constant"
+            and one.get_output_element_type(0).get_type_name() == "f16"
+            for one in network.get_ops()
+        )
+        settings = {  # a processor that has bfloat16 would take it for float32
+            "INFERENCE_PRECISION_HINT": "f16" if half or "FP32" not in able else "f32",
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        compiled = core.compile_model(network, request["provider"], settings)
+        if unit == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = request["threads"]
+        compiled = core.compile_model(network, unit, settings)
         self._request = compiled.create_infer_request()
 
     def bound(self, image: Images) -> Callable[[], object]:
@@ -200,6 +209,7 @@ def started(request: Request) -> str:
 def runtime_module(name: str) -> ModuleType:
     """The runtime, imported."""
     if name == "openvino":
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it can't be imported
         import openvino
 
         return openvino  # type: ignore[no-any-return]  # where it is not installed
@@ -319,7 +329,7 @@ def answers(request: Request, stream: IO[bytes]) -> Iterator[Images]:
         rows = min(batch, count - start)
         images = np.frombuffer(exactly(stream, rows * size), "<f4").reshape([rows, *shape])
         if rows < batch and one.shape[0]:  # a file of a fixed batch takes whole ones
-            images = np.concatenate([images, np.zeros([batch - rows, *shape], np.float32)])
+            images = np.concatenate([images, np.repeat(images[-1:], batch - rows, axis=0)])
         try:
             found = one.answer(np.ascontiguousarray(images, dtype=np.float32))[:rows]
         except MemoryError:
@@ -352,7 +362,7 @@ def describe(request: Request) -> Answer:
         "machine": machine(),
         "system": system(),
         "runtime": {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}[request["runtime"]],
-        "version": started(request),
+        "version": started(request).partition("-")[0],
         "cores": len(able(0)) if able else os.cpu_count(),
         "memory_mb": free_mb(),
         "governor": governor.strip() or None,

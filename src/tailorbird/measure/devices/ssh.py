@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tailorbird.device import ONNX, OPENVINO, Description, Format, Latency, Precision
 from tailorbird.errors import ConfigError, ExportError, MeasurementError
 from tailorbird.measure.devices import remote_script
+from tailorbird.measure.devices.onnxruntime import PRECISIONS
 from tailorbird.measure.devices.remote import (
     MOST_BYTES,
     SHORT_S,
@@ -26,13 +27,13 @@ from tailorbird.measure.devices.remote import (
     Room,
     clean,
     cleaned,
-    groups,
     last_line,
     reason,
     room,
 )
 from tailorbird.measure.devices.ssh_transport import SshTransport
 from tailorbird.measure.guarded import LEAST_MS, MOST_MS
+from tailorbird.measure.interleave import groups
 from tailorbird.measure.rounds import steady, summary
 from tailorbird.measure.sizes import check_sizes
 from tailorbird.records import as_record
@@ -45,11 +46,7 @@ _HOST = re.compile(
 _PYTHON = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]{0,199}")
 _PROVIDER = re.compile(r"[A-Za-z][A-Za-z0-9_.:,-]{0,99}")
 _OWN_CPU = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}
-_PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
-    "CPUExecutionProvider": ("float32", "int8"),
-    "XnnpackExecutionProvider": ("float32", "int8"),
-    "CUDAExecutionProvider": ("float32", "float16"),
-    "TensorrtExecutionProvider": ("float32", "float16", "int8"),
+_OPENVINO: Mapping[str, tuple[Precision, ...]] = {
     "CPU": ("float32", "int8"),
     "GPU": ("float32", "float16", "int8"),
 }
@@ -141,7 +138,7 @@ class Ssh:
                 ("python", _PYTHON, self.python, "a name, or a path without blanks"),
                 ("provider", _PROVIDER, self._provider, "a name"),
             )
-            if not pattern.fullmatch(value)
+            if not pattern.fullmatch(str(value))
         ]
         if self.runtime not in _OWN_CPU:
             known = ", ".join(_OWN_CPU)
@@ -166,7 +163,8 @@ class Ssh:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """What the provider has kernels for."""
-        return _PRECISIONS.get(self._provider, ("float32",))
+        known = PRECISIONS if self.runtime == "onnxruntime" else _OPENVINO
+        return known.get(self._provider, ("float32",))
 
     @property
     def format(self) -> Format:
@@ -187,7 +185,7 @@ class Ssh:
         """
         self._check(models)
         sizes = [sum(file.stat().st_size for file in _parts(model)) for model in models]
-        parts = groups(sizes, limit=self.most_mb * 1e6)
+        parts = groups(sizes, limit=self.most_mb * 10**6)
         seconds = self.seconds / max(1, len(parts))
         found: list[Latency] = []
         for part in parts:

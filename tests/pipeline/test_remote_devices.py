@@ -1,0 +1,29 @@
+"""A job whose device goes away: its targets wait, others go on, the same job continues there."""
+
+from dataclasses import replace
+
+from tailorbird.measure.devices.adb import Adb
+from tailorbird.targets import Target
+from tests.measure.fake_adb import phone
+from tests.pipeline.makers import job, run_job
+
+
+def test_a_phone_that_is_unplugged_midway_waits_until_it_is_back(with_house, tmp_path, monkeypatch):
+    device, run = phone(tmp_path / "phone", monkeypatch), with_house()
+    adb = Adb(binary=str(device.binary), folder=str(device.folder), runs=6, warmup=0)
+    bounds = {"latency": "1.5x", "params": "0.95x"}
+    wanted = replace(job(run), targets=(Target("phone", adb, bounds), *job(run).targets[:1]))
+    device.does("leaves", "40")
+    first = run_job(wanted)
+    unplugged, edge = first.targets
+    assert edge.met and not unplugged.met and not first.met
+    assert "adb R58M12: the connection was lost" in unplugged.reason
+    assert "plugged in and awake, then run the same command again" in unplugged.reason
+    calls = (device.root / "calls").read_text().count("onnxruntime_perf_test")
+    assert calls, "it went away before anything was timed"
+    (device.root / "leaves").unlink()
+    device.states(R58M12="device")
+    again = run_job(wanted)
+    assert again.met
+    assert again.targets[0].measured["latency_ms"] > 0
+    assert again.targets[1].measured == edge.measured
