@@ -167,7 +167,7 @@ class Quantiser:
                 progress=ways.progress,
                 name=name,
             )
-        except TrainingError as error:
+        except (TrainingError, ExportError) as error:
             ways.progress.say(str(error))
             return None
         module = trained.module if plain else trained.module.network
