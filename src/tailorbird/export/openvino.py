@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tailorbird.device import OPENVINO, Format, Precision, Run
 from tailorbird.errors import ExportError, MeasurementError, StoreError
 from tailorbird.export.exporter import Calibration, Written
+from tailorbird.export.int8 import TAKEN_OVER
 from tailorbird.export.onnx import OUTPUT, PROBABILITIES, export_many, export_onnx
 from tailorbird.export.openvino_int8 import quantised, timed
 from tailorbird.export.options import ExportOptions
@@ -26,6 +27,7 @@ from tailorbird.export.verify import Agreement, Parity, agreement, verify
 from tailorbird.files import cannot_write, scratch, write_bytes
 from tailorbird.measure.interleave import first_line
 from tailorbird.measure.openvino import openvino, read, run_openvino, unreported, weights_of
+from tailorbird.train.quantised.openvino_weights import with_weights
 
 if TYPE_CHECKING:
     from openvino import Model
@@ -74,6 +76,14 @@ class OpenVinoExporter:
                 batch=batch,
             )
             model, written = _converted(source), Written()
+            if (
+                self.precision == "int8"
+                and calibration is not None
+                and calibration.like is not None
+            ):
+                _save(with_weights(calibration.like, model), path, metadata, half=False)
+                lost = None if calibration.loss is None else calibration.loss(path)
+                return Written(calibration=TAKEN_OVER, loss=lost)
             if self.precision == "int8" and calibration is not None:
                 trial = folder / "trial.xml"
 

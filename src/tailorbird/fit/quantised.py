@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from tailorbird.data.images import ImageData
 from tailorbird.data.resizing import AtSize, resized
-from tailorbird.device import ONNX, Device, Format, Precision, Run
+from tailorbird.device import ONNX, OPENVINO, Device, Format, Precision, Run
 from tailorbird.errors import ExportError, TrainingError
 from tailorbird.export.delivered import as_given
 from tailorbird.export.exporters import Calibration, Exporter, exporter_for
@@ -24,6 +24,7 @@ from tailorbird.runfolder import short_hash
 from tailorbird.targets import PLAIN, Place
 from tailorbird.task import Task
 from tailorbird.train.quantised.onnx_places import read_onnx
+from tailorbird.train.quantised.openvino_places import read_openvino
 from tailorbird.train.quantised.places import ReadPlaces
 from tailorbird.train.quantised.training import RECIPE, train_quantised
 
@@ -37,7 +38,10 @@ def runs(device: Device | None, exporter: Exporter) -> Run:
     return exporter.run if run is None else run
 
 
-READERS: Mapping[str, ReadPlaces] = {ONNX.name: read_onnx}
+READERS: Mapping[str, ReadPlaces] = {
+    ONNX.name: read_onnx,
+    OPENVINO.name: read_openvino,
+}
 """Format's name -> what finds the quantised places of such files."""
 
 
@@ -148,7 +152,8 @@ class Quantiser:
         sized = AtSize(student.module, shape)
         plain = shape == self.data.input_shape
         reference = ways.reference()
-        own = short_hash([digest_of(file), epochs, ways.seed])
+        weights = [digest_of(file.with_name(one)) for one in what.beside or (file.name,)]
+        own = short_hash([*weights, epochs, ways.seed])
         try:
             trained = train_quantised(
                 student.module if plain else sized,

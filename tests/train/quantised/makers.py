@@ -57,6 +57,13 @@ def stretch(net, factor=100.0):
     return net
 
 
+def rebuilt(student):
+    """A copy that can be changed."""
+    net = Net()
+    net.load_state_dict(student.state_dict())
+    return net
+
+
 def prepared(module, shape, path):
     """The network as a float32 file, BatchNorm folded, as the quantiser takes it."""
     export_many([(module, shape)], path.parent, [path.stem], batch=BATCH)

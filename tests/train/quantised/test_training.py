@@ -4,9 +4,8 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
-from tailorbird.data.digits import digits
 from tailorbird.device import ONNX
 from tailorbird.errors import ExportError, StoreError, TrainingError
 from tailorbird.export.exporter import Calibration
@@ -14,13 +13,11 @@ from tailorbird.export.exporters import exporter_for
 from tailorbird.export.options import ExportOptions
 from tailorbird.graph.serial import is_storable
 from tailorbird.measure.answering import run_onnx
-from tailorbird.train.fit import fit
 from tailorbird.train.quantised.match import fake_quantised
 from tailorbird.train.quantised.onnx_places import read_onnx
 from tailorbird.train.quantised.onnx_weights import with_weights
 from tailorbird.train.quantised.training import RECIPE, train_quantised
-from tailorbird.train.recipe import Recipe
-from tests.train.quantised.makers import BATCH, Net, differences, prepared, quantise, stretch
+from tests.train.quantised.makers import BATCH, Net, differences, prepared, quantise
 from tests.train.test_retrain import Killed, same
 
 SHAPE = (1, 8, 8)
@@ -29,34 +26,9 @@ SHORT = replace(RECIPE, learning_rate=1e-3, batch_size=32)
 
 
 @pytest.fixture(scope="module")
-def data():
-    return digits(image_size=8)
-
-
-@pytest.fixture(scope="module")
-def student(data):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = Net()
-    recipe = Recipe(epochs=6, learning_rate=0.1, batch_size=64, precision="float32")
-    return fx.symbolic_trace(fit(net, data, recipe=recipe, seed=0, device=CPU).module)
-
-
-@pytest.fixture(scope="module")
 def file(student, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
     return quantise(student, SHAPE, data.train.sample(128), path)
-
-
-@pytest.fixture(scope="module")
-def images(data):
-    return data.test.sample(256)
-
-
-@pytest.fixture(scope="module")
-def hurt(student):
-    """The same function, hard to say in int8."""
-    return fx.symbolic_trace(stretch(rebuilt(student)).eval())
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +46,6 @@ def begin(student, file, data, **settings):
     """With the student as reference, read with as many images as the file takes at once."""
     given = {"recipe": SHORT, "seed": 0, "device": CPU, "batch": BATCH} | settings
     return train_quantised(student, file, student, data, **given)
-
-
-def rebuilt(student):
-    net = Net()
-    net.load_state_dict(student.state_dict())
-    return net
 
 
 def right(answer, split):

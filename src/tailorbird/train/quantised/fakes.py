@@ -59,6 +59,8 @@ class FakeConstant(nn.Module):
         super().__init__()
         self.low, self.high = constant.low, constant.high
         self.symmetric = constant.symmetric
+        self.largest = constant.largest or max(constant.high, 1)
+        self.share, self.least = constant.share, constant.least
         axis = constant.axis
         if axis is not None and transposed:
             axis = 1 - axis
@@ -86,7 +88,9 @@ class FakeConstant(nn.Module):
         rows = weights.reshape(1, -1) if self.axis is None else weights.transpose(0, self.axis)
         rows = rows.reshape(len(rows), -1).float()
         if self.symmetric:
-            scale = rows.abs().amax(1) / max(self.high, 1)
+            ends = rows.abs().amax(1)
+            ends = ends.maximum((ends.amax() * self.share).clamp(min=self.least))
+            scale = ends / self.largest
             zero_point = torch.zeros_like(scale)
         else:
             least, most = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)

@@ -201,6 +201,8 @@ def _round_layers(graph: fx.GraphModule, places: Places, own: dict[str, str]) ->
             continue
         layer, behind = graph.get_submodule(path), _norm_behind(graph, nodes)
         if type(layer) is nn.Linear and not _in_products(layer, places):
+            if (match := _match(layer.weight, places.constants)) is not None:
+                _take_bias(layer, None, match[0])
             continue  # it is taken apart
         norm = None if behind is None else graph.get_submodule(str(behind.target))
         assert norm is None or isinstance(norm, _BatchNorm)
@@ -223,6 +225,7 @@ def _round_layers(graph: fx.GraphModule, places: Places, own: dict[str, str]) ->
         fakes = {name: FakeConstant(c, transposed=turned) for name, (c, turned) in found.items()}
         scale = None
         if "weight" in found:
+            _take_bias(layer, norm, found["weight"][0])
             scale = _input_scale(_folded(layer, norm)[1], found["weight"][0], places.biases)
         fake = FakeLayer(layer, fakes, norm=norm, input_scale=scale)
         _replace(graph, path, fake, behind, own)
@@ -237,6 +240,16 @@ def _folded(layer: nn.Module, norm: _BatchNorm | None) -> tuple[Tensor, Tensor |
         return weight, bias
     factor, shift = fold(norm)
     return scaled(weight, factor), shift if bias is None else shift + bias * factor
+
+
+@torch.no_grad()
+def _take_bias(layer: nn.Module, norm: _BatchNorm | None, constant: Constant) -> None:
+    """Give a layer, or the BatchNorm behind it, the file's bias: training goes on from there."""
+    own, (_, bias) = layer.bias if norm is None else norm.bias, _folded(layer, norm)
+    if constant.bias is None or not isinstance(own, nn.Parameter) or bias is None:
+        return
+    if own.shape == constant.bias.shape:
+        own.add_(constant.bias - bias)
 
 
 def _input_scale(bias: Tensor | None, weight: Constant, biases: Sequence[Bias]) -> float | None:

@@ -66,6 +66,11 @@ class Constant:
         low: the least whole number in use.
         high: the largest.
         symmetric: whether scales follow from the largest absolute value alone.
+        largest: what that value is in steps; ``None`` for ``high``.
+        share: of the largest absolute value of all channels, which that of each counts as at least.
+        least: what it counts as at least, whatever the others are.
+        bias: (channels,), what the file adds to products of these weights, where its tool may have
+            shifted it.
     """
 
     name: str
@@ -76,6 +81,10 @@ class Constant:
     low: int
     high: int
     symmetric: bool
+    largest: float | None = None
+    share: float = 0.0
+    least: float = 0.0
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
