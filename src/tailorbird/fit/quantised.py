@@ -80,6 +80,16 @@ class Quantiser:
         self.data, self.judges, self.options = data, judges, options
         self._rounding = rounding
 
+    def lacks(self, precision: Precision) -> ExportError | None:
+        """What keeps files from being made in a precision, whatever the network."""
+        have = len(self.data.train)
+        if precision != "int8" or have >= LEAST_CALIBRATION:
+            return None
+        return ExportError(
+            f"int8 needs {LEAST_CALIBRATION} or more training images to find the ranges of "
+            f"activations, got {have}; add images, or ask for precision: float32"
+        )
+
     def calibration(
         self,
         network: Network,
@@ -103,6 +113,8 @@ class Quantiser:
         """
         if precision == PLAIN:
             return None
+        if fault := self.lacks(precision):
+            raise fault
 
         def loss(path: Path) -> float:
             file = Answering(run, path, self.data.normalisation, export)
@@ -176,12 +188,6 @@ class Quantiser:
         return replace(student, module=module, seconds=seconds)
 
     def _images(self, shape: tuple[int, ...], export: ExportOptions) -> Tensor:
-        have = len(self.data.train)
-        if have < LEAST_CALIBRATION:
-            raise ExportError(
-                f"int8 needs {LEAST_CALIBRATION} or more training images to find the ranges of "
-                f"activations, got {have}; add images, or ask for precision: float32"
-            )
         images = self.data.train.sample(self.options.calibration_images)
         return as_given(resized(images, shape), self.data.normalisation, export)
 
