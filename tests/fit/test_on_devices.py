@@ -152,6 +152,8 @@ def check_int8(result, run, device, data):
     told = json.loads((path.parent / "verify.json").read_text())
     assert told["precision"] == "int8" and told["top1_agreement"] > 0.9
     assert told["quantised"]["calibration"]
+    lost = 100 * (told["accuracy_float32"] - told["accuracy"])
+    assert told["quantised"]["loss"] == pytest.approx(lost)
     assert (path.parent / "student.safetensors").exists()
     assert result.conditions["cores"] >= 1 and result.conditions["runtime"]
 

@@ -80,6 +80,10 @@ class Quantiser:
         self.data, self.judges, self.options = data, judges, options
         self._rounding = rounding
 
+    def beside(self, network: Network, file: Network) -> tuple[float, float]:
+        """Accuracy of a network and of its file, on `JUDGED` validation images at most."""
+        return self.judges.beside(network, file, images=JUDGED)
+
     def lacks(self, precision: Precision) -> ExportError | None:
         """What keeps files from being made in a precision, whatever the network."""
         have = len(self.data.train)
@@ -118,7 +122,8 @@ class Quantiser:
 
         def loss(path: Path) -> float:
             file = Answering(run, path, self.data.normalisation, export)
-            return self.judges.lost(network, Network(file, network.input_shape), images=JUDGED)
+            plain, found = self.beside(network, Network(file, network.input_shape))
+            return 100 * (plain - found)
 
         return Calibration(
             images=self._images(network.input_shape, export),
