@@ -2,12 +2,14 @@
 
     python bench/precision.py --data ../shared/data                  # all of it, about 3 hours
     python bench/precision.py --data ../shared/data --quick          # some minutes, tells nothing
+    python bench/precision.py --data ../shared/data --accuracy       # all but the latencies
     python bench/precision.py --data ../shared/data --again latency  # times the files once more
 
 Networks: the CIFAR-10 ResNets with published weights (accuracy on the 10,000 test images), the
-EfficientNet-Lite0 and Lite2 with published weights (1,000 classes; how often the first class is
-float32's, on flower photographs at 224 pixels), and a small vision transformer that is trained here
-on CIFAR-10 for some minutes: its accuracy is low, what counts is what int8 costs it.
+EfficientNet-Lite0 and Lite2 with published weights (of the extra ``bench``; 1,000 classes; how
+often the first class is float32's, on flower photographs at 224 pixels), and a small vision
+transformer that is trained here on CIFAR-10 for some minutes: its accuracy is low, what counts is
+what int8 costs it.
 
 Ways, for each runtime:
 

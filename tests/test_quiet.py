@@ -140,3 +140,11 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
         quiet.keep(Path(tmp_path / "missing"))
         say("theirs", sys.stderr)
         assert kept is None or kept.tail == "theirs\n"
+
+
+def test_onnx_runtime_leaves_no_trace_of_its_telemetry(tmp_path):
+    code = "import tailorbird, onnxruntime"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment["TMPDIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+    assert not list(tmp_path.iterdir())

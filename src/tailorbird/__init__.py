@@ -6,6 +6,7 @@ Names are imported on first use, so that ``import tailorbird`` and the command l
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from tailorbird.train.recipe import Recipe as Recipe
 
 __version__ = "0.1.0"
+
+# From 1.31 on, ONNX Runtime's wheels report to their maker that they are used, unless this is set
+# before they are imported. Whoever wants that has set it otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Adb": "tailorbird.measure.devices.adb",

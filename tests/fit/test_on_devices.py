@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -109,8 +110,8 @@ def networks(data):
 def fitted(tmp_path, networks, data):
     """Fits targets in a folder of its own; students, the folder, and what was said."""
 
-    def run(*targets, nets=None, **settings):
-        zoo, told = Zoo(tmp_path / "latencies", nets or networks, data), Recorded()
+    def run(*targets, data=data, **settings):
+        zoo, told = Zoo(tmp_path / "latencies", networks, data), Recorded()
         folder = RunFolder(tmp_path / "run")
         with folder.open({"a": 1}):
             found = fit(
@@ -151,7 +152,10 @@ def check_int8(result, run, device, data):
     told = json.loads((path.parent / "verify.json").read_text())
     assert told["precision"] == "int8" and told["top1_agreement"] > 0.9
     assert told["quantised"]["calibration"]
+    lost = 100 * (told["accuracy_float32"] - told["accuracy"])
+    assert told["quantised"]["loss"] == pytest.approx(lost)
     assert (path.parent / "student.safetensors").exists()
+    assert result.conditions["cores"] >= 1 and result.conditions["runtime"]
 
 
 def test_a_limit_that_only_int8_keeps_is_kept_by_the_reference_itself(fitted, networks, data):
@@ -197,3 +201,14 @@ def test_a_limit_on_accuracy_is_kept_by_the_file(fitted):
     [result], _, _ = fitted(Target("edge", HERE, {"accuracy_loss": 3.0}))
     assert result.met and result.accuracy >= result.least["accuracy"]
     assert result.least["accuracy"] == pytest.approx(result.teacher_accuracy - 0.03)
+
+
+def test_too_few_images_to_calibrate_cost_int8_only(fitted, data):
+    few = replace(data, train=data.train.take(torch.arange(15)))
+    limits = {"latency_ms": 1000.0}
+    auto, only = Target("auto", HERE, limits), Target("only", HERE, limits, precisions=("int8",))
+    (plain, none), _, _ = fitted(auto, only, data=few)
+    assert plain.met and plain.precision == "float32"
+    [note] = plain.notes
+    assert note.startswith("int8: int8 needs 16 or more training images") and "got 15" in note
+    assert not none.met and "got 15" in none.reason

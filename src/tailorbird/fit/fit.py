@@ -192,7 +192,12 @@ class _Fitting:
     @cached_property
     def _opening(self) -> Opening:
         return Opening(
-            self.candidates, self.chooser, self.exporter, self.folder.stage, self.progress
+            self.candidates,
+            self.chooser,
+            self.exporter,
+            self.folder.stage,
+            self.progress,
+            lacks=self.shipping.quantiser.lacks,
         )
 
     def _precisions(self, target: Target) -> Sequence[Place]:

@@ -144,11 +144,10 @@ class Judges:
             self._found[key] = Accuracies(earlier, after, validation)
         return self._found[key]
 
-    def lost(self, network: Network, file: Network, *, images: int) -> float:
-        """Points of accuracy that a file is worse than its network, on validation images."""
-        judge = self._choosing
-        plain = judge.score(network, images=images).value
-        return 100 * (plain - judge.score(file, images=images).value)
+    def beside(self, network: Network, file: Network, *, images: int) -> tuple[float, float]:
+        """Accuracy of a network and of its file, on so many validation images at most."""
+        plain, found = (self._choosing.score(one, images=images) for one in (network, file))
+        return plain.value, found.value
 
     @cached_property
     def _network(self) -> Network:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
+from tailorbird.device import Precision
 from tailorbird.errors import ExportError, MeasurementError
 from tailorbird.export.exporters import Exporter
 from tailorbird.fit.bench import bench_at, try_out
@@ -24,6 +25,7 @@ class Opening:
         exporter: makes files of its own format and precision; others come from `exporter_for`.
         stage: opened around each place to count its time.
         progress: told how it goes.
+        lacks: what keeps files from being made in a precision, whatever the device.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class Opening:
         exporter: Exporter,
         stage: Callable[[str], AbstractContextManager[None]],
         progress: Progress,
+        *,
+        lacks: Callable[[Precision], ExportError | None] = lambda _: None,
     ) -> None:
         self._candidates, self._chooser, self._exporter = candidates, chooser, exporter
-        self._stage, self._progress = stage, progress
+        self._stage, self._progress, self._lacks = stage, progress, lacks
 
     def try_out(
         self, place: Place, precisions: Iterable[Place]
@@ -55,6 +59,8 @@ class Opening:
             return error
         for other in dict.fromkeys(one for one in precisions if one.precision != PLAIN):
             try:
+                if fault := self._lacks(other.precision):
+                    raise fault
                 try_out(place.device, self._exporter, other.precision)
             except (MeasurementError, ExportError) as error:
                 self._chooser.failed[other.name] = error

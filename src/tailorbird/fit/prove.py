@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from tailorbird.device import Precision
+from tailorbird.device import Device, Precision
 from tailorbird.errors import ExportError, MeasurementError, StoreError, TailorbirdError
 from tailorbird.fit.bench import TOGETHER
 from tailorbird.fit.candidates import Key, Made
@@ -22,6 +22,7 @@ from tailorbird.fit.sessions import (
 )
 from tailorbird.fit.ship import Shipped, Shipping
 from tailorbird.measure.counts import count, in_precision
+from tailorbird.measure.guarded import description_of
 from tailorbird.progress import Progress, each
 from tailorbird.report.record import Certainty, Session
 from tailorbird.search.selection import within
@@ -85,6 +86,7 @@ class Proof:
             shares are of where the limit is a share, else its mean in the same sessions.
         word: whether every limit is kept, as measured or counted.
         certainty: of the latency; ``None`` where it was not measured.
+        conditions: what the device said of itself then; empty where it says nothing.
         code: import paths of the user's own code that rebuilding the student needs.
         unstored: why there is no student to rebuild, only the artifact; ``None`` where there is.
     """
@@ -95,6 +97,7 @@ class Proof:
     reference_ms: float | None
     word: Word
     certainty: Certainty | None = None
+    conditions: Mapping[str, str | int | float] = field(default_factory=dict)
     code: tuple[str, ...] = ()
     unstored: str | None = None
 
@@ -151,12 +154,14 @@ def prove(
         except (MeasurementError, ExportError) as error:
             found |= {ready.finished.target.name: error for ready in there}
             continue
+        device = there[0].finished.target.place.device
+        conditions = {} if device is None else _conditions(device)
         for ready in there:
             held = timed.get(ready.kind, [])
             found[ready.finished.target.name] = (
                 held
                 if isinstance(held, TailorbirdError)
-                else _proof(ready, held, shipping, sessions)
+                else replace(_proof(ready, held, shipping, sessions), conditions=conditions)
             )
     return found
 
@@ -237,6 +242,16 @@ def _time(
         for kind, own in owners.items()
     }
     return hold(trials, place.device, file, most=most, together=TOGETHER)
+
+
+def _conditions(device: Device) -> dict[str, str | int | float]:
+    """What a device says of itself; nothing where it says nothing, or fails: it has measured."""
+    try:
+        found = description_of(device)
+    except MeasurementError:
+        return {}
+    told = {} if found is None else asdict(found)
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _clear(owners: Sequence[_Delivered], most: int, sessions: Sequence[Session]) -> bool:

@@ -84,6 +84,20 @@ class Quantiser:
         self.data, self.judges, self.options = data, judges, options
         self._rounding = rounding
 
+    def beside(self, network: Network, file: Network) -> tuple[float, float]:
+        """Accuracy of a network and of its file, on `JUDGED` validation images at most."""
+        return self.judges.beside(network, file, images=JUDGED)
+
+    def lacks(self, precision: Precision) -> ExportError | None:
+        """What keeps files from being made in a precision, whatever the network."""
+        have = len(self.data.train)
+        if precision != "int8" or have >= LEAST_CALIBRATION:
+            return None
+        return ExportError(
+            f"int8 needs {LEAST_CALIBRATION} or more training images to find the ranges of "
+            f"activations, got {have}; add images, or ask for precision: float32"
+        )
+
     def calibration(
         self,
         network: Network,
@@ -107,10 +121,13 @@ class Quantiser:
         """
         if precision == PLAIN:
             return None
+        if fault := self.lacks(precision):
+            raise fault
 
         def loss(path: Path) -> float:
             file = Answering(run, path, self.data.normalisation, export)
-            return self.judges.lost(network, Network(file, network.input_shape), images=JUDGED)
+            plain, found = self.beside(network, Network(file, network.input_shape))
+            return 100 * (plain - found)
 
         return Calibration(
             images=self._images(network.input_shape, export),
@@ -181,12 +198,6 @@ class Quantiser:
         return replace(student, module=module, seconds=seconds)
 
     def _images(self, shape: tuple[int, ...], export: ExportOptions) -> Tensor:
-        have = len(self.data.train)
-        if have < LEAST_CALIBRATION:
-            raise ExportError(
-                f"int8 needs {LEAST_CALIBRATION} or more training images to find the ranges of "
-                f"activations, got {have}; add images, or ask for precision: float32"
-            )
         images = self.data.train.sample(self.options.calibration_images)
         return as_given(resized(images, shape), self.data.normalisation, export)
 

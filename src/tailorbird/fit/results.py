@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from tailorbird.device import Precision
 from tailorbird.fit.judge import Accuracies
 from tailorbird.fit.prove import Proof
+from tailorbird.measure.rounds import DRIFT
 from tailorbird.report.record import TargetResult
 from tailorbird.report.words import undecided
 from tailorbird.targets import ACCURACY, LATENCY, PLAIN, RATE, Target
@@ -67,7 +68,8 @@ def result_of(
         onnx=f"students/{target.name}/{proof.shipped.path.name}",
         precision=precision,
         kept=proof.shipped.written.kept,
-        notes=tuple(notes),
+        conditions=proof.conditions,
+        notes=(*notes, *_drifted(proof)),
         lowest={} if met else over,
         reason=None
         if met
@@ -93,3 +95,15 @@ def _less(accuracies: Accuracies, least: float | None) -> str:
         f"accuracy {100 * accuracies.after:.2f} % where at least {100 * least:.2f} % is asked for; "
         f"it is {100 * accuracies.validation.value:.2f} % on validation images, which choose"
     )
+
+
+def _drifted(proof: Proof) -> list[str]:
+    """That the device's speed changed within sessions, though each was held twice."""
+    sessions = () if proof.certainty is None else proof.certainty.sessions
+    most = max((abs(one.drift) for one in sessions if one.drift is not None), default=0.0)
+    if most <= DRIFT:
+        return []
+    return [
+        f"the device's speed changed by {100 * most:.0f} % within a session, measured again: see "
+        "what else it does, or whether it gets hot"
+    ]

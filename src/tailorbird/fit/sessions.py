@@ -180,6 +180,7 @@ def _session(
             own_ms=timed.get(name, base).median_ms,
             reference_ms=base.median_ms,
             spread_ms=timed.get(name, base).spread_ms,
+            drift=timed.get(name, base).drift,
         )
         for name in paths
     }

@@ -256,6 +256,10 @@ class Shipping:
                 ) from error
         parity = parities[where]
         told = asdict(parity)
+        if isinstance(parity, Agreement):
+            network = Network(student.module, student.input_shape)
+            plain, found = self.quantiser.beside(network, self.answers(shipped, place))
+            told |= {"accuracy": found, "accuracy_float32": plain}
         if shipped.written.calibration:
             told["quantised"] = asdict(shipped.written)
         write_json(shipped.path.parent / "verify.json", told)

@@ -63,11 +63,13 @@ class Session:
         own_ms: its median latency.
         reference_ms: the reference's.
         spread_ms: interquartile range of the student's runs.
+        drift: by what share its last runs differ from its first, where the device tells.
     """
 
     own_ms: float
     reference_ms: float
     spread_ms: float
+    drift: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,8 @@ class TargetResult:
         found_for: the tighter target whose student serves this one too; ``None`` for its own.
         onnx: path of the exported file, whatever its format, relative to the run folder.
         precision: that the file computes in.
+        conditions: what the device said of itself when it measured: machine, runtime, cores, what
+            sets its clock (``governor``), its temperature.
         kept: layers that stayed in float32 in a file of a lower precision.
         notes: what else is to be known, such as why a precision was not taken.
         lowest: metric -> lowest reachable figure, where the limits can't be met.
@@ -143,6 +147,7 @@ class TargetResult:
     found_for: str | None = None
     onnx: str | None = None
     precision: str = "float32"
+    conditions: Mapping[str, str | int | float] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     lowest: Mapping[str, float] = field(default_factory=dict)

@@ -92,6 +92,7 @@ class Ssh:
         connect_s: seconds for a connection.
         most_mb: MB of files that are copied and held in memory together; more are measured group
             by group.
+        images: of a split at most, on which files are judged there: they are sent to the host.
         warmup: untimed runs per file at the start.
         runs: timed samples per file.
         seed: of the random normal input, and of the order.
@@ -113,6 +114,7 @@ class Ssh:
     config: Path | None = None
     connect_s: int = 20
     most_mb: int = 500
+    images: int = 1000
     warmup: int = 10
     runs: int = 100
     seed: int = 0
@@ -125,6 +127,7 @@ class Ssh:
                 ("threads", self.threads, 1, 1024),
                 ("connect_s", self.connect_s, 1, 600),
                 ("most_mb", self.most_mb, 1, 8000),
+                ("images", self.images, 1, 10**6),
                 ("warmup", self.warmup, 0, 10**6),
                 ("runs", self.runs, 1, 10**6),
                 ("seconds", self.seconds, 1e-9, 86_400),
