@@ -81,14 +81,10 @@ class _Editor:
             self._round(held, twin)
         elif node.get_type_name() == "Constant":
             self._take(node, twin)
-        elif node.get_type_name() == twin.get_type_name():
-            before = zip(node.input_values(), twin.input_values(), strict=False)
-            return [*before]
+        elif (wanted := _kind(node)) == (found := _kind(twin)):
+            return [*zip(node.input_values(), twin.input_values(), strict=True)]
         else:
-            self.faults.append(
-                f"{node.get_friendly_name()}: expected {node.get_type_name()}, "
-                f"it is {twin.get_type_name()}"
-            )
+            self.faults.append(f"{node.get_friendly_name()}: expected {wanted}, it is {found}")
         return []
 
     def _round(self, held: Held, twin: Node) -> None:
@@ -120,6 +116,11 @@ class _Editor:
         else:
             return np.asarray(twin.data)
         return None
+
+
+def _kind(node: Node) -> str:
+    count = node.get_input_size()
+    return f"{node.get_type_name()} of {count} input{'' if count == 1 else 's'}"
 
 
 def _put(node: Node, value: npt.NDArray[Any]) -> None:
