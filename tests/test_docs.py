@@ -172,7 +172,7 @@ def checked(job: dict[str, object], folder: Path) -> HousePlan:
 
 def test_the_job_in_the_readme_is_a_job(tmp_path: Path):
     job = checked(example_job(), tmp_path)
-    assert [target.name for target in job.targets.targets] == ["server", "edge"]
+    assert [target.name for target in job.targets.targets] == ["server", "edge", "pi"]
     assert job.run == tmp_path / "runs" / "pets"
     assert (job.house.epochs, job.retrain.epochs) == (3, 20)
 
