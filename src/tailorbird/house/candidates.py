@@ -238,7 +238,21 @@ class HouseCandidates:
     # trained further ----------------------------------------------------------------------------
 
     def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
-        """Retrain students in one pass of the teacher per batch."""
+        """Retrain students in one pass of the teacher per batch; the teacher stays as it is."""
+        made = {
+            key: Made(
+                module=self.house.cut(self._induced(key)),
+                input_shape=self.house.teacher.input_shape,
+                before=None,
+            )
+            for key in names
+            if key == self.reference
+        }
+        names = {key: name for key, name in names.items() if key not in made}
+        return made | self._retrained(names) if names else made
+
+    def _retrained(self, names: Mapping[Key, str]) -> dict[Key, Made]:
+        """Students of at least one replaced block."""
         blocks = {a.name: self.house.sample.blocks[a.block] for a in self.family.alternatives}
         assignments = []
         for key, name in names.items():
