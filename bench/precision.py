@@ -534,13 +534,14 @@ def main() -> None:
             f"{'met' if bar['met'] else 'MISSED':6} {bar['what']}: {bar['is']} ({bar['at most']})"
         )
     figures = {
+        "only": arguments.only,
         "devices": {name: device.key for name, device in devices.items()},
         "sessions": SESSIONS,
         "scale": asdict(scale),
         "table": table,
         "bars": bars,
     }
-    if not arguments.quick and not arguments.only:
+    if not arguments.quick and not arguments.accuracy:
         print(write_result("precision", figures, seed=0))
 
 
