@@ -256,12 +256,13 @@ def test_every_file_that_can_not_be_run_is_named(sshd, files, tmp_path):
 
 
 @pytest.fixture
-def script(tmp_path):
+def script(tmp_path, files):
     """Starts the script in a folder of its own, with a request."""
     folder = tmp_path / "tailorbird-device-0123456789"
     folder.mkdir()
     copy = folder / "remote_script.py"
     copy.write_bytes(Path(remote_script.__file__).read_bytes())
+    (folder / "0.onnx").write_bytes(files[0].read_bytes())
     started = []
 
     def start(**request):
@@ -283,9 +284,8 @@ def script(tmp_path):
         process.stdout.close()
 
 
-def test_the_script_ends_and_removes_its_folder_when_it_is_left_alone(script, files):
+def test_the_script_ends_and_removes_its_folder_when_it_is_left_alone(script):
     process, folder = script(do="run", limit_s=600, files=["0.onnx"], images=[2, 16, 16, 16])
-    (folder / "0.onnx").write_bytes(files[0].read_bytes())
     process.stdin.close()
     assert process.wait(60) == 3
     assert not folder.exists()
@@ -300,7 +300,8 @@ def test_the_script_is_for_older_pythons_too():
 
 
 def test_the_script_ends_by_itself_when_its_time_is_over(script):
-    process, folder = script(do="run", limit_s=0.1, files=["0.onnx"], images=[2, 16, 16, 16])
+    # It waits for images that never come.
+    process, folder = script(do="run", limit_s=1.0, files=["0.onnx"], images=[2, 16, 16, 16])
     assert process.wait(60) == 3
     assert not folder.exists()
 
