@@ -144,10 +144,9 @@ class Judges:
             self._found[key] = Accuracies(earlier, after, validation)
         return self._found[key]
 
-    def beside(self, network: Network, file: Network, *, images: int) -> tuple[float, float]:
-        """Accuracy of a network and of its file, on so many validation images at most."""
-        plain, found = (self._choosing.score(one, images=images) for one in (network, file))
-        return plain.value, found.value
+    def some(self, network: Network, images: int) -> float:
+        """Accuracy of a network or a file, on so many validation images at most."""
+        return self._choosing.score(network, images=images).value
 
     @cached_property
     def _network(self) -> Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from torch import Tensor, fx
@@ -84,9 +85,9 @@ class Quantiser:
         self.data, self.judges, self.options = data, judges, options
         self._rounding = rounding
 
-    def beside(self, network: Network, file: Network) -> tuple[float, float]:
-        """Accuracy of a network and of its file, on `JUDGED` validation images at most."""
-        return self.judges.beside(network, file, images=JUDGED)
+    def accuracy(self, network: Network) -> float:
+        """Accuracy of a network or a file, on `JUDGED` validation images at most."""
+        return self.judges.some(network, JUDGED)
 
     def lacks(self, precision: Precision) -> ExportError | None:
         """What keeps files from being made in a precision, whatever the network."""
@@ -124,10 +125,13 @@ class Quantiser:
         if fault := self.lacks(precision):
             raise fault
 
+        @cache
+        def plain() -> float:
+            return self.accuracy(network)
+
         def loss(path: Path) -> float:
             file = Answering(run, path, self.data.normalisation, export)
-            plain, found = self.beside(network, Network(file, network.input_shape))
-            return 100 * (plain - found)
+            return 100 * (plain() - self.accuracy(Network(file, network.input_shape)))
 
         return Calibration(
             images=self._images(network.input_shape, export),
@@ -198,8 +202,13 @@ class Quantiser:
         return replace(student, module=module, seconds=seconds)
 
     def _images(self, shape: tuple[int, ...], export: ExportOptions) -> Tensor:
-        images = self.data.train.sample(self.options.calibration_images)
-        return as_given(resized(images, shape), self.data.normalisation, export)
+        images = resized(self._sample, shape)
+        return as_given(images, self.data.normalisation, export)
+
+    @cached_property
+    def _sample(self) -> Tensor:
+        """Training images, read once for all files."""
+        return self.data.train.sample(self.options.calibration_images)
 
 
 class JudgedFiles:
@@ -226,24 +235,18 @@ class JudgedFiles:
         calibration = self.quantiser.calibration(network, place.precision, run, open_batch)
         with scratch() as folder:
             path = folder / exporter.format.file
+            write = partial(
+                exporter.final,
+                network.module,
+                network.input_shape,
+                path,
+                metadata={},
+                calibration=calibration,
+            )
             try:
-                exporter.final(
-                    network.module,
-                    network.input_shape,
-                    path,
-                    options=open_batch,
-                    metadata={},
-                    calibration=calibration,
-                )
+                write(options=open_batch)
             except ExportError:  # some networks hold the batch size that they are traced with
-                exporter.final(
-                    network.module,
-                    network.input_shape,
-                    path,
-                    options=replace(open_batch, dynamic_batch=False),
-                    metadata={},
-                    calibration=calibration,
-                )
+                write(options=replace(open_batch, dynamic_batch=False))
             file = Answering(run, path, self.quantiser.data.normalisation, open_batch)
             found = self.candidates.weigh(Network(file, network.input_shape), JUDGED)
         beside = self.candidates.weigh(network, JUDGED)

@@ -42,14 +42,17 @@ DELIVERED = (*BUNDLE, "verify.json")
 """What a target's folder holds for the user, beside the artifact."""
 
 
-def clear(home: Path) -> None:
+ARTIFACTS = tuple(name for one in FORMATS for name in (one.file, *one.beside))
+"""Files of all formats; a target's folder holds those of one."""
+
+
+def clear(home: Path, names: Sequence[str] = (*ARTIFACTS, *DELIVERED, "result.json")) -> None:
     """Remove what an earlier request or attempt left for the user, and is no answer to this one.
 
     Raises:
         StoreError: when a file can't be removed.
     """
-    artifacts = [name for one in FORMATS for name in (one.file, *one.beside)]
-    for name in (*artifacts, *DELIVERED, "result.json"):
+    for name in names:
         try:
             (home / name).unlink(missing_ok=True)
         except OSError as error:
@@ -136,13 +139,12 @@ class Shipping:
         notes = metadata(self.data, name, student.input_shape, self.options)
         self._proven.pop(path, None)
         twin = self._twin(kind)
+        clear(path.parent, ARTIFACTS)
         if twin is None:
-            clear_artifacts(path.parent)
             parities: _Parities = {}
             shipped = self._write(student, _File(path, exporter, place, notes))
         else:
             source, shipped, parities = twin
-            clear_artifacts(path.parent)
             exporter.relabel(source, path, notes)
             shipped = replace(shipped, path=path)
         parity = self._compared(shipped, exporter, place, parities)
@@ -261,8 +263,8 @@ class Shipping:
         told = asdict(parity)
         if isinstance(parity, Agreement):
             network = Network(student.module, student.input_shape)
-            plain, found = self.quantiser.beside(network, self.answers(shipped, place))
-            told |= {"accuracy": found, "accuracy_float32": plain}
+            told["accuracy"] = self.quantiser.accuracy(self.answers(shipped, place))
+            told["accuracy_float32"] = self.quantiser.accuracy(network)
         if shipped.written.calibration:
             told["quantised"] = asdict(shipped.written)
         write_json(shipped.path.parent / "verify.json", told)
@@ -327,13 +329,6 @@ class Shipping:
             if known == kind and path.exists():
                 return path, shipped, parities
         return None
-
-
-def clear_artifacts(home: Path) -> None:
-    """Remove exported files of whatever format: a folder holds one."""
-    for what in FORMATS:
-        for name in (what.file, *what.beside):
-            (home / name).unlink(missing_ok=True)
 
 
 def metadata(
