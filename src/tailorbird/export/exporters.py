@@ -14,12 +14,9 @@ from tailorbird.export.exporter import Calibration, Exporter, Written
 from tailorbird.export.float16 import OnnxFloat16Exporter
 from tailorbird.export.int8 import OnnxInt8Exporter
 from tailorbird.export.onnx import (
-    OUTPUT,
-    PROBABILITIES,
     export_many,
-    export_onnx,
 )
-from tailorbird.export.onnx_files import OnnxFiles
+from tailorbird.export.onnx_files import OnnxFiles, plain_file
 from tailorbird.export.openvino import OpenVinoExporter
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
@@ -86,14 +83,12 @@ class OnnxExporter(OnnxFiles):
         calibration: Calibration | None = None,
     ) -> Written:
         """See `export_onnx`."""
-        export_onnx(
+        plain_file(
             module,
             input_shape,
             path,
-            opset=options.opset,
-            dynamic_batch=options.dynamic_batch,
+            options=options,
             metadata=metadata,
-            output=PROBABILITIES if options.softmax else OUTPUT,
             batch=batch,
         )
         return Written()

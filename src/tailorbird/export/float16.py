@@ -13,13 +13,10 @@ from tailorbird.device import ONNX, Format, Precision, Run
 from tailorbird.errors import ExportError
 from tailorbird.export.exporter import Calibration, Written
 from tailorbird.export.onnx import (
-    OUTPUT,
-    PROBABILITIES,
     export_many,
-    export_onnx,
     write_model,
 )
-from tailorbird.export.onnx_files import OnnxFiles
+from tailorbird.export.onnx_files import OnnxFiles, plain_file
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Parity, verify
 from tailorbird.files import scratch
@@ -57,14 +54,12 @@ class OnnxFloat16Exporter(OnnxFiles):
     ) -> Written:
         """Write the file that is shipped; see `tailorbird.export.exporter.Exporter`."""
         with scratch() as folder:
-            source = export_onnx(
+            source = plain_file(
                 module,
                 input_shape,
                 folder / path.name,
-                opset=options.opset,
-                dynamic_batch=options.dynamic_batch,
+                options=options,
                 metadata=metadata,
-                output=PROBABILITIES if options.softmax else OUTPUT,
                 batch=batch,
             )
             write_model(_halved(source), path, sync=True)

@@ -15,13 +15,10 @@ from tailorbird.errors import ExportError
 from tailorbird.export.attempts import Attempts
 from tailorbird.export.exporter import Calibration, Written
 from tailorbird.export.onnx import (
-    OUTPUT,
-    PROBABILITIES,
     export_many,
-    export_onnx,
     write_model,
 )
-from tailorbird.export.onnx_files import OnnxFiles
+from tailorbird.export.onnx_files import OnnxFiles, plain_file
 from tailorbird.export.options import LEAST_CALIBRATION, ExportOptions
 from tailorbird.export.quantise import PRODUCTS, minmax, prepared, quantised
 from tailorbird.export.verify import Agreement, agreement
@@ -75,13 +72,11 @@ class OnnxInt8Exporter(OnnxFiles):
             )
         with scratch() as folder:
             source = folder / path.name
-            export_onnx(
+            plain_file(
                 module,
                 input_shape,
                 source,
-                opset=options.opset,
-                dynamic_batch=options.dynamic_batch,
-                output=PROBABILITIES if options.softmax else OUTPUT,
+                options=options,
                 batch=batch,
             )
             _check_size(source)

@@ -20,7 +20,8 @@ from tailorbird.device import OPENVINO, Format, Precision, Run
 from tailorbird.errors import ExportError, MeasurementError, StoreError
 from tailorbird.export.exporter import Calibration, Written
 from tailorbird.export.int8 import TAKEN_OVER
-from tailorbird.export.onnx import OUTPUT, PROBABILITIES, export_many, export_onnx
+from tailorbird.export.onnx import export_many
+from tailorbird.export.onnx_files import plain_file
 from tailorbird.export.openvino_int8 import quantised, timed
 from tailorbird.export.options import ExportOptions
 from tailorbird.export.verify import Agreement, Parity, agreement, verify
@@ -66,13 +67,11 @@ class OpenVinoExporter:
         if self.precision == "int8" and calibration is None:
             raise ExportError(f"{path.name}: int8 needs calibration images; give a calibration")
         with scratch() as folder:
-            source = export_onnx(
+            source = plain_file(
                 module,
                 input_shape,
                 folder / f"{path.stem}.onnx",
-                opset=options.opset,
-                dynamic_batch=options.dynamic_batch,
-                output=PROBABILITIES if options.softmax else OUTPUT,
+                options=options,
                 batch=batch,
             )
             model, written = _converted(source), Written()
