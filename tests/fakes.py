@@ -20,6 +20,7 @@ from tailorbird.export.exporters import OnnxExporter, Written
 from tailorbird.export.verify import Parity
 from tailorbird.files import write_bytes
 from tailorbird.measure.counts import count
+from tailorbird.progress import Silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,19 @@ class FakeExporter(OnnxExporter):
     def verify(self, module, path, images, run=None):
         assert path.exists()
         return Parity(0.0, 1.0, 1e-4, len(images), self.passes)
+
+
+class Told(Silent):
+    """Keeps what it is told; ``text in told`` asks whether any line has it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def __contains__(self, text: str) -> bool:
+        return any(text in line for line in self.lines)
 
 
 def write_nothing(report, folder) -> None:

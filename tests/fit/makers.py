@@ -12,7 +12,6 @@ from tailorbird.fit.candidates import Judgement, Network, Words, latency_at
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.quantised import Quantiser
 from tailorbird.fit.ship import Shipping
-from tailorbird.progress import Silent
 from tailorbird.space import Choice, Space
 from tailorbird.task import CLASSIFICATION
 
@@ -117,14 +116,3 @@ def shipping_to(folder, exporter, reference, data, *, options=None):
     judges = Judges(data, lambda: reference, CLASSIFICATION)
     quantiser = Quantiser(data, judges, QuantiseOptions())
     return Shipping(data, folder, options or ExportOptions(), exporter, quantiser)
-
-
-class Recorded(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)

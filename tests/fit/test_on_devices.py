@@ -26,7 +26,8 @@ from tailorbird.targets import Place, Target
 from tailorbird.train.evaluate import accuracy
 from tailorbird.train.fit import fit as train
 from tailorbird.train.recipe import Recipe
-from tests.fit.makers import Recorded, Sums
+from tests.fakes import Told
+from tests.fit.makers import Sums
 from tests.train.quantised.makers import Net
 
 SHAPE = (1, 8, 8)
@@ -111,7 +112,7 @@ def fitted(tmp_path, networks, data):
     """Fits targets in a folder of its own; students, the folder, and what was said."""
 
     def run(*targets, data=data, **settings):
-        zoo, told = Zoo(tmp_path / "latencies", networks, data), Recorded()
+        zoo, told = Zoo(tmp_path / "latencies", networks, data), Told()
         folder = RunFolder(tmp_path / "run")
         with folder.open({"a": 1}):
             found = fit(

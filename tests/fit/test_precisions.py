@@ -9,8 +9,8 @@ from tailorbird.fit.choose import Chooser
 from tailorbird.fit.places import places_for, precisions_for
 from tailorbird.search.baselines import Exhaustive
 from tailorbird.targets import Place, Target
-from tests.fakes import FakeDevice, FakeExporter
-from tests.fit.makers import Recorded, Sums, Times
+from tests.fakes import FakeDevice, FakeExporter, Told
+from tests.fit.makers import Sums, Times
 
 BOX = Place(name="box")
 INT8 = BOX.at("int8")
@@ -41,7 +41,7 @@ def chooser(candidates, *, speed=2.0, files=None, told=None):
         proposals=3,
         searches=6,
         seed=0,
-        progress=told or Recorded(),
+        progress=told or Told(),
         places=lambda one: [
             place
             for place in (BOX, INT8)
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_made_costs_that_candidate_only():
     one = target()
     plain.settle([one])
     best = plain.choose(one).key
-    told = Recorded()
+    told = Told()
     made = chooser(Sums(), files=Files(broken=(best,)), told=told)
     made.settle([one])
     other = made.choose(one)

@@ -15,26 +15,17 @@ from tailorbird.pipeline.supernet_preflight import try_fit, try_training
 from tailorbird.pipeline.supernet_run import SupernetRun
 from tailorbird.pipeline.supernet_training import SupernetJob
 from tailorbird.pipeline.trials import Speed, speed_of
-from tailorbird.progress import Silent
 from tailorbird.supernet.schemes.deps import DepS
 from tailorbird.supernet.train_state import SupernetRecipe
 from tailorbird.targets import Target
 from tailorbird.train.recipe import Recipe
-from tests.fakes import FakeDevice, FakeExporter
+from tests.fakes import FakeDevice, FakeExporter, Told
 from tests.house.makers import donor, images, net
 from tests.supernet.tiny import stripes, tiny_supernet
 
 from .makers import job
 
 SPEED = Speed(forward_s=0.001, step_s=0.003)
-
-
-class Told(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def stages(tmp_path, **changes):

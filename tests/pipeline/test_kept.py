@@ -9,25 +9,13 @@ import torch
 
 from tailorbird.errors import StoreError
 from tailorbird.pipeline.reporting import PAGES
-from tailorbird.progress import Silent
-from tests.fakes import write_nothing
+from tests.fakes import Told, write_nothing
 from tests.house.makers import OPTIONS, images, net
 
 from .makers import job, run_job, tensors
 
 LIMITS = {"edge": {"latency": "0.6x"}}
 SMALL = replace(OPTIONS, memory_mb=2)
-
-
-class Told(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def __contains__(self, text):
-        return any(text in line for line in self.lines)
 
 
 def again(run, **changes):

@@ -14,11 +14,10 @@ from tailorbird.fit.answers import Student
 from tailorbird.graph.trace import trace
 from tailorbird.pipeline.execute import dry_run
 from tailorbird.pipeline.house import note_readings
-from tailorbird.progress import Silent
 from tailorbird.report.house import contents
 from tailorbird.report.record import TargetResult
 from tailorbird.targets import Target
-from tests.fakes import FakeDevice, FakeExporter
+from tests.fakes import FakeDevice, FakeExporter, Told
 
 from .makers import job, run_job
 
@@ -59,14 +58,6 @@ class Brightest(nn.Module):
 
     def forward(self, x):
         return self.head(self.more(self.body(x)).mean((2, 3)))
-
-
-class Told(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def tried(tmp_path, teacher, **changes):
