@@ -23,6 +23,8 @@ class Alternative:
         macs: multiply-accumulates at batch 1.
         params: number of parameters.
         structure: structure key; equal keys have equal latency.
+        as_is: its weights are those of a trained network in the places that they were trained
+            for; it is taken as it is, not distilled.
     """
 
     name: str
@@ -33,11 +35,12 @@ class Alternative:
     macs: int
     params: int
     structure: str
+    as_is: bool = False
 
     @property
     def trainable(self) -> bool:
         """Whether distillation has anything to train."""
-        return self.params > 0
+        return self.params > 0 and not self.as_is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,9 +73,18 @@ class Collector:
                 shown.advance(len(self.alternatives) - before - kept)
 
     def offer(
-        self, block: Block, module: fx.GraphModule, *, origin: str, source: str, variant: str
+        self,
+        block: Block,
+        module: fx.GraphModule,
+        *,
+        origin: str,
+        source: str,
+        variant: str,
+        as_is: bool = False,
     ) -> bool:
-        """Keep ``module`` as an alternative of ``block`` if it is smaller and runs."""
+        """Keep ``module`` as an alternative of ``block`` if it is smaller and runs; ``as_is`` keeps
+        its weights.
+        """
         try:
             counts = count(module, block.in_shape)
         except MeasurementError:
@@ -99,6 +108,7 @@ class Collector:
                 macs=counts.macs,
                 params=counts.params,
                 structure=structure,
+                as_is=as_is,
             )
         )
         self.modules[name] = module
