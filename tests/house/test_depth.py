@@ -14,7 +14,9 @@ from tailorbird.graph.blocks import block_between
 from tailorbird.graph.depth import Run, parts, runs, without
 from tailorbird.graph.trace import trace
 from tailorbird.house.activations import Activations
-from tailorbird.house.build import sample_house
+from tailorbird.house.alternative import Sample
+from tailorbird.house.build import House, sample_house
+from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.depth import (
     MOST_PARTS,
     SIZES,
@@ -28,8 +30,11 @@ from tailorbird.house.donors import stage_blocks
 from tailorbird.house.family import HouseFamily
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import Collector, add_identities
+from tailorbird.house.store import HouseStore
+from tailorbird.progress import Silent
+from tailorbird.train.recipe import Recipe
 
-from .makers import OPTIONS, images, net, seeded, teacher
+from .makers import OPTIONS, images, net, seeded, small_sample, teacher
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -240,3 +245,44 @@ def test_identities_never_double_their_input():
     calls = [node.name for node in zero.graph.nodes if node.op.startswith("call")]
     assert part.end not in calls
     assert not any(name.startswith("replaced_") for name in calls)
+
+
+def test_a_student_with_zeros_is_trained_towards_what_is_left_and_is_cut(tmp_path):
+    part = parts(teacher())[0]
+    own = [name for name in part.block.nodes if name in part.branch]
+    branch = block_between(teacher(), own[0], own[-1])
+    collector = Collector({branch.key: branch})
+    add_identities(collector, teacher())
+    known = small_sample()
+    other = next(
+        a
+        for a in known.alternatives
+        if a.params and not known.blocks[a.block].overlaps(branch) and a.origin == "narrow"
+    )
+    sample = Sample(
+        blocks={branch.key: branch, other.block: known.blocks[other.block]},
+        alternatives=(replace(collector.alternatives[0], name="zero"), other),
+        modules={"zero": collector.modules["a0000"], other.name: known.modules[other.name]},
+    )
+    candidates = HouseCandidates(
+        House(
+            teacher=teacher(),
+            sample=sample,
+            modules=sample.modules,
+            scores={n: {"divergence": 0.1, "accuracy_loss": 0.1} for n in sample.modules},
+            store=HouseStore(tmp_path / "house"),
+        ),
+        images(),
+        folder=tmp_path / "retrain",
+        recipe=Recipe(epochs=1, batch_size=80, learning_rate=0.01, ce_weight=0, kl_weight=0),
+        seed=0,
+        progress=Silent(),
+    )
+    both = tuple(candidates.family.of_names(["zero", other.name]).tolist())
+    alone = tuple(candidates.family.of_names(["zero"]).tolist())
+    assert branch.output not in {n.name for n in candidates.network(alone).module.graph.nodes}
+    made = candidates.train({both: "both"})[both]
+    replaced = dict(made.module.named_children())
+    assert [name for name in replaced if name.startswith("replaced_")] != []
+    before, after = made.before.state_dict(), made.module.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in after)
