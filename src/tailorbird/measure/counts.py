@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -109,11 +109,11 @@ RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn)
 """Operators that PyTorch's counter knows nothing of, for `recurrent_flops`."""
 
 
-_FLOPS: dict[object, Callable[..., int]] = {
-    **cast(dict[object, Callable[..., int]], flop_registry),
+_FLOPS: dict[Any, Any] = {
+    **flop_registry,
     **dict.fromkeys(RECURRENT, shape_wrapper(recurrent_flops)),  # type: ignore[no-untyped-call]
 }
-"""What each operator costs, from its arguments and its result."""
+"""Functions that tell what an operator costs, from its arguments and its result."""
 
 
 def _left_alone(module: nn.Module) -> bool:
