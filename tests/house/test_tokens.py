@@ -35,7 +35,7 @@ def test_a_vision_transformer_gets_a_house_from_another(tmp_path):
         trace(vit(48), (1, 16, 16)),
         {"narrow": trace(vit(32), (1, 16, 16))},
         digits(seed=0, image_size=16),
-        HouseOptions(teacher_blocks=8, donor_blocks=6, pruned=6, epochs=0.3),
+        HouseOptions(teacher_blocks=5, donor_blocks=4, pruned=3, epochs=0.1),
         seed=0,
         store=HouseStore(tmp_path),
         stage=lambda _: nullcontext(),

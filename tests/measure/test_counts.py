@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from tailorbird.errors import MeasurementError
 from tailorbird.export.onnx import export_onnx
@@ -96,3 +96,44 @@ def test_argument_is_left_alone_and_wrong_input_is_named():
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     with pytest.raises(MeasurementError, match=r"input of shape \(1, 5, 8, 8\).*give the input"):
         count(net, (5, 8, 8))
+
+
+def test_a_graph_counts_as_its_network_and_is_left_alone():
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)]
+    graph = fx.symbolic_trace(nn.Sequential(*layers)).eval()
+    before = copy.deepcopy(graph.state_dict())
+    found = count(graph, (3, 6, 6))
+    assert found == count(copy.deepcopy(graph).train(), (3, 6, 6))
+    assert found == count(copy.deepcopy(graph).double(), (3, 6, 6))
+    assert all(torch.equal(before[k], v) for k, v in graph.state_dict().items())
+    assert not graph.training
+
+
+class Called(nn.Module):
+    """Counts how often it ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x)
+
+
+def test_a_network_that_running_changes_is_copied():
+    net = nn.Sequential(Called(), nn.ReLU()).eval()
+    assert count(net, (4,)).macs == 16
+    assert net[0].calls == 0
+
+
+def test_a_recurrent_layer_counts_both_of_its_products():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(3, 5, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    assert count(Last(), (7, 3)).macs == 7 * 4 * 5 * (3 + 5)

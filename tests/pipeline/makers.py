@@ -36,6 +36,11 @@ def job(run, *, limits=None, device=DEVICE, data=None, **changes):
     return Job(**{**arguments, **changes})
 
 
+def small(options):
+    """Those of a house with few alternatives, where any will do."""
+    return replace(options, teacher_blocks=2, donor_blocks=1, pruned=2, epochs=1.0)
+
+
 def run_job(asked, *, until="export", exporter=None, write=write_nothing, progress=None):
     """`execute` with exports that take no time, and no pictures."""
     return execute(

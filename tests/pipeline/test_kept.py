@@ -12,7 +12,7 @@ from tailorbird.pipeline.reporting import PAGES
 from tests.fakes import Told, write_nothing
 from tests.house.makers import OPTIONS, images, net
 
-from .makers import job, run_job, tensors
+from .makers import job, run_job, small, tensors
 
 LIMITS = {"edge": {"latency": "0.6x"}}
 SMALL = replace(OPTIONS, memory_mb=2)
@@ -26,8 +26,8 @@ def again(run, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
+def whole(built_house, tmp_path_factory):
+    run = shutil.copytree(built_house, tmp_path_factory.mktemp("whole") / "run")
     again(run)
     for page in PAGES:  # they are not drawn here
         (run / page).touch()
@@ -133,11 +133,15 @@ def test_tensors_that_are_no_weights_count(tmp_path, kind):
             network.offset = torch.tensor([value])
         return network
 
-    run = tmp_path / "own"
-    run_job(job(run, limits=LIMITS, teacher=changed(0.0)), until="house")
-    run_job(job(run, limits=LIMITS, teacher=changed(0.0)), until="house")
+    def build(value):
+        teacher, options = changed(value), small(SMALL)
+        asked = job(tmp_path / "own", limits=LIMITS, teacher=teacher, options=options)
+        run_job(asked, until="house")
+
+    build(0.0)
+    build(0.0)
     with pytest.raises(StoreError, match="teacher: tensors that it computes with"):
-        run_job(job(run, limits=LIMITS, teacher=changed(1.0)), until="house")
+        build(1.0)
 
 
 def test_one_damaged_identity_takes_no_run_with_it(finished):

@@ -5,15 +5,18 @@ from dataclasses import replace
 from tailorbird.measure.devices.adb import Adb
 from tailorbird.targets import Target
 from tests.measure.fake_adb import phone
-from tests.pipeline.makers import job, run_job
+from tests.pipeline.makers import DEVICE, job, run_job, small
 
 
-def test_a_phone_that_is_unplugged_midway_waits_until_it_is_back(with_house, tmp_path, monkeypatch):
-    device, run = phone(tmp_path / "phone", monkeypatch), with_house()
+def test_a_phone_that_is_unplugged_midway_waits_until_it_is_back(tmp_path, monkeypatch):
+    device = phone(tmp_path / "phone", monkeypatch)
+    asked = job(tmp_path / "run", sessions=2)
+    asked = replace(asked, options=small(asked.options))
     adb = Adb(binary=str(device.binary), folder=str(device.folder), runs=6, warmup=0)
     bounds = {"latency": "1.5x", "params": "0.95x"}
-    wanted = replace(job(run), targets=(Target("phone", adb, bounds), *job(run).targets[:1]))
-    device.does("leaves", "40")
+    edge = Target("edge", DEVICE, {"macs": "0.99x"})
+    wanted = replace(asked, targets=(Target("phone", adb, bounds), edge))
+    device.does("leaves", "28")  # calls later, while the blocks are timed
     first = run_job(wanted)
     unplugged, edge = first.targets
     assert edge.met and not unplugged.met and not first.met

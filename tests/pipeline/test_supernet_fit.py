@@ -233,7 +233,7 @@ def test_a_run_that_is_killed_between_measurements_goes_on(tmp_path):
 
     whole = Dying(base_ms=0.05)
     expected = fit(run_in(tmp_path / "a"), wanted(whole))
-    for last in range(0, len(whole.asked), 2):
+    for last in range(0, len(whole.asked), 3):
         killed = run_in(tmp_path / str(last))
         with pytest.raises(Killed):
             fit(killed, wanted(Dying(base_ms=0.05, last=last)))

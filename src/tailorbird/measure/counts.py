@@ -10,11 +10,11 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from tailorbird.device import Precision
 from tailorbird.errors import MeasurementError
@@ -45,7 +45,7 @@ class Counts:
 
 
 def count(module: nn.Module, input_shape: Sequence[int]) -> Counts:
-    """Count ``module`` in eval mode at batch 1, by running a copy of it once on the CPU.
+    """Count ``module`` in eval mode at batch 1, by running it or a copy once on the CPU.
 
     Peak memory follows a runtime that plans ahead, not PyTorch's own allocations. A tensor lives
     from the operation that makes it to the last one that reads it (the input from the start, the
@@ -69,11 +69,11 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Counts:
         >>> round(1e6 * counts.peak_memory_mb) - 40  # 4 floats in, 2 floats out
         24
     """
-    own = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+    own = module if _left_alone(module) else copy.deepcopy(module).cpu().float().eval()
     image = torch.zeros(1, *input_shape)
     recorder = _Recorder()
     try:
-        with torch.no_grad(), _decomposed(), _flops() as flops, recorder:
+        with torch.no_grad(), _decomposed(), recorder:
             output = own(image)
     except Exception as error:  # a network's forward may raise anything
         raise MeasurementError(
@@ -85,7 +85,7 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Counts:
     size = sum(4 * t.numel() if t.is_floating_point() else t.nbytes for t in weights)
     activations = _peak(recorder.steps, inputs=[image], outputs=_tensors(output), fixed=weights)
     return Counts(
-        macs=flops.get_total_flops() // 2,
+        macs=recorder.flops // 2,
         params=sum(p.numel() for p in params),
         size_mb=size / MB,
         peak_memory_mb=(size + activations) / MB,
@@ -109,9 +109,32 @@ RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn)
 """Operators that PyTorch's counter knows nothing of, for `recurrent_flops`."""
 
 
-def _flops() -> FlopCounterMode:
-    own = dict.fromkeys(RECURRENT, recurrent_flops)
-    return FlopCounterMode(display=False, custom_mapping=own)
+_FLOPS: dict[Any, Any] = {
+    **flop_registry,
+    **dict.fromkeys(RECURRENT, shape_wrapper(recurrent_flops)),  # type: ignore[no-untyped-call]
+}
+"""Functions that tell what an operator costs, from its arguments and its result."""
+
+
+def _left_alone(module: nn.Module) -> bool:
+    """Whether it can run as it is, which is quicker than to copy it: in eval mode, of float32 on
+    the CPU, and a graph of PyTorch's own layers, which running does not change.
+    """
+    return all(
+        not part.training
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+        and (type(part).__module__.startswith("torch.nn.modules.") or _pure(part))
+        for part in module.modules()
+    ) and all(
+        tensor.is_cpu and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+
+
+def _pure(part: nn.Module) -> bool:
+    """Whether it is a graph without buffers that its operations could write to."""
+    return isinstance(part, fx.GraphModule) and not part._buffers
 
 
 @dataclass(frozen=True)
@@ -128,6 +151,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
         self.steps: list[_Step] = []
         self._held: list[Tensor] = []
 
@@ -138,8 +162,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        result = func(*args, **(kwargs or {}))
-        given, made = _tensors((args, kwargs)), _tensors(result)
+        named = kwargs or {}
+        with self:  # into the operators that it consists of, where PyTorch has not done so
+            result = func.decompose(*args, **named)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **named)
+        if (flops := _FLOPS.get(func.overloadpacket)) is not None:
+            self.flops += flops(*args, **named, out_val=result)
+        given, made = _tensors((args, named)), _tensors(result)
         self._held += [*given, *made]
         overwrites = torch.Tag.pointwise in func.tags or "batch_norm" in str(func)
         self.steps.append(_Step(_storages(given), _storages(made), overwrites))

@@ -114,7 +114,7 @@ def test_webgpu_answers_as_onnx_runtime_does(opened, files):
 def test_a_page_that_is_closed_in_the_middle_and_opened_again(installed, chromium, files):
     device = Browser(package=installed, runs=4000, seconds=1.5, wait_s=30)
     tab = chromium.open(device.url)
-    with asked(lambda: device.measure(files)) as answer:
+    with asked(lambda: device.measure(files[:2])) as answer:
         chromium.until(lambda: chromium.title(tab).startswith("Timing"))
         other = Page(device.url)
         assert other.next() == {"state": "elsewhere"}
@@ -122,7 +122,7 @@ def test_a_page_that_is_closed_in_the_middle_and_opened_again(installed, chromiu
         chromium.until(lambda: other.next()["state"] == "work")  # it said goodbye
         other.bye()
         tab = chromium.open(device.url)
-        assert len(answer()) == len(files)
+        assert len(answer()) == 2
     chromium.until(lambda: chromium.title(tab).startswith("Ready"))
     device.close()
     chromium.until(lambda: chromium.title(tab).startswith("The computer does not answer"))
