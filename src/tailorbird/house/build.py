@@ -27,6 +27,7 @@ from tailorbird.house.donors import (
     largest_block,
 )
 from tailorbird.house.expand import add_pruned, add_pruned_wholes
+from tailorbird.house.merge import add_merged
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import (
     Collector,
@@ -119,6 +120,8 @@ def sample_house(
     # After all that is drawn: draws fall on sampled blocks, however many stages the donors have.
     if options.donor_blocks:
         add_donor_stages(collector, teacher, donors, seen=seen, options=options)
+    if options.merged:
+        add_merged(collector, teacher, seen=seen, stem=options.stem)
     whole = largest_block(teacher, stem=options.stem)
     if options.pruned and whole is not None and whole.key in collector.blocks:
         add_pruned_wholes(collector, teacher, whole, multiple=options.width_multiple)
