@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -115,9 +114,9 @@ class Convolution:
         groups = gcd(self.groups, other.groups)
         first = self._in_groups(groups)
         height, width = first.shape[2:]
-        outer = other.weight.unflatten(0, (other.groups, -1))
-        inner = first.unflatten(0, (other.groups, -1))
-        biases = self.bias.unflatten(0, (other.groups, -1))
+        outer = other.weight.reshape(other.groups, -1, *other.weight.shape[1:])
+        inner = first.reshape(other.groups, -1, *first.shape[1:])
+        biases = self.bias.reshape(other.groups, -1)
         size = len(other.weight), first.shape[1], rows.kernel, columns.kernel
         weight = first.new_zeros(size)
         taps = product(range(other.rows.kernel), range(other.columns.kernel))
@@ -190,7 +189,7 @@ class Convolution:
                 if ratio == 1
                 else self.weight.new_empty((outputs, inputs * ratio, *kernel))
             )
-        parts = self.weight.unflatten(0, (groups, ratio, -1))
+        parts = self.weight.reshape(groups, ratio, -1, *self.weight.shape[1:])
         eye = torch.eye(ratio, dtype=parts.dtype, device=parts.device)
         wider = torch.einsum("groihw,rs->grosihw", parts, eye)
         return wider.flatten(3, 4).flatten(0, 2)
@@ -221,7 +220,8 @@ def read_convolution(
 ) -> Convolution:
     """A layer as a value.
 
-    A class with a forward of its own, such as one that pads as TensorFlow does, is run and compared.
+    A class with a forward of its own, such as one that pads as TensorFlow does, is run and
+    compared.
 
     Args:
         layer: a two-dimensional convolution, in eval mode.

@@ -19,6 +19,7 @@ from tailorbird.graph.serial import is_storable
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
 from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.designs import add_designed
 from tailorbird.house.distil import distil
 from tailorbird.house.donors import (
     add_donor_blocks,
@@ -114,6 +115,10 @@ def sample_house(
     if options.donor_blocks:
         add_whole_donors(collector, teacher, donors, seen=seen, options=options)
     add_donor_blocks(collector, teacher, donors, seen=seen, options=options, rng=rng)
+    if options.designed:
+        add_designed(
+            collector, teacher, wanted=options.designed, multiple=options.width_multiple, rng=rng
+        )
     if options.pruned:
         with torch.random.fork_rng(devices=[]):
             add_pruned(collector, teacher, images, options, rng)

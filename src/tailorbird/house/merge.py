@@ -4,10 +4,10 @@ Where a block holds several convolutions with nothing non-linear between, one co
 two of a linear bottleneck, or the parallel branches that RepVGG is trained with (Ding et al. 2021).
 
 Where it does, as in an inverted residual (1x1, activation, depthwise, activation, 1x1), the block
-without its inner activations is one convolution, shortcut included (Fu et al. 2022, "DepthShrinker").
-It runs as one dense layer, which hardware is good at, with more weights to learn from the teacher
-what the activations did. It begins from the merged weights, each activation taken as the straight
-line per channel that is nearest to it on the calibration images,
+without its inner activations is one convolution, shortcut included (Fu et al. 2022,
+"DepthShrinker"). It runs as one dense layer, which hardware is good at, with more weights to learn
+from the teacher what the activations did. It begins from the merged weights, each activation taken
+as the straight line per channel that is nearest to it on the calibration images,
 
     a = cov(x, f(x)) / var(x),    b = mean(f(x)) - a mean(x)
 
@@ -171,7 +171,8 @@ def straight_lines(teacher: LayerGraph, merge: Merge, images: Tensor) -> dict[st
         Node -> slope and intercept (channels,).
     """
     sums: dict[str, Tensor] = {}
-    for part in images.split(BATCH):
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
         values = {merge.block.input: part}
         for name in merge.block.nodes:
             node = teacher.nodes[name]
