@@ -81,7 +81,11 @@ def test_two_that_pad_differ_at_borders_at_most_and_have_the_same_size(stride, s
         ({"kernel": 1, "bias": False, "stride": 2}, {"kernel": 3, "padding": 1}, True),
         ({"kernel": 1}, {"kernel": 3, "padding": 1}, False),
         ({"kernel": 3, "padding": 2, "bias": False}, {"kernel": 3, "padding": 1}, True),
-        ({"kernel": 3, "padding": 2, "bias": False, "stride": 2}, {"kernel": 3, "padding": 1}, True),
+        (
+            {"kernel": 3, "padding": 2, "bias": False, "stride": 2},
+            {"kernel": 3, "padding": 1},
+            True,
+        ),
         ({"kernel": 3, "padding": 1, "bias": False}, {"kernel": 3, "padding": 1}, False),
         ({"kernel": 3, "padding": 1}, {"kernel": 1}, True),
         ({"kernel": 3, "padding": 1}, {"kernel": 3, "padding": "valid"}, True),
