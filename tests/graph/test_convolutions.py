@@ -109,6 +109,18 @@ def test_depthwise_ones_stay_depthwise_and_dilation_is_kept():
     conv = made.module().conv
     assert (conv.kernel_size, conv.dilation) == ((3, 3), (3, 3))
     close(given, expected)
+    expected, given, made = run(layer(6, 4, 1, stride=2), layer(4, 4, 3), layer(4, 4, 1))
+    conv = made.module().conv
+    assert (conv.dilation, made.cost) == ((2, 2), conv.weight.numel())
+    close(given, expected)
+
+
+def test_weights_that_are_zero_by_chance_are_kept():
+    empty = layer(4, 4, 3, padding=1, bias=False)
+    nn.init.zeros_(empty.weight)
+    both = shortcut(4).plus(read_convolution(empty, (8, 8)).then(read_convolution(empty, (8, 8))))
+    conv = both.module().conv
+    assert (conv.kernel_size, conv.dilation) == ((5, 5), (1, 1))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -188,4 +200,4 @@ def test_shapes_alone_cost_no_arithmetic_and_agree():
     assert isinstance(shapes, Convolution)
     assert shapes.weight.is_meta
     assert (shapes.cost, shapes.rows, shapes.groups) == (real.cost, real.rows, real.groups)
-    assert real.rows == Window(kernel=3, stride=2, before=1, after=1)
+    assert real.rows == Window(kernel=3, stride=2, before=1, after=1, dilation=1)

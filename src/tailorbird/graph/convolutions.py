@@ -35,32 +35,35 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution does along one axis; dilation is part of the kernel.
+    """What a convolution does along one axis.
 
     Args:
-        kernel: positions that an output is made of.
+        kernel: from the first position that an output is made of to the last.
         stride: positions from one output to the next.
         before: zeros in front of the image.
         after: zeros behind it.
+        dilation: weights are at multiples of this from the first; 0 for a kernel of one.
     """
 
     kernel: int = 1
     stride: int = 1
     before: int = 0
     after: int = 0
+    dilation: int = 0
 
     def then(self, other: Window) -> Window:
         """The window of ``other`` behind this one.
 
         Example:
-            >>> Window(kernel=3, stride=2, before=1, after=1).then(Window(3, 1, 1, 1))
-            Window(kernel=7, stride=2, before=3, after=3)
+            >>> Window(kernel=3, stride=2, before=1, after=1, dilation=1).then(Window(2, dilation=1))
+            Window(kernel=5, stride=2, before=1, after=1, dilation=1)
         """
         return Window(
             self.kernel + self.stride * (other.kernel - 1),
             self.stride * other.stride,
             self.before + self.stride * other.before,
             self.after + self.stride * other.after,
+            gcd(self.dilation, self.stride * other.dilation),
         )
 
     def beside(self, other: Window) -> Window:
@@ -68,7 +71,13 @@ class Window:
         before = max(self.before, other.before)
         behind = max(self.kernel - self.before, other.kernel - other.before)
         after = max(one.after - (one.kernel - one.before) for one in (self, other)) + behind
-        return Window(before + behind, self.stride, before, after)
+        dilation = gcd(self.dilation, other.dilation, self.before - other.before)
+        return Window(before + behind, self.stride, before, after, dilation)
+
+    @property
+    def taps(self) -> int:
+        """How many of the kernel's positions have weights."""
+        return 1 + (self.kernel - 1) // max(1, self.dilation)
 
     @property
     def closed(self) -> bool:
@@ -99,7 +108,8 @@ class Convolution:
     @property
     def cost(self) -> int:
         """Multiply-accumulates for one position of the output."""
-        return self.weight.numel()
+        outputs, inputs = self.weight.shape[:2]
+        return outputs * inputs * self.rows.taps * self.columns.taps
 
     def then(self, other: Convolution) -> Convolution:
         """``other`` behind this one as one convolution, of as many groups as both leave.
@@ -154,10 +164,10 @@ class Convolution:
     def module(self) -> fx.GraphModule:
         """A network of this one convolution, in float32, with the placeholder ``x``.
 
-        Zeros between dilated positions are neither stored nor multiplied. Padding that differs in
-        front and behind is an operation of its own.
+        Padding that differs in front and behind is an operation of its own.
         """
-        weight, dilation = _undilated(self.weight)
+        dilation = max(1, self.rows.dilation), max(1, self.columns.dilation)
+        weight = self.weight[..., :: dilation[0], :: dilation[1]]
         even = self.rows.before == self.rows.after and self.columns.before == self.columns.after
         layer: nn.Module = skip_init(  # type: ignore[no-untyped-call]
             nn.Conv2d,
@@ -252,6 +262,10 @@ def _spread(layer: nn.Conv2d, axis: int) -> int:
     return layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
 
 
+def _dilation(layer: nn.Conv2d, axis: int) -> int:
+    return layer.dilation[axis] if layer.kernel_size[axis] > 1 else 0
+
+
 def _stated(layer: nn.Conv2d) -> tuple[Window, Window]:
     """Its windows by its own attributes."""
     windows = []
@@ -263,7 +277,9 @@ def _stated(layer: nn.Conv2d) -> tuple[Window, Window]:
         else:
             before = layer.padding[axis]
             total = 2 * before
-        windows.append(Window(kernel, layer.stride[axis], before, total - before))
+        windows.append(
+            Window(kernel, layer.stride[axis], before, total - before, _dilation(layer, axis))
+        )
     return windows[0], windows[1]
 
 
@@ -298,10 +314,14 @@ def _padded(
     halves = totals[0] // 2, totals[1] // 2
     for first in (halves, *((b, b) for b in range(max(kernels)))):
         rows, columns = (
-            Window(kernel, stride, before, max(total - before, 0))
-            for kernel, stride, before, total in zip(
-                kernels, layer.stride, first, totals, strict=True
+            Window(
+                kernels[axis],
+                layer.stride[axis],
+                first[axis],
+                max(totals[axis] - first[axis], 0),
+                _dilation(layer, axis),
             )
+            for axis in (0, 1)
         )
         yield rows, columns
 
@@ -316,15 +336,3 @@ def _laid_into(one: Convolution, rows: Window, columns: Window) -> Tensor:
     bottom = rows.kernel - one.rows.kernel - top
     right = columns.kernel - one.columns.kernel - left
     return F.pad(one.weight, (left, right, top, bottom))
-
-
-def _undilated(weight: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Weights without the zeros of dilation, and the dilation of both axes."""
-    dilation = []
-    for axis in (2, 3):
-        taps = weight.abs().sum([d for d in range(4) if d != axis]).nonzero().flatten().tolist()
-        ends = [0, weight.shape[axis] - 1, *taps]
-        step = max(gcd(*ends), 1)
-        weight = weight.index_select(axis, torch.arange(0, weight.shape[axis], step))
-        dilation.append(step)
-    return weight, (dilation[0], dilation[1])
