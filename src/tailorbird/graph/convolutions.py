@@ -55,8 +55,8 @@ class Window:
         """The window of ``other`` behind this one.
 
         Example:
-            >>> Window(kernel=3, stride=2, before=1, after=1, dilation=1).then(Window(2, dilation=1))
-            Window(kernel=5, stride=2, before=1, after=1, dilation=1)
+            >>> Window(kernel=3, stride=2, before=1, dilation=1).then(Window(kernel=2, dilation=1))
+            Window(kernel=5, stride=2, before=1, after=0, dilation=1)
         """
         return Window(
             self.kernel + self.stride * (other.kernel - 1),

@@ -125,11 +125,11 @@ def sample_house(
     # After all that is drawn: draws fall on sampled blocks, however many stages the donors have.
     if options.donor_blocks:
         add_donor_stages(collector, teacher, donors, seen=seen, options=options)
-    if options.merged:
-        add_merged(collector, teacher, seen=seen, stem=options.stem)
     whole = largest_block(teacher, stem=options.stem)
     if options.pruned and whole is not None and whole.key in collector.blocks:
         add_pruned_wholes(collector, teacher, whole, multiple=options.width_multiple)
+    if options.merged:
+        add_merged(collector, teacher, seen=seen, stem=options.stem)
     sample = collector.sample()
     if not sample.alternatives:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))
