@@ -6,10 +6,19 @@ from tailorbird.house.options import HouseOptions
 
 def test_all_faults_at_once():
     with pytest.raises(ConfigError) as caught:
-        HouseOptions(teacher_blocks=0, pruned=-1, recall=1.5, epochs=0, minutes=0, precision="f8")
+        HouseOptions(
+            teacher_blocks=0,
+            pruned=-1,
+            designed=-2,
+            recall=1.5,
+            epochs=0,
+            minutes=0,
+            precision="f8",
+        )
     assert [p.split(":")[0] for p in caught.value.problems] == [
         "house.teacher_blocks",
         "house.pruned",
+        "house.designed",
         "house.recall",
         "house.epochs",
         "house.minutes",

@@ -12,6 +12,7 @@ from torch import nn
 from tailorbird.errors import GraphError
 from tailorbird.graph.trace import trace
 from tailorbird.house.build import sample_house
+from tailorbird.house.merge import mergeable
 from tailorbird.house.sample import Collector, teacher_blocks
 from tailorbird.progress import Silent
 
@@ -48,6 +49,7 @@ def test_every_part_of_sampling_says_how_far_it_is():
     kinds = Counter(
         (a.origin == "teacher", a.variant.partition(" ")[0]) for a in sample.alternatives
     )
+    merges = len(mergeable(teacher()))
     assert told.tasks == {
         "sample blocks": [6, 6],
         "sample the teacher's own": [6, kinds[True, "whole"]],
@@ -58,6 +60,7 @@ def test_every_part_of_sampling_says_how_far_it_is():
         "sample left out parts": [1, 1],
         "sample fewer parts": [0, 0],
         "sample thinner stages": [1, 1],
+        "sample merged convolutions": [merges, merges],
         "sample pruned networks": [2, 2],
     }
 
@@ -151,3 +154,23 @@ def test_sampling_leaves_teacher_and_donors_alone():
             model.state_dict().values(), graph.module.state_dict().values(), strict=True
         )
     )
+
+
+def test_designs_are_drawn_when_asked_for_and_pruned_like_others():
+    options = replace(OPTIONS, designed=4, pruned=12)
+    sample = sample_house(teacher(), donors(), images(), options, seed=0)
+    designed = [a for a in sample.alternatives if a.origin == "designed"]
+    assert sum(a.variant == "whole" for a in designed) == 4
+    assert "designed" not in {a.origin for a in small_sample().alternatives}
+
+
+def test_merged_blocks_are_offered_unless_turned_off():
+    merged = [a for a in small_sample().alternatives if a.variant.startswith("merged")]
+    assert merged
+    assert all(a.origin == "teacher" and a.trainable for a in merged)
+    none = sample_house(teacher(), donors(), images(), replace(OPTIONS, merged=False), seed=0)
+    rest = [a for a in small_sample().alternatives if a not in merged]
+    # Merging draws nothing: what else there is stays the same.
+    assert [(a.block, a.origin, a.source, a.variant) for a in none.alternatives] == [
+        (a.block, a.origin, a.source, a.variant) for a in rest
+    ]

@@ -17,9 +17,9 @@ class Alternative:
     Args:
         name: unique in the house, such as ``"a0012"``; names its files.
         block: key of the teacher's block that it replaces.
-        origin: ``"teacher"``, ``"identity"`` or a donor's name.
-        source: key of the block that it was taken from, in its origin.
-        variant: ``"whole"``, or how it was pruned, such as ``"discrepancy 0.25"``.
+        origin: ``"teacher"``, ``"identity"``, ``"designed"`` or a donor's name.
+        source: key of the block that it was taken from, in its origin; the name of a design.
+        variant: ``"whole"``, how it was pruned, such as ``"discrepancy 0.25"``, or ``"merged"``.
         macs: multiply-accumulates at batch 1.
         params: number of parameters.
         structure: structure key; equal keys have equal latency.

@@ -20,6 +20,7 @@ from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.depth import add_depth
+from tailorbird.house.designs import add_designed
 from tailorbird.house.distil import distil
 from tailorbird.house.donors import (
     add_donor_blocks,
@@ -28,6 +29,7 @@ from tailorbird.house.donors import (
     largest_block,
 )
 from tailorbird.house.expand import add_pruned, add_pruned_wholes
+from tailorbird.house.merge import add_merged
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import (
     Collector,
@@ -114,6 +116,10 @@ def sample_house(
     if options.donor_blocks:
         add_whole_donors(collector, teacher, donors, seen=seen, options=options)
     add_donor_blocks(collector, teacher, donors, seen=seen, options=options, rng=rng)
+    if options.designed:
+        add_designed(
+            collector, teacher, wanted=options.designed, multiple=options.width_multiple, rng=rng
+        )
     if options.pruned:
         with torch.random.fork_rng(devices=[]):
             add_pruned(collector, teacher, images, options, rng)
@@ -125,6 +131,8 @@ def sample_house(
     whole = largest_block(teacher, stem=options.stem)
     if options.pruned and whole is not None and whole.key in collector.blocks:
         add_pruned_wholes(collector, teacher, whole, multiple=options.width_multiple)
+    if options.merged:
+        add_merged(collector, teacher, seen=seen, stem=options.stem)
     sample = collector.sample()
     if not sample.alternatives:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))

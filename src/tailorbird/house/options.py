@@ -20,6 +20,8 @@ class HouseOptions:
         pruned: pruned variants added by expansion (200 in the paper).
         recall: share of the blocks behind a start layer that is drawn from, smallest first (r).
         donor_recall: the same for donors.
+        designed: alternatives of standard designs with new weights (LANA).
+        merged: offer one convolution for each block that can be merged into one.
         width_multiple: pruned widths are multiples of this.
         identity: offer leaving a block out wherever its shapes allow.
         depth: offer the teacher and the donors with fewer residual branches, stage by stage; in
@@ -45,6 +47,8 @@ class HouseOptions:
     pruned: int = 50
     recall: float = 0.3
     donor_recall: float = 0.3
+    designed: int = 0
+    merged: bool = True
     width_multiple: int = 8
     identity: bool = True
     depth: bool = True
@@ -70,9 +74,9 @@ class HouseOptions:
 
         for name in ("teacher_blocks", "width_multiple", "batch_size", "memory_mb"):
             expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("donor_blocks", "pruned"):
+        for name in ("donor_blocks", "pruned", "designed"):
             expect(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("teacher_blocks", "donor_blocks", "pruned"):
+        for name in ("teacher_blocks", "donor_blocks", "pruned", "designed"):
             expect(getattr(self, name) <= MOST_BLOCKS, name, f"at most {MOST_BLOCKS}")
         for name in ("recall", "donor_recall"):
             expect(0 < getattr(self, name) <= 1, name, "more than 0, at most 1")

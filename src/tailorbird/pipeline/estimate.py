@@ -20,6 +20,7 @@ from tailorbird.house.bunches import CPU_OVERHEAD
 from tailorbird.house.distil import VALIDATION_IMAGES
 from tailorbird.house.donors import largest_block, stage_blocks
 from tailorbird.house.expand import WHOLE_RATIOS
+from tailorbird.house.merge import mergeable
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import teacher_blocks
 from tailorbird.pipeline.job import Job
@@ -196,7 +197,12 @@ def alternatives(
     share = SMALLER * float(np.mean([block.macs for block in blocks])) / whole
     params = SMALLER * float(np.mean([block.params for block in blocks]))
     own = 0.5 * options.teacher_blocks  # not each has a smaller one of its shapes
-    drawn = (own, options.donor_blocks if donors else 0, options.pruned)
+    merges = mergeable(teacher, stem=options.stem) if options.merged else []
+    merged = sum(merge.share < 1 for merge in merges)
+    drawn = (
+        *(own, options.donor_blocks if donors else 0, options.pruned),
+        *(options.designed, merged),
+    )
     found = [_kind(sum(drawn), share, params, speeds["teacher"])]
     if options.pruned:
         found.append(
