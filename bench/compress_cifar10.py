@@ -41,7 +41,8 @@ from tailorbird.fit.candidates import Key, latency_at
 from tailorbird.fit.choose import MARGIN, Chooser
 from tailorbird.graph.surgery import capture
 from tailorbird.house.build import House
-from tailorbird.house.candidates import TEACHER, HouseCandidates
+from tailorbird.house.candidates import HouseCandidates
+from tailorbird.house.structures import TEACHER
 from tailorbird.measure.counts import count
 from tailorbird.pipeline.job import digest
 from tailorbird.report.terminal import terminal
