@@ -143,7 +143,9 @@ class Counting(FakeDevice):
     """Ends the process in its session number ``last``; tells what it was asked."""
 
     def __init__(self, last=None):
-        super().__init__(base_ms=0.001, noise=0.1)
+        super().__init__(
+            base_ms=0.001, noise=0.1, key="counting"
+        )  # not what the house was timed on
         object.__setattr__(self, "asked", [])
         object.__setattr__(self, "last", last)
 

@@ -20,6 +20,7 @@ from tailorbird.graph.channels import Group, analyse
 from tailorbird.graph.importance import Scores, magnitude_scores, prune_interior
 from tailorbird.graph.masks import interface_masks, masked
 from tailorbird.graph.sensitivity import Sensitivity
+from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
@@ -47,6 +48,7 @@ class _Source:
 
     def __init__(self, body: fx.GraphModule, block: Block, images: Tensor, multiple: int) -> None:
         self.body, self.in_shape = body, block.in_shape
+        self.structure = structure_key(body, block.in_shape)
         self.channels = analyse(body, block.in_shape)
         self._images, self._multiple = images, multiple
 
@@ -123,6 +125,9 @@ def add_pruned(
                 images_here = inputs[block.input]
                 sources[key] = _Source(body, block, images_here, options.width_multiple)
             pruned = sources[key].pruned(method, ratio)
+            if not ends and structure_key(pruned, block.in_shape) == sources[key].structure:
+                collector.rejections["pruning: rounding leaves nothing new"] += 1
+                continue
             if ends:
                 masks = sources[key].masks(method, ratio / 2)
                 if all(bool(mask.all()) for mask in masks):
