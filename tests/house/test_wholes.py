@@ -12,6 +12,7 @@ from tailorbird.graph.blocks import whole_network
 from tailorbird.graph.surgery import induce
 from tailorbird.graph.trace import trace
 from tailorbird.house.activations import Activations
+from tailorbird.house.depth import shallower
 from tailorbird.house.donors import add_donor_stages, largest_block, stage_blocks
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import Collector
@@ -60,11 +61,23 @@ def test_a_donor_that_answers_to_the_classes_is_the_whole_network_as_it_is():
 def test_the_teacher_and_such_donors_are_offered_narrower_and_narrower_none_of_them_to_be_trained():
     sample = offered()
     for origin in ("teacher", "narrow"):
-        sizes = [a.macs for a in sample.alternatives if a.origin == origin and a.variant != "whole"]
+        sizes = [
+            a.macs for a in sample.alternatives if (a.origin, a.variant[:3]) == (origin, "mag")
+        ]
         assert len(sizes) > 1 and sizes == sorted(set(sizes), reverse=True)
     assert not any(a.trainable for a in sample.alternatives)
     structures = [a.structure for a in sample.alternatives]
     assert len(set(structures)) == len(structures)
+
+
+def test_networks_are_offered_with_a_share_of_their_parts():
+    deep = trace(net(depth=4), (1, 8, 8))
+    collector = Collector({})
+    add_wholes(collector, deep, {"deep": deep}, seen=SEEN, options=replace(OPTIONS, pruned=0))
+    found = [(a.origin, a.variant, a.macs) for a in collector.alternatives if a.as_is]
+    thin = [(f"{share} of each stage", one.macs) for share, one in shallower(deep)]
+    assert found == [("teacher", *one) for one in thin] + [("deep", *one) for one in thin]
+    assert len(thin) == 3
 
 
 @pytest.mark.parametrize(
@@ -72,7 +85,7 @@ def test_the_teacher_and_such_donors_are_offered_narrower_and_narrower_none_of_t
     [
         ({"stem": False}, set()),
         ({"donor_blocks": 0}, {"teacher"}),
-        ({"pruned": 0}, {"narrow"}),
+        ({"pruned": 0, "depth": False}, {"narrow"}),
     ],
 )
 def test_options_that_leave_them_out(changes, origins):
@@ -120,7 +133,7 @@ def test_networks_of_one_structure_are_timed_once_and_the_teacher_under_its_own_
     twins = {"one": donors()["narrow"], "two": trace(donor(seed=9), (1, 8, 8))}
     twins["self"] = trace(net(seed=5), (1, 8, 8))  # the teacher's structure, other weights
     collector = Collector({}, rule=lambda macs, block_macs: None)
-    options = replace(OPTIONS, pruned=0)
+    options = replace(OPTIONS, pruned=0, depth=False)
     add_wholes(collector, teacher(), twins, seen=SEEN, options=options)
     sample = collector.sample()
     labels = donor_labels(teacher(), sample.alternatives)

@@ -99,6 +99,24 @@ def blocks_from(graph: LayerGraph, start: str) -> list[Block]:
     )
 
 
+def block_between(graph: LayerGraph, start: str, output: str) -> Block | None:
+    """The block from the node ``start`` to the node ``output``, or ``None`` where that is none.
+
+    Raises:
+        GraphError: there is no node ``start``.
+    """
+    graph.layer(start)
+    flow = _flow(graph)
+    blocks = _walk(graph, flow, flow.number[start]) if start in flow.number else iter(())
+    return next((block for block, _ in blocks if block.output == output), None)
+
+
+def heads(graph: LayerGraph) -> frozenset[str]:
+    """The layers that make the logits: the last with weights on each path to the output."""
+    flow = _flow(graph)
+    return frozenset(flow.names[v] for v in flow.heads)
+
+
 def enumerate_blocks(
     graph: LayerGraph,
     *,

@@ -113,6 +113,8 @@ class _Reader:
             if getattr(layer, "inplace", False) is True:
                 setattr(layer, "inplace", False)  # noqa: B010
         graph = Translator(self._home, self._calls, self._examples).graph(program)
+        image = next(node for node in graph.nodes if node.op == "placeholder")
+        next(iter(graph.nodes)).prepend(image)  # programs begin with their parameters
         drop_identities(graph, self._home)
         localise_sizes(graph)
         module = compact(graph, self._home, type(self._root).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.kinds import CONSTANT, SIZE
 from tailorbird.graph.trace import LayerGraph, near
+from tailorbird.graph.zeros import is_zero, sums_of_zeros
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,16 @@ class Split:
     names: tuple[str, ...]
 
 
-def extract(graph: LayerGraph, block: Block) -> fx.GraphModule:
+def extract(
+    graph: LayerGraph, block: Block, instead: Mapping[str, str] | None = None
+) -> fx.GraphModule:
     """A copy of the block as a network of its own, in eval mode.
 
     Args:
         graph: the network that the block was found in.
         block: one of its blocks.
+        instead: node -> node of the block, or its input, whose value is taken in its place, such as
+            an addition -> its shortcut; what nobody reads then is left out.
 
     Returns:
         A module with one placeholder ``x``: (n, *in_shape) -> (n, *out_shape). Node and module
@@ -51,8 +56,22 @@ def extract(graph: LayerGraph, block: Block) -> fx.GraphModule:
     new = fx.Graph()
     made = {graph.nodes[block.input]: new.placeholder("x")}
     _closed(graph, block)
-    new.output(*_copy_into(new, made, graph, [block.output]))
+    new.output(*_copy_into(new, made, graph, [block.output], instead))
     return _own(graph, new, f"Block_{block.nodes[0]}")
+
+
+def bypass(graph: LayerGraph, instead: Mapping[str, str]) -> fx.GraphModule:
+    """A copy of the network in eval mode in which nodes are left out.
+
+    Args:
+        graph: the traced network.
+        instead: node -> earlier node of the same shape whose value is taken in its place; what
+            nobody reads then is left out.
+    """
+    new, image = fx.Graph(), graph.layers[0].name
+    made = {graph.nodes[image]: new.placeholder(image)}
+    new.output(*_copy_into(new, made, graph, [graph.output], instead))
+    return _own(graph, new, "Bypassed")
 
 
 def induce(
@@ -62,12 +81,14 @@ def induce(
 
     With the extracted originals the result equals the network bit for bit in either mode. (Where
     a block runs in parallel to another branch and both draw random numbers, such as for dropout,
-    the draws may come in another order.)
+    the draws may come in another order.) A replacement by zeros costs nothing: where it would be
+    added to something, that is taken as it is, see `tailorbird.graph.zeros`.
 
     Args:
         graph: the traced network.
         replacements: block -> module from (n, *in_shape) to (n, *out_shape). Modules are copied.
-        prefix: replacement i, in the mapping's order, is the submodule ``f"{prefix}{i}"``.
+        prefix: replacement i, in the mapping's order, is the submodule ``f"{prefix}{i}"``, if
+            anything reads it.
 
     Raises:
         GraphError: blocks overlap or are not of this graph, or a replacement fails or gives
@@ -88,19 +109,24 @@ def induce(
         faults.append(f"the network already has submodules {taken}; choose another prefix=")
     if faults:
         raise GraphError("; ".join(faults))
+    ends = {graph.nodes[block.output]: block for block in replacements}
+    zeros = [block for block, module in copies.items() if is_zero(module)]
+    other = _followed(graph, sums_of_zeros(graph, zeros, owner))
+    inner = {graph.nodes[name] for name in owner}
+    needed = _needed(graph, other(graph.nodes[graph.output]), ends, other)
     new = fx.Graph()
     made: dict[fx.Node, fx.Node] = {}
-    ends = {graph.nodes[block.output]: block for block in replacements}
-    inner = {graph.nodes[name] for name in owner}
-    needed = _needed(graph, [graph.output], ends)
     for node in graph.module.graph.nodes:
+        if node not in needed:
+            continue
         if node in ends:
             block = ends[node]
-            made[node] = new.call_module(names[block], (made[graph.nodes[block.input]],))
-        elif node.op != "output" and node not in inner and node in needed:
-            made[node] = new.node_copy(node, lambda n: made[n])
-    new.output(made[graph.nodes[graph.output]])
-    return _own(graph, new, "Induced", {names[block]: m for block, m in copies.items()})
+            made[node] = new.call_module(names[block], (made[other(graph.nodes[block.input])],))
+        elif node not in inner:
+            made[node] = new.node_copy(node, lambda n: made[other(n)])
+    new.output(made[other(graph.nodes[graph.output])])
+    read = {names[block]: copies[block] for node, block in ends.items() if node in needed}
+    return _own(graph, new, "Induced", read)
 
 
 def split(graph: LayerGraph, block: Block) -> Split:
@@ -211,16 +237,30 @@ def _behind(graph: LayerGraph, name: str, data: set[str]) -> list[str]:
     return list(found)
 
 
+def _followed(graph: LayerGraph, instead: Mapping[str, str]) -> Callable[[fx.Node], fx.Node]:
+    """A map from each node to the one whose value is taken in its place, itself by default."""
+
+    def follow(node: fx.Node) -> fx.Node:
+        while node.name in instead:
+            node = graph.nodes[instead[node.name]]
+        return node
+
+    return follow
+
+
 def _needed(
-    graph: LayerGraph, outputs: Iterable[str], stops: Mapping[fx.Node, Block]
+    graph: LayerGraph,
+    output: fx.Node,
+    stops: Mapping[fx.Node, Block],
+    other: Callable[[fx.Node], fx.Node],
 ) -> set[fx.Node]:
-    """What the outputs need; at a stop, the block's input in place of what it reads."""
-    pending = [graph.nodes[name] for name in outputs]
+    """What the output needs; at a stop, the block's input in place of what it reads."""
+    pending = [output]
     needed = set(pending) | {graph.nodes[graph.layers[0].name]}
     while pending:
         node = pending.pop()
         sources = [graph.nodes[stops[node].input]] if node in stops else node.all_input_nodes
-        for source in sources:
+        for source in map(other, sources):
             if source not in needed:
                 needed.add(source)
                 pending.append(source)
@@ -228,19 +268,24 @@ def _needed(
 
 
 def _copy_into(
-    new: fx.Graph, made: dict[fx.Node, fx.Node], graph: LayerGraph, outputs: Sequence[str]
+    new: fx.Graph,
+    made: dict[fx.Node, fx.Node],
+    graph: LayerGraph,
+    outputs: Sequence[str],
+    instead: Mapping[str, str] | None = None,
 ) -> list[fx.Node]:
     """Copy what the outputs need and is not made yet, in the network's order."""
-    pending, needed = [graph.nodes[name] for name in outputs], set[fx.Node]()
+    other = _followed(graph, instead or {})
+    pending, needed = [other(graph.nodes[name]) for name in outputs], set[fx.Node]()
     while pending:
         node = pending.pop()
         if node not in made and node not in needed:
             needed.add(node)
-            pending.extend(node.all_input_nodes)
+            pending.extend(map(other, node.all_input_nodes))
     for name in sorted((node.name for node in needed), key=graph.index.__getitem__):
         node = graph.nodes[name]
-        made[node] = new.node_copy(node, lambda n: made[n])
-    return [made[graph.nodes[name]] for name in outputs]
+        made[node] = new.node_copy(node, lambda n: made[other(n)])
+    return [made[other(graph.nodes[name])] for name in outputs]
 
 
 def _own(

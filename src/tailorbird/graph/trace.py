@@ -173,6 +173,17 @@ def trace(
         return _read(root, shape, leaves, ways)
 
 
+def retraced(module: fx.GraphModule, graph: LayerGraph) -> LayerGraph:
+    """The layers of ``module``, a changed copy of ``graph``'s network that takes the same images.
+
+    Its nodes keep their names. Two passes, over two and over three images.
+    """
+    image = _images(module, graph.input_shape, 1)
+    devices = [image.device] if image.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        return _describe(module, graph.input_shape, graph.notes, graph.read_by)
+
+
 def _read(
     root: nn.Module,
     shape: tuple[int, ...],

@@ -45,6 +45,10 @@ class Activations:
         self._held[graph] = held
         return held
 
+    def forget(self, graph: LayerGraph) -> None:
+        """Free what is kept of a network that is not asked about again."""
+        self._held.pop(graph, None)
+
     def _worth_keeping(self, graph: LayerGraph, names: Sequence[str]) -> list[str]:
         order = graph.index
         borders = {name for b in enumerate_blocks(graph) for name in (b.input, b.output)}

@@ -19,6 +19,7 @@ from tailorbird.graph.serial import is_storable
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
 from tailorbird.house.alternative import Alternative, Sample
+from tailorbird.house.depth import add_depth
 from tailorbird.house.distil import distil
 from tailorbird.house.donors import add_donor_blocks, add_donor_stages
 from tailorbird.house.expand import add_pruned
@@ -106,7 +107,7 @@ def sample_house(
     all_storable = all(is_storable(graph.module) for graph in whole_networks)
     collector = Collector(blocks, None if all_storable else is_storable, progress, rule)
     if options.identity:
-        add_identities(collector)
+        add_identities(collector, teacher)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
     # In random order: files often come sorted by class.
     order = torch.Generator().manual_seed(seed)
@@ -121,6 +122,8 @@ def sample_house(
     # After all that is drawn: draws fall on sampled blocks, however many stages the donors have.
     if options.donor_blocks:
         add_donor_stages(collector, teacher, donors, seen=seen, options=options)
+    if options.depth:
+        add_depth(collector, teacher, donors, seen=seen, options=options)
     add_wholes(collector, teacher, donors, seen=seen, options=options)
     return _not_empty(collector.sample())
 

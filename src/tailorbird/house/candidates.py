@@ -267,14 +267,16 @@ class HouseCandidates:
         for key, name in names.items():
             replaced = self.family.names(key)
             made_from = {"names": replaced, "recipe": asdict(self.recipe), "seed": self.seed}
+            student = self._induced(key)
             assignments.append(
                 Assignment(
                     name=name,
-                    student=self._induced(key),
+                    student=student,
                     hints=tuple(
                         (f"replaced_{number}", blocks[one].output)
                         for number, one in enumerate(replaced)
                         if blocks[one].output != answers
+                        and hasattr(student, f"replaced_{number}")  # zeros leave nothing behind
                     ),
                     checkpoint=self.folder / short_hash(made_from),
                 )

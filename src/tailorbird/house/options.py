@@ -22,6 +22,8 @@ class HouseOptions:
         donor_recall: the same for donors.
         width_multiple: pruned widths are multiples of this.
         identity: offer leaving a block out wherever its shapes allow.
+        depth: offer the teacher and the donors with fewer residual branches, stage by stage; in
+            chains without branches, with fewer layers.
         stem: let blocks begin at the image.
         epochs: passes over the training split for distilling the alternatives.
         minutes: distilling ends when these are spent, with the schedule shortened to fit.
@@ -45,6 +47,7 @@ class HouseOptions:
     donor_recall: float = 0.3
     width_multiple: int = 8
     identity: bool = True
+    depth: bool = True
     stem: bool = True
     epochs: float = 5.0
     minutes: float | None = None

@@ -22,6 +22,7 @@ from tailorbird.graph.blocks import Block, enumerate_blocks, sample_block
 from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
+from tailorbird.graph.zeros import left_out_by, zero_module
 from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.options import HouseOptions
 from tailorbird.measure.counts import count
@@ -200,14 +201,27 @@ def teacher_blocks(
     return dict(sorted(found.items(), key=lambda item: [order[name] for name in item[1].nodes]))
 
 
-def add_identities(collector: Collector) -> None:
-    """Offer leaving a block out wherever it keeps its input's shape."""
+def add_identities(collector: Collector, teacher: LayerGraph) -> None:
+    """Offer leaving a block out wherever it keeps its input's shape.
+
+    Where its output is added to its own input, zeros stand in for it: then the input is left as it
+    is, see `tailorbird.graph.zeros`.
+    """
     for block in collector.blocks.values():
-        if block.in_shape == block.out_shape:
-            graph = fx.Graph()
-            graph.output(graph.placeholder("x"))
-            module = fx.GraphModule(nn.Module(), graph)
-            collector.offer(block, module, origin="identity", source="identity", variant="whole")
+        if block.in_shape != block.out_shape:
+            continue
+        way = left_out_by(teacher, block)
+        if way == "nothing":
+            collector.rejections["its input would be added to itself"] += 1
+            continue
+        module, variant = (zero_module(), "zero") if way == "zero" else (_identity(), "whole")
+        collector.offer(block, module, origin="identity", source="identity", variant=variant)
+
+
+def _identity() -> fx.GraphModule:
+    graph = fx.Graph()
+    graph.output(graph.placeholder("x"))
+    return fx.GraphModule(nn.Module(), graph)
 
 
 def add_own_blocks(

@@ -5,7 +5,8 @@ with heads of their own:
 
 - every donor that answers to the teacher's classes (equal shapes of outputs), as it is,
 - the teacher and these donors, narrowed a little by the size of their weights: a network just over
-  a limit is often better narrowed than passed over for the next smaller one.
+  a limit is often better narrowed than passed over for the next smaller one,
+- and with a share of the parts of each of their stages, see `tailorbird.house.depth.shallower`.
 
 They keep their weights: to score one costs a forward pass over the validation images, where
 distilling them used to take about half of a house's work. If one is chosen it is trained further
@@ -19,7 +20,7 @@ are; it is not narrowed besides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
@@ -30,6 +31,7 @@ from tailorbird.graph.serial import structure_key
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
+from tailorbird.house.depth import shallower
 from tailorbird.house.donors import largest_block, offer_stitched
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import Collector
@@ -85,10 +87,10 @@ def _offer_network(
     body = extract(graph, own)
     offered = {structure_key(body, own.in_shape)}
     found = [("whole", body)] if name != "teacher" else []
-    for variant, module in [*found, *_made_from(collector, body, own, options)]:
+    for variant, module in [*found, *_made_from(collector, graph, body, options)]:
         structure = structure_key(module, own.in_shape)
         if module is not body and structure in offered:
-            collector.rejections["pruning: rounding leaves nothing new"] += 1
+            collector.rejections["whole network: nothing new"] += 1
             continue
         offered.add(structure)
         collector.blocks.setdefault(block.key, block)
@@ -96,22 +98,23 @@ def _offer_network(
 
 
 def _made_from(
-    collector: Collector, body: fx.GraphModule, own: Block, options: HouseOptions
+    collector: Collector, graph: LayerGraph, body: fx.GraphModule, options: HouseOptions
 ) -> Iterator[tuple[str, fx.GraphModule]]:
     """What is made from one network without training it: (variant, module)."""
     if options.pruned:
-        yield from _narrowed(collector, body, own, multiple=options.width_multiple)
+        yield from _narrowed(collector, body, graph.input_shape, multiple=options.width_multiple)
+    if options.depth:
+        for share, thin in shallower(graph):
+            yield f"{share} of each stage", extract(thin, whole_network(thin))
 
 
 def _narrowed(
-    collector: Collector, body: fx.GraphModule, own: Block, *, multiple: int
+    collector: Collector, body: fx.GraphModule, in_shape: Sequence[int], *, multiple: int
 ) -> Iterator[tuple[str, fx.GraphModule]]:
-    scores = magnitude_scores(body, own.in_shape)
+    scores = magnitude_scores(body, in_shape)
     for ratio in RATIOS:
         try:
-            module = prune_interior(
-                body, own.in_shape, ratio=ratio, scores=scores, multiple=multiple
-            )
+            module = prune_interior(body, in_shape, ratio=ratio, scores=scores, multiple=multiple)
         except GraphError as error:
             collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
             continue

@@ -1,0 +1,226 @@
+"""Alternatives with fewer branches: depth is what costs time, and trained branches can be spared.
+
+Of the teacher, as it is trained and therefore not distilled:
+
+- each residual branch left out (of a chain without branches each layer that keeps its shape), up to
+  ``MOST_PARTS`` of them, spread over the network;
+- each run of such parts, such as a stage, with fewer of them: every smaller number up to ``SIZES``
+  numbers, once spread evenly and once without the last ones. That is less than 2 n for a run of n,
+  and never more than ``2 * SIZES``.
+
+Runs lie in stages and parts in runs, so a search combines what it takes from each stage, and may
+leave out single parts of a run where no number of them is right.
+
+Of each donor, each stage with half of its parts is stitched in place of the teacher's, and
+distilled like other stitched blocks. Whole networks with fewer parts are made by `shallower`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
+from typing import TypeVar
+
+from tailorbird.errors import GraphError
+from tailorbird.graph.blocks import Block
+from tailorbird.graph.depth import Part, Run, left_out, parts, runs, without
+from tailorbird.graph.surgery import extract
+from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.activations import Activations
+from tailorbird.house.donors import largest_block, stage_blocks, stitched
+from tailorbird.house.options import HouseOptions
+from tailorbird.house.sample import Collector
+from tailorbird.progress import each
+
+SIZES = 8
+"""Numbers of kept parts that are offered of one run at most."""
+
+MOST_PARTS = 64
+"""Single parts of one network that are offered to be left out at most."""
+
+SHARES = {"3/4": 3 / 4, "1/2": 1 / 2, "1/4": 1 / 4}
+"""Shares of each stage that whole networks with fewer parts keep."""
+
+STAGE_SHARE = "1/2"
+"""Of ``SHARES``, the one that donors' stages are offered at."""
+
+_Item = TypeVar("_Item")
+
+
+def add_depth(
+    collector: Collector,
+    teacher: LayerGraph,
+    donors: Mapping[str, LayerGraph],
+    *,
+    seen: Activations,
+    options: HouseOptions,
+) -> None:
+    """Offer the teacher and the donors with fewer branches, stage by stage.
+
+    Args:
+        collector: takes what is offered, and the blocks that it stands for.
+        teacher: the traced teacher.
+        donors: name -> traced donor.
+        seen: fits the linear maps around donors' stages.
+        options: ``stem`` and ``donor_blocks`` count here as they do elsewhere.
+    """
+    add_left_out(collector, teacher, options=options)
+    add_thinned(collector, teacher, options=options)
+    if options.donor_blocks:
+        _add_donor_stages(collector, teacher, donors, seen=seen, options=options)
+
+
+def add_left_out(collector: Collector, teacher: LayerGraph, *, options: HouseOptions) -> None:
+    """Offer leaving out each part of the teacher alone."""
+    image = teacher.layers[0].name
+    found = [part for part in parts(teacher) if options.stem or part.block.input != image]
+    for part in each(collector.progress, "sample left out parts", _some(found, MOST_PARTS)):
+        _offer(collector, teacher, part.block, (part,), "left out")
+
+
+def add_thinned(collector: Collector, teacher: LayerGraph, *, options: HouseOptions) -> None:
+    """Offer each run of the teacher's parts with fewer of them."""
+    image = teacher.layers[0].name
+    for run in each(collector.progress, "sample fewer parts", runs(teacher)):
+        if not options.stem and run.block.input == image:
+            continue
+        for variant, kept in thinned(run):
+            _offer(collector, teacher, run.block, run.without(kept), variant)
+
+
+def thinned(run: Run) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The ways to keep fewer steps of a run.
+
+    One step less is left to the parts alone, where a step is one part.
+
+    Yields:
+        how many of how many and which, and the positions of those that are kept.
+
+    Example:
+        >>> from tailorbird.demo import digits_net
+        >>> from tailorbird.graph.trace import trace
+        >>> first, second, _ = runs(trace(digits_net(width=8, depth=4), (1, 8, 8)))
+        >>> list(thinned(first))
+        [('1 of 4', (0,)), ('2 of 4, spread', (0, 2)), ('2 of 4, first', (0, 1))]
+        >>> list(thinned(second))
+        [('0 of 3', ()), ('1 of 3, spread', (1,)), ('1 of 3, first', (0,))]
+    """
+    count = len(run.steps)
+    most = count - 1 if len(run.steps[0]) > 1 else count - 2
+    for size in _some(list(range(0 if run.opened else 1, most + 1)), SIZES):
+        spread, first = run.spread(size), tuple(range(size))
+        name = f"{size} of {count}"
+        if spread == first:
+            yield name, first
+        else:
+            yield f"{name}, spread", spread
+            yield f"{name}, first", first
+
+
+def shallower(graph: LayerGraph) -> Iterator[tuple[str, LayerGraph]]:
+    """The network with fewer parts in all of its runs, the first of each stage kept.
+
+    Yields:
+        the share of each stage that is kept, such as ``"1/2"``, and the network; none that equals
+        the network or the one before.
+
+    Example:
+        >>> from tailorbird.demo import digits_net
+        >>> from tailorbird.graph.trace import trace
+        >>> graph = trace(digits_net(width=8, depth=4), (1, 8, 8))
+        >>> [(share, 100 * thin.macs // graph.macs) for share, thin in shallower(graph)]
+        [('3/4', 74), ('1/2', 48), ('1/4', 22)]
+    """
+    before: tuple[Part, ...] = ()
+    for name, share in SHARES.items():
+        gone = _thinned_to(graph, share)
+        if gone != before:
+            yield name, without(graph, gone)
+        before = gone
+
+
+def _thinned_to(graph: LayerGraph, share: float) -> tuple[Part, ...]:
+    """What is left out where a share of each stage is kept, one step of each at least."""
+    gone: list[Part] = []
+    for run in runs(graph):
+        first = int(run.opened)
+        kept = max(1, round(share * (len(run.steps) + first))) - first
+        gone += run.without(run.spread(kept))
+    return tuple(gone)
+
+
+def _offer(
+    collector: Collector, teacher: LayerGraph, block: Block, gone: tuple[Part, ...], variant: str
+) -> None:
+    """Offer the teacher's own block without some of its parts, as it is."""
+    if collector.known(block, "teacher", block.key, variant):
+        return
+    collector.blocks.setdefault(block.key, block)
+    module = extract(teacher, block, left_out(teacher, gone))
+    taken = {a.block for a in collector.alternatives if a.origin == "identity"}
+    if block.key in taken and not any(node.op.startswith("call") for node in module.graph.nodes):
+        collector.rejections["drawn before"] += 1
+        return
+    collector.offer(block, module, origin="teacher", source=block.key, variant=variant, as_is=True)
+
+
+def _add_donor_stages(
+    collector: Collector,
+    teacher: LayerGraph,
+    donors: Mapping[str, LayerGraph],
+    *,
+    seen: Activations,
+    options: HouseOptions,
+) -> None:
+    """Offer single stages of donors with fewer parts; at most one for each stage of each donor."""
+    own = _single_stages(teacher, stem=options.stem)
+    for name, donor in each(collector.progress, "sample thinner stages", sorted(donors.items())):
+        gone = _thinned_to(donor, SHARES[STAGE_SHARE]) if own else ()
+        if not gone:
+            continue
+        thin, whole = without(donor, gone), _single_stages(donor, stem=options.stem)
+        for key, source in _single_stages(thin, stem=options.stem).items():
+            if key in own and key in whole and source.macs < whole[key].macs:
+                _offer_stitched(collector, teacher, own[key], thin, source, name=name, seen=seen)
+        seen.forget(thin)
+
+
+def _offer_stitched(
+    collector: Collector,
+    teacher: LayerGraph,
+    block: Block,
+    thin: LayerGraph,
+    source: Block,
+    *,
+    name: str,
+    seen: Activations,
+) -> None:
+    """Offer a stage of a thinner donor for a stage of the teacher."""
+    variant = f"stitched, {STAGE_SHARE} of its depth"
+    if collector.known(block, name, source.key, variant):
+        return
+    try:
+        module = stitched(thin, source, teacher, block, seen)
+    except GraphError as error:
+        collector.rejections[f"donor: {str(error).split(':')[0][:80]}"] += 1
+        return
+    collector.blocks.setdefault(block.key, block)
+    collector.offer(block, module, origin=name, source=source.key, variant=variant)
+
+
+def _single_stages(graph: LayerGraph, *, stem: bool) -> dict[tuple[int, int], Block]:
+    """The blocks of `stage_blocks` that are one stage, and not all but the head of a network."""
+    stages, whole = stage_blocks(graph, stem=stem), largest_block(graph, stem=True)
+    ends = {after for _, after in stages}
+    return {
+        (before, after): block
+        for (before, after), block in stages.items()
+        if block != whole and not any(after < end < (before or inf) for end in ends)
+    }
+
+
+def _some(found: Sequence[_Item], most: int) -> list[_Item]:
+    """All of them, or as many as are wanted, spread evenly from the first to the last."""
+    if len(found) <= most:
+        return list(found)
+    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
