@@ -17,7 +17,7 @@ from tailorbird.export.options import ExportOptions
 from tailorbird.graph.blocks import enumerate_blocks
 from tailorbird.graph.channels import analyse
 from tailorbird.graph.serial import load_module, save_module
-from tailorbird.graph.surgery import extract, induce
+from tailorbird.graph.surgery import extract, induce, split
 from tailorbird.graph.trace import EXPORT, FX, trace
 
 from . import export_nets
@@ -95,6 +95,18 @@ def test_layers_are_layers_under_their_names(graphs):
         assert called[-1] == "head.fc"
     used = {str(n.target) for n in graphs["Sequences"].module.graph.nodes}
     assert {"token", "attention", "cell", "drop"} <= used
+
+
+def test_the_image_comes_first_as_cuts_expect(networks, graphs):
+    assert all(graph.layers[0].kind == "input" for graph in graphs.values())
+    assert any(layer.kind == "constant" for g in graphs.values() for layer in g.layers)
+    for name, graph in graphs.items():
+        block = enumerate_blocks(graph)[0]
+        parts = split(graph, block)
+        first, *others = parts.prefix(images(2))
+        with torch.no_grad():
+            found = parts.suffix(extract(graph, block)(first), *others)
+            assert torch.allclose(found, networks[name](images(2)), atol=1e-5), name
 
 
 def test_files_of_all_answer_as_the_networks(networks, graphs, tmp_path):

@@ -201,7 +201,8 @@ def test_a_donor_as_it_is_is_a_candidate_like_any_other(run):
     judge = Judge(replace(house.data, test=None), candidates.network(candidates.reference))
     [judged] = candidates.judge([key])
     assert judged.accuracy == judge.accuracy(Network(donor, (1, 8, 8)))
-    short = replace(candidates, recipe=Recipe(epochs=1.0, batch_size=64, recalibrate_batches=0))
+    recipe = Recipe(epochs=1.0, batch_size=64, recalibrate_batches=0, keep="last")
+    short = replace(candidates, recipe=recipe)
     made = short.train({key: "edge"})[key]
     assert made.before is not None and not same(made.before, made.module)
     assert same(candidates.network(key).module, made.before)

@@ -55,6 +55,9 @@ def test_every_part_of_sampling_says_how_far_it_is():
         "sample pruned variants": [4, 4],
         "sample stages of donors": [1, 1],
         "sample whole networks": [2, 2],
+        "sample left out parts": [1, 1],
+        "sample fewer parts": [0, 0],
+        "sample thinner stages": [1, 1],
     }
 
 
@@ -75,9 +78,10 @@ def test_every_alternative_fits_its_block_and_is_smaller():
 
 def test_identity_stands_exactly_where_the_shape_is_kept():
     sample = small_sample()
+    drawn = teacher_blocks(teacher(), OPTIONS, np.random.default_rng(0))
     given = {a.block for a in sample.alternatives if a.origin == "identity"}
-    assert given == {k for k, b in sample.blocks.items() if b.in_shape == b.out_shape}
-    assert 0 < len(given) < len(sample.blocks)
+    assert given == {k for k, b in drawn.items() if b.in_shape == b.out_shape}
+    assert 0 < len(given) < len(drawn)
     none = sample_house(teacher(), donors(), images(), replace(OPTIONS, identity=False), seed=0)
     assert "identity" not in {a.origin for a in none.alternatives}
 

@@ -21,6 +21,7 @@ are; it is not narrowed besides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from torch import fx
 
@@ -87,14 +88,14 @@ def _offer_network(
     body = extract(graph, own)
     offered = {structure_key(body, own.in_shape)}
     found = [("whole", body)] if name != "teacher" else []
-    for variant, module in [*found, *_made_from(collector, graph, body, options)]:
+    for variant, module in chain(found, _made_from(collector, graph, body, options)):
         structure = structure_key(module, own.in_shape)
         if module is not body and structure in offered:
             collector.rejections["whole network: nothing new"] += 1
             continue
         offered.add(structure)
-        collector.blocks.setdefault(block.key, block)
-        collector.offer(block, module, origin=name, source=own.key, variant=variant, as_is=True)
+        if collector.offer(block, module, origin=name, source=own.key, variant=variant, as_is=True):
+            collector.blocks.setdefault(block.key, block)
 
 
 def _made_from(
