@@ -120,6 +120,7 @@ class Contest:
             self.teacher,
             donors=self.donors,
             data=data,
+            targets=self.targets(),
             run=self.folder / name,
             options=self.options,
             seed=self.seed,

@@ -1,4 +1,4 @@
-"""A network that was given and needs no training: shipped where it is better than the student."""
+"""A network that was given and needs no training: shipped where the student is no better."""
 
 from dataclasses import replace
 
@@ -118,13 +118,22 @@ def test_a_target_without_a_student_gets_one(ship):
     assert found["edge"].as_is == "small"
 
 
-def test_of_equals_the_student_is_kept(ship):
-    assert not ship(Known(small=0.8), {"small": donor(4)}, edge=student())[0]
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "shipped"),
+    [(0.8, 0.2, True), (0.8, 0.21, False), (0.81, 0.5, True), (0.79, 0.1, False)],
+)
+def test_one_that_is_at_least_as_accurate_is_shipped(ship, accuracy, loss, shipped):
+    judges = Known(losses={"small": loss}, small=accuracy)
+    found, _, exporter = ship(judges, {"small": donor(4)}, edge=student())
+    assert ("edge" in found) == bool(exporter.exported) == shipped
 
 
-def test_one_that_is_right_more_often_by_chance_is_not_shipped(ship):
-    lucky = Known(losses={"small": 0.5}, small=0.81)
-    assert not ship(lucky, {"small": donor(4)}, edge=student())[0]
+def test_of_equal_networks_that_were_given_one_is_shipped_and_kept(ship):
+    networks = {"large": donor(8), "small": donor(4)}
+    found, _, exporter = ship(Known(small=0.9, large=0.9), networks, edge=student())
+    assert found["edge"].as_is == "large" and len(exporter.exported) == 1
+    own = student(as_is="large", validation=0.9, validation_loss=1 - 0.9)
+    assert not ship(Known(small=0.9, large=0.9), networks, edge=own)[0]
 
 
 def test_one_that_cannot_be_exported_costs_nothing(ship):

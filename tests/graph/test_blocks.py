@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailorbird.errors import GraphError
-from tailorbird.graph.blocks import blocks_from, enumerate_blocks, sample_block
+from tailorbird.graph.blocks import blocks_from, enumerate_blocks, sample_block, whole_network
 from tailorbird.graph.kinds import CONSTANT, SIZE
+from tailorbird.graph.surgery import capture, extract, induce, split
 from tailorbird.graph.trace import LayerGraph, trace
 from tests.graph.zoo import ZOO, RandomNet
 
@@ -53,6 +54,26 @@ def all_blocks(graph: LayerGraph) -> dict[str, tuple[str, tuple[str, ...]]]:
     blocks = [block for layer in graph.layers for block in blocks_from(graph, layer.name)]
     assert len({block.key for block in blocks}) == len(blocks)
     return {block.key: (block.input, block.nodes) for block in blocks}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_whole_network_is_a_block_from_the_image_to_the_output(name: str) -> None:
+    case = ZOO[name]
+    graph = trace(case.build(), case.shape)
+    block, module = whole_network(graph), graph.module
+    held = sum(parameter.numel() for parameter in module.parameters())
+    assert (block.macs, block.params) == (graph.macs, held)
+    assert (block.in_shape, block.out_shape) == (case.shape, graph.layer(graph.output).shape)
+    images = torch.randn(2, *case.shape, generator=torch.Generator().manual_seed(0))
+    cut = split(graph, block)
+    with torch.no_grad():
+        expected = module(images)
+        own = extract(graph, block)
+        assert torch.equal(own(images), expected)
+        assert torch.equal(induce(graph, {block: own})(images), expected)
+        assert torch.equal(capture(graph, [block.output])(images)["output"], expected)
+        first, *others = cut.prefix(images)
+        assert torch.equal(cut.suffix(own(first), *others), expected)
 
 
 @pytest.mark.parametrize("name", ZOO)

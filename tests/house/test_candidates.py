@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tailorbird.errors import ConfigError, InfeasibleError
 from tailorbird.fit.bench import bench_at
+from tailorbird.fit.candidates import Network
 from tailorbird.fit.choose import Chooser
 from tailorbird.fit.judge import Judge
 from tailorbird.house.candidates import HouseCandidates
@@ -16,6 +18,7 @@ from tailorbird.search.additive import Annealing, Exact
 from tailorbird.targets import Place, Target
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice, FakeExporter
+from tests.house.makers import same
 from tests.pipeline.makers import job
 
 NOISY = FakeDevice(base_ms=0.001, noise=0.1)
@@ -143,7 +146,9 @@ class Counting(FakeDevice):
     """Ends the process in its session number ``last``; tells what it was asked."""
 
     def __init__(self, last=None):
-        super().__init__(base_ms=0.001, noise=0.1)
+        super().__init__(
+            base_ms=0.001, noise=0.1, key="counting"
+        )  # not what the house was timed on
         object.__setattr__(self, "asked", [])
         object.__setattr__(self, "last", last)
 
@@ -174,6 +179,57 @@ def test_a_search_killed_between_measurements_ends_the_same(with_house):
         assert search(folder, second) == expected, stop
         both = sum(first.asked) + sum(second.asked)
         assert both == sum(whole.asked) + 1, "more than the device's trial was measured twice"
+
+
+def whole_donor(candidates):
+    """The candidate that is the donor as it is."""
+    [name] = [a.name for a in candidates.house.choices if a.as_is and a.variant == "whole"]
+    return tuple(candidates.family.of_names([name]).tolist()), name
+
+
+def test_a_donor_as_it_is_is_a_candidate_like_any_other(run):
+    house = open_house(run)
+    candidates = candidates_of(house)
+    key, name = whole_donor(candidates)
+    donor = house.donors["narrow"].module
+    images, _ = next(iter(house.data.validation.batches(16)))
+    with torch.no_grad():
+        assert torch.equal(candidates.network(key).module(images), donor(images))
+    assert candidates.label(key) == f"net:{name}" and candidates.named(f"net:{name}") == key
+    [(_, part)] = [one.split(" -> ") for one in candidates.parts(key)]
+    assert part == f"{name} (narrow, whole)"
+    judge = Judge(replace(house.data, test=None), candidates.network(candidates.reference))
+    [judged] = candidates.judge([key])
+    assert judged.accuracy == judge.accuracy(Network(donor, (1, 8, 8)))
+    recipe = Recipe(epochs=1.0, batch_size=64, recalibrate_batches=0, keep="last")
+    short = replace(candidates, recipe=recipe)
+    made = short.train({key: "edge"})[key]
+    assert made.before is not None and not same(made.before, made.module)
+    assert same(candidates.network(key).module, made.before)
+
+
+class Kept(FakeDevice):
+    """The device that the house was built for; it tells how many files it is asked for."""
+
+    def __init__(self):
+        super().__init__(base_ms=0.001)
+        object.__setattr__(self, "asked", [])
+
+    def measure(self, models):
+        self.asked.append(len(models))
+        return super().measure(models)
+
+
+def test_what_was_timed_before_distilling_is_not_timed_again(run):
+    device, candidates = Kept(), candidates_of(open_house(run))
+    assert candidates.house.sample.devices == (device.key,)
+    pool = chooser_for(candidates, device).pools[device.key]
+    assert not device.asked
+    key, name = whole_donor(candidates)
+    saved = candidates.family.savings[f"latency_ms@{device.key}"][name]
+    assert candidates.latencies(pool.place).known[candidates.label(key)].median_ms == pytest.approx(
+        pool.candidates[candidates.reference] - saved
+    )
 
 
 def test_a_place_without_a_device_is_refused(run):

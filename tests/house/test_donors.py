@@ -12,8 +12,6 @@ from tailorbird.house.activations import Activations
 from tailorbird.house.donors import (
     add_donor_blocks,
     add_donor_stages,
-    add_whole_donors,
-    largest_block,
     misfit,
     stage_blocks,
     stitched,
@@ -84,24 +82,6 @@ def test_both_ways_are_offered_and_the_seed_decides():
     assert {a.variant for a in first} == {"stitched", "whole"}
     assert first == offered(0)
     assert first != offered(1)
-
-
-def test_each_donor_is_offered_whole_with_its_own_logits_behind_one_linear_map():
-    teacher, other = trace(net(), (1, 8, 8)), trace(donor(), (1, 8, 8))
-    collector = Collector({})
-    add_whole_donors(
-        collector, teacher, {"other": other}, seen=SEEN, options=HouseOptions(donor_blocks=1)
-    )
-    block = next(iter(collector.blocks.values()))
-    assert block.input == teacher.layers[0].name
-    assert block.macs == max(b.macs for b in enumerate_blocks(teacher) if len(b.out_shape) > 1)
-    (alternative,) = collector.alternatives
-    module = collector.modules[alternative.name]
-    assert not hasattr(module, "adapter_in")  # both begin at the image
-    source = largest_block(other, stem=True)
-    with torch.no_grad():
-        inner = capture(other, [source.output])(IMAGES)[source.output]
-        torch.testing.assert_close(module.adapter_out(inner), module(IMAGES))
 
 
 def test_stages_end_where_the_spatial_size_changes_and_every_run_of_them_is_offered():

@@ -7,14 +7,9 @@ from torch import nn
 from tailorbird.graph.masks import ChannelMask, cut_masks
 from tailorbird.graph.surgery import induce
 from tailorbird.graph.trace import trace
-from tailorbird.house.activations import Activations
 from tailorbird.house.build import sample_house
-from tailorbird.house.donors import add_whole_donors, largest_block
-from tailorbird.house.expand import add_pruned_wholes
-from tailorbird.house.options import HouseOptions
-from tailorbird.house.sample import Collector
 
-from .makers import OPTIONS, donor, images, net
+from .makers import OPTIONS, images, net
 
 
 @cache
@@ -70,26 +65,3 @@ def test_masked_variants_keep_the_interface_and_can_be_cut():
         with torch.no_grad():
             torch.testing.assert_close(cut(x), student(x), atol=1e-4, rtol=1e-4)
     assert hidden
-
-
-def test_whole_donors_and_the_teacher_are_offered_narrower_and_narrower():
-    teacher, other = trace(net(), (1, 8, 8)), trace(donor(), (1, 8, 8))
-    inputs = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    collector = Collector({})
-    add_whole_donors(
-        collector,
-        teacher,
-        {"other": other},
-        seen=Activations(inputs, limit=0),
-        options=HouseOptions(donor_blocks=1),
-    )
-    block = largest_block(teacher, stem=True)
-    add_pruned_wholes(collector, teacher, block, multiple=2)
-    for origin in ("teacher", "other"):
-        sizes = [
-            a.macs for a in collector.alternatives if a.origin == origin and "mag" in a.variant
-        ]
-        assert sizes
-        assert sizes == sorted(set(sizes), reverse=True)
-    assert len({a.structure for a in collector.alternatives}) == len(collector.alternatives)
-    assert {a.block for a in collector.alternatives} == {block.key}

@@ -53,15 +53,14 @@ def test_every_part_of_sampling_says_how_far_it_is():
     assert told.tasks == {
         "sample blocks": [6, 6],
         "sample the teacher's own": [6, kinds[True, "whole"]],
-        "sample whole donors": [1, 1],
         "sample donors' blocks": [3, 3],
         "sample pruned variants": [4, 4],
         "sample stages of donors": [1, 1],
+        "sample whole networks": [2, 2],
         "sample left out parts": [1, 1],
         "sample fewer parts": [0, 0],
         "sample thinner stages": [1, 1],
         "sample merged convolutions": [merges, merges],
-        "sample pruned networks": [2, 2],
     }
 
 

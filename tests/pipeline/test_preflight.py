@@ -13,7 +13,7 @@ from tailorbird.errors import ConfigError, MeasurementError
 from tailorbird.fit.answers import Student
 from tailorbird.graph.trace import trace
 from tailorbird.pipeline.execute import dry_run
-from tailorbird.pipeline.house import note_readings
+from tailorbird.pipeline.readings import note_readings
 from tailorbird.report.house import contents
 from tailorbird.report.record import TargetResult
 from tailorbird.targets import Target

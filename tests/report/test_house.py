@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
         "a2": {"relative_error": None, "stopped": "loss is nan"},
     }.items():
         (house / "trained" / f"{name}.json").write_text(json.dumps({"extra": extra}))
-    table = {"device": "cpu", "latencies": {"s0": {"median_ms": 0.5}}}
+    table = {"device": "cpu", "latencies": {"s0": {"median_ms": 0.5}, "net:a3": {"median_ms": 2}}}
     (house / "latency" / "d.json").write_text(json.dumps(table))
     return tmp_path
 
@@ -42,6 +42,7 @@ def test_states_and_figures_come_from_the_files(run):
     assert [row.state for row in found.rows] == ["scored", "scored", "stopped", "sampled"]
     first = found.rows[0]
     assert (first.error, first.accuracy_loss, first.latency_ms) == (0.25, 0.02, {"cpu": 0.5})
+    assert found.rows[3].latency_ms == {"cpu": 2.0}  # a whole network
     assert found.blocks == {"conv..relu": {"macs": 9000, "params": 90}}
     assert json.loads(found.to_json())["rejections"] == {"shape": 7}
 

@@ -63,6 +63,13 @@ def test_a_donor_that_keeps_all_limits_and_is_no_worse_is_named():
     assert hint(run, EDGE).startswith("best as it is keeps this limit too, with 91.00 % where")
 
 
+def test_a_donor_that_is_shipped_as_it_is_is_named_once():
+    shipped, best = replace(EDGE, as_is="equal"), point("best", 2.0, 0.91)
+    run = report(shipped, point("equal", 1.6, 0.9))
+    assert ", equal as it is, " in verdict(run, shipped) and not hint(run, shipped)
+    assert hint(report(shipped, best), shipped).endswith("91.00 % where equal has 90.00 %")
+
+
 def test_a_limit_that_no_network_as_it_is_is_known_to_keep_names_none():
     memory = replace(EDGE, limits={"peak_memory_mb": 3.0})
     assert as_good(report(memory, point("small", 1.0, 0.99)), memory) is None

@@ -1,8 +1,9 @@
-"""Networks that were given and need no training: shipped where they are better than the student."""
+"""Networks that were given and need no training: shipped where no student is more accurate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,7 @@ from tailorbird.fit.candidates import Made, Network
 from tailorbird.fit.judge import Judges
 from tailorbird.fit.prove import Finished, prove
 from tailorbird.fit.results import result_of
-from tailorbird.fit.serve import preferred
+from tailorbird.fit.serve import no_worse, preferred
 from tailorbird.fit.ship import Shipping
 from tailorbird.measure.guarded import judged_at_most
 from tailorbird.progress import Progress
@@ -35,9 +36,9 @@ def ship_as_is(
     sessions: int,
     progress: Progress,
 ) -> list[TargetResult]:
-    """Give targets a network as it is where it keeps their limits and is better than what they got.
+    """Give targets a network as it is where it keeps their limits and what they got is no better.
 
-    See `tailorbird.fit.serve.better` for what is better.
+    See `tailorbird.fit.serve.no_worse`.
 
     Cost: an evaluation on validation images for each network; an export and sessions for those that
     are accurate enough for some target.
@@ -75,7 +76,7 @@ def ship_as_is(
                 )
                 for target, _ in answered
                 if target.place.name in bases
-                and preferred(target, scores[name], held[target.name], floors.get(target.name))
+                and _wanted(target, scores[name], held[target.name], floors.get(target.name))
                 for place in places(target)
                 if place.precision == precision
             ]
@@ -132,7 +133,7 @@ def _proven(
                 (name, one.place.key), aside.answers(proof.shipped, one.place), images=images
             )
             floor = floors.get(target.name)
-            wanted = preferred(target, accuracies.validation, own, floor, proof.measured)
+            wanted = _wanted(target, accuracies.validation, own, floor, proof.measured)
             if proof.word == "met" and wanted:
                 shipping.copy(aside.home(target.name), target.name)
                 found[target.name] = result_of(
@@ -146,6 +147,9 @@ def _proven(
                 )
                 progress.say(
                     f"{target.name}: {name} as it is{in_words(one.place.precision)} keeps its "
-                    "limits and is better than the student; it is taken"
+                    "limits and is as good as what was made for it, or better; it is taken"
                 )
     return found
+
+
+_wanted = partial(preferred, wins=no_worse)

@@ -160,7 +160,10 @@ class Candidates(Estimated, Protocol):
         """
 
     def label(self, key: Key) -> str:
-        """A short name for stores, equal for equal networks of one run."""
+        """A short name for stores of latencies, equal for equal networks of one run.
+
+        It may be that of another candidate of the same structure, which is as fast.
+        """
 
     def named(self, label: str) -> Key | None:
         """The candidate that `label` named; ``None`` for the name of anything else."""

@@ -134,11 +134,11 @@ class Chooser:
                 latencies = estimates(candidates, pool.place, keys).tolist()
                 pool.candidates |= dict(zip(keys, latencies, strict=True))
             return
-        labels = {candidates.label(key): key for key in (*fresh, *checks)}
+        labels = {key: candidates.label(key) for key in (*fresh, *checks)}
         timed = pool.timing.measure(
-            {label: partial(candidates.network, key) for label, key in labels.items()}
+            {label: partial(candidates.network, key) for key, label in labels.items()}
         )
-        found = {labels[label]: latency.median_ms for label, latency in timed.items()}
+        found = {key: timed[label].median_ms for key, label in labels.items()}
         pool.candidates |= {key: found[key] for key in fresh}
         pool.checks |= {key: found[key] for key in checks}
         proposed = {k: ms for k, ms in pool.candidates.items() if k != candidates.reference}

@@ -86,12 +86,32 @@ def better(score: Score, own: TargetResult) -> bool:
     return score.value > own.validation and score.loss < own.validation_loss
 
 
+def no_worse(score: Score, own: TargetResult) -> bool:
+    """Whether a network that was given, and keeps a target's limits, is as good as its student.
+
+    That is: at least as accurate on validation images, and of no higher loss there if just as
+    accurate. What was given is known, and of equal ones the target gets it. Of two networks that
+    were given one has to be better.
+
+    Args:
+        score: of the network on validation images.
+        own: what the target got.
+    """
+    if own.as_is is not None or not own.met:
+        return better(score, own)
+    if own.validation is None or own.validation_loss is None:  # an earlier version's
+        return False
+    return (score.value, -score.loss) >= (own.validation, -own.validation_loss)
+
+
 def preferred(
     target: Target,
     score: Score,
     own: TargetResult,
     floor: float | None,
     measured: Mapping[str, float] | None = None,
+    *,
+    wins: Callable[[Score, TargetResult], bool] = better,
 ) -> bool:
     """Whether a network that keeps a target's limits on cost is what it wants more than its own.
 
@@ -102,9 +122,10 @@ def preferred(
         floor: the least accuracy there that the target asks for: what is accurate enough and
             faster is wanted then, or smaller, where the latency is limited as well.
         measured: the network's figures; nothing is known of them yet where ``None``.
+        wins: whether the network's accuracy is reason to take it.
     """
     if floor is None:
-        return better(score, own)
+        return wins(score, own)
     if score.value < floor:
         return False
     if not own.met or measured is None:

@@ -143,6 +143,39 @@ def enumerate_blocks(
     return found
 
 
+def whole_network(graph: LayerGraph) -> Block:
+    """All of the network, from the image to its output, head included.
+
+    Example:
+        >>> from torch import nn
+        >>> from tailorbird.graph.trace import trace
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
+        >>> block = whole_network(trace(net, (3, 4, 4)))
+        >>> block.key, block.in_shape, block.out_shape, block.params
+        ('_0.._3', (3, 4, 4), (10,), 554)
+    """
+    flow = _flow(graph)
+    members, pending = set[int](), [flow.number[graph.output]]
+    while pending:
+        v = pending.pop()
+        if v and v not in members:
+            members.add(v)
+            pending.extend(flow.inputs[v])
+    parameters: dict[int, int] = {}
+    for v in members:
+        parameters |= flow.params[v]
+    image, output = graph.layers[0], graph.layer(graph.output)
+    return Block(
+        input=image.name,
+        nodes=tuple(flow.names[v] for v in sorted(members)),
+        output=output.name,
+        in_shape=image.shape,
+        out_shape=output.shape,
+        macs=sum(flow.macs[v] for v in members),
+        params=sum(parameters.values()),
+    )
+
+
 def sample_block(
     graph: LayerGraph,
     rng: np.random.Generator,

@@ -52,12 +52,16 @@ class Sample:
         alternatives: in the order in which they were made.
         modules: alternative's name -> its module, one placeholder, same shapes as its block.
         rejections: reason -> how many candidates were turned away for it.
+        pending: which alternatives are smaller than their block is still to be measured.
+        devices: keys of the places on which that was measured; by MACs where there are none.
     """
 
     blocks: dict[str, Block]
     alternatives: tuple[Alternative, ...]
     modules: dict[str, fx.GraphModule]
     rejections: Counter[str] = field(default_factory=Counter)
+    pending: bool = False
+    devices: tuple[str, ...] = ()
 
     def record(self) -> dict[str, object]:
         """The sample as plain data, without weights."""
@@ -65,4 +69,6 @@ class Sample:
             "blocks": [asdict(block) for block in self.blocks.values()],
             "alternatives": [asdict(alternative) for alternative in self.alternatives],
             "rejections": dict(self.rejections),
+            "pending": self.pending,
+            "devices": list(self.devices),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,23 +22,23 @@ from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.depth import add_depth
 from tailorbird.house.designs import add_designed
 from tailorbird.house.distil import distil
-from tailorbird.house.donors import (
-    add_donor_blocks,
-    add_donor_stages,
-    add_whole_donors,
-    largest_block,
-)
-from tailorbird.house.expand import add_pruned, add_pruned_wholes
+from tailorbird.house.donors import add_donor_blocks, add_donor_stages
+from tailorbird.house.expand import add_pruned
+from tailorbird.house.faster import Timings, keep_faster
 from tailorbird.house.merge import add_merged
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import (
     Collector,
+    Rule,
     add_identities,
     add_own_blocks,
+    fewer_macs,
     teacher_blocks,
+    to_be_timed,
 )
 from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
+from tailorbird.house.wholes import add_wholes
 from tailorbird.progress import Progress
 from tailorbird.task import CLASSIFICATION, Task
 
@@ -92,9 +92,13 @@ def sample_house(
     options: HouseOptions,
     *,
     seed: int,
+    rule: Rule = fewer_macs,
     progress: Progress | None = None,
 ) -> Sample:
     """Draw blocks and alternatives, then expand them; the same seed gives the same house.
+
+    Args:
+        rule: which candidates are too heavy for their block.
 
     Raises:
         GraphError: when no alternative at all is found, with the reasons counted.
@@ -103,7 +107,7 @@ def sample_house(
     blocks: Mapping[str, Block] = teacher_blocks(teacher, options, rng, progress)
     whole_networks = (teacher, *donors.values())
     all_storable = all(is_storable(graph.module) for graph in whole_networks)
-    collector = Collector(blocks, None if all_storable else is_storable, progress)
+    collector = Collector(blocks, None if all_storable else is_storable, progress, rule)
     if options.identity:
         add_identities(collector, teacher)
     add_own_blocks(collector, teacher, wanted=options.teacher_blocks, rng=rng)
@@ -113,8 +117,6 @@ def sample_house(
     images, _ = next(iter(data.train.batches(size, generator=order)))
     images = images.cpu()
     seen = Activations(images, limit=options.memory_mb * 2**20 // (1 + len(donors)))
-    if options.donor_blocks:
-        add_whole_donors(collector, teacher, donors, seen=seen, options=options)
     add_donor_blocks(collector, teacher, donors, seen=seen, options=options, rng=rng)
     if options.designed:
         add_designed(
@@ -128,19 +130,20 @@ def sample_house(
         add_donor_stages(collector, teacher, donors, seen=seen, options=options)
     if options.depth:
         add_depth(collector, teacher, donors, seen=seen, options=options)
-    whole = largest_block(teacher, stem=options.stem)
-    if options.pruned and whole is not None and whole.key in collector.blocks:
-        add_pruned_wholes(collector, teacher, whole, multiple=options.width_multiple)
     if options.merged:
         add_merged(collector, teacher, seen=seen, stem=options.stem)
-    sample = collector.sample()
-    if not sample.alternatives:
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))
-        raise GraphError(
-            f"the house stays empty: no alternative fits any of {len(blocks)} blocks; turned "
-            f"away: {reasons}; raise house.donor_blocks, house.pruned or house.recall"
-        )
-    return sample
+    add_wholes(collector, teacher, donors, seen=seen, options=options)
+    return _not_empty(collector.sample())
+
+
+def _not_empty(sample: Sample) -> Sample:
+    if sample.alternatives:
+        return sample
+    reasons = ", ".join(f"{reason} ({n})" for reason, n in sample.rejections.most_common(5))
+    raise GraphError(
+        f"the house stays empty: no alternative fits any of {len(sample.blocks)} blocks; turned "
+        f"away: {reasons}; raise house.donor_blocks, house.pruned or house.recall"
+    )
 
 
 def build_house(
@@ -154,23 +157,42 @@ def build_house(
     stage: Callable[[str], AbstractContextManager[None]],
     distilled: float = 0.0,
     task: Task = CLASSIFICATION,
+    timings: Timings | None = None,
     progress: Progress,
 ) -> House:
     """Build or continue a house; ``stage`` is opened around each stage to count its time.
 
     Args:
+        timings: what times networks on the devices that decide which alternatives are smaller than
+            their blocks, by the keys of their places; MACs decide where there are none. A house
+            that has been sampled keeps its alternatives, whatever is given.
         task: what outputs mean.
         distilled: seconds that earlier processes spent on distilling, part of ``options.minutes``.
     """
     with stage("sample"):
         sample = store.load_sample()
         if sample is None:
-            sample = sample_house(teacher, donors, data, options, seed=seed, progress=progress)
+            sample = sample_house(
+                teacher,
+                donors,
+                data,
+                options,
+                seed=seed,
+                rule=to_be_timed if timings else fewer_macs,
+                progress=progress,
+            )
+            sample = replace(sample, pending=bool(timings))
             store.save_sample(sample, progress)
+    if sample.pending:
+        with stage("measure"):
+            sample = _not_empty(keep_faster(teacher, sample, timings or {}, progress))
+            store.settle_sample(sample)
     progress.say(
         f"house: {len(sample.blocks)} blocks, {len(sample.alternatives)} alternatives, "
         f"{sum(sample.rejections.values())} candidates turned away"
     )
+    if sample.devices:
+        progress.say(f"house: each is faster than its block on {' or '.join(sample.devices)}")
     with stage("distil"):
         modules = distil(
             teacher,

@@ -22,11 +22,18 @@ from tailorbird.errors import ConfigError
 from tailorbird.estimate.additive import correct
 from tailorbird.family import AdditiveProblem, Floats
 from tailorbird.fit.candidates import Judgement, Key, Made, Network, Timing, Words, latency_at
-from tailorbird.graph.serial import structure_key
-from tailorbird.graph.surgery import capture, extract
+from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
+from tailorbird.house.structures import (
+    TEACHER,
+    TOGETHER,
+    WHOLE,
+    Structures,
+    structures_of,
+    whole_labels,
+)
 from tailorbird.measure.counts import count
 from tailorbird.measure.latencies import Latencies
 from tailorbird.progress import Progress, each
@@ -40,12 +47,6 @@ from tailorbird.train.retrain import Assignment, retrain_all
 
 NOISE = 0.01
 """Standard error of one measured latency, as a share of the teacher's."""
-
-BLOCKS_TOGETHER = 48
-"""Blocks exported and timed in one session."""
-
-TEACHER, WHOLE = "teacher", "net:"
-"""Names of whole networks in the store of latencies; others are keys of structures."""
 
 WORDS = Words(
     reference="teacher",
@@ -139,18 +140,25 @@ class HouseCandidates:
                 "of a house's blocks"
             )
         base = timing.reference_ms
+        networks = self._structures.networks
         timed = timing.measure(
-            {key: partial(self._structures.__getitem__, key) for key in self._structures},
+            {name: partial(networks.__getitem__, name) for name in networks},
             title="measure blocks",
-            together=BLOCKS_TOGETHER,
+            together=TOGETHER,
         )
-        self._isolated[place.name] = self._saved({k: one.median_ms for k, one in timed.items()})
+        figures = {name: one.median_ms for name, one in timed.items()}
+        self._isolated[place.name] = self._structures.saved(figures)
         self._save(place, base, self._isolated[place.name])
         return base
 
     def label(self, key: Key) -> str:
-        """The alternatives' names; equal houses of one run folder have equal ones."""
+        """The alternatives' names; equal houses of one run folder have equal ones.
+
+        Of a whole network, that of the first one of its structure.
+        """
         names = self.family.names(key)
+        if len(names) == 1 and names[0] in self._whole:
+            return self._whole[names[0]]
         return WHOLE + ",".join(names) if names else TEACHER
 
     def named(self, label: str) -> Key | None:
@@ -254,6 +262,7 @@ class HouseCandidates:
     def _retrained(self, names: Mapping[Key, str]) -> dict[Key, Made]:
         """Students of at least one replaced block."""
         blocks = {a.name: self.house.sample.blocks[a.block] for a in self.family.alternatives}
+        answers = self.house.teacher.output  # compared anyway
         assignments = []
         for key, name in names.items():
             replaced = self.family.names(key)
@@ -266,7 +275,8 @@ class HouseCandidates:
                     hints=tuple(
                         (f"replaced_{number}", blocks[one].output)
                         for number, one in enumerate(replaced)
-                        if hasattr(student, f"replaced_{number}")  # zeros leave nothing behind
+                        if blocks[one].output != answers
+                        and hasattr(student, f"replaced_{number}")  # zeros leave nothing behind
                     ),
                     checkpoint=self.folder / short_hash(made_from),
                 )
@@ -311,40 +321,26 @@ class HouseCandidates:
         )
 
     @cached_property
-    def _own(self) -> dict[str, tuple[str, Network]]:
-        """Block's key -> key of the structure that the teacher has there, and the block alone."""
-        found = {}
-        for key, block in self.house.sample.blocks.items():
-            module = extract(self.house.teacher, block)
-            network = Network(module, block.in_shape)
-            found[key] = structure_key(module, block.in_shape), network
-        return found
+    def _structures(self) -> Structures:
+        house = self.house
+        chosen = {a.name: house.modules[a.name] for a in house.choices}
+        return structures_of(house.teacher, house.sample, chosen)
 
     @cached_property
-    def _structures(self) -> dict[str, Network]:
-        """Structure's key -> a network of that structure: the teacher's blocks, alternatives."""
-        house, blocks = self.house, self.house.sample.blocks
-        return dict(self._own.values()) | {
-            a.structure: Network(house.modules[a.name], blocks[a.block].in_shape)
-            for a in house.choices
-        }
-
-    def _saved(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Alternative's name -> what it saves, given figures of structures."""
-        own = self._own
-        return {a.name: figures[own[a.block][0]] - figures[a.structure] for a in self.house.choices}
+    def _whole(self) -> Mapping[str, str]:
+        return whole_labels(self.house.teacher, self.house.sample.alternatives)
 
     @cached_property
     def _counted(self) -> HouseFamily:
         """The family with what is counted, before any place is opened."""
-        house, teacher = self.house, self.house.teacher
+        house, teacher, networks = self.house, self.house.teacher, self._structures.networks
         counted = {
             key: count(one.module, one.input_shape).as_metrics()
-            for key, one in each(self.progress, "count blocks", self._structures.items())
+            for key, one in each(self.progress, "count blocks", networks.items())
         }
         base = count(teacher.module, teacher.input_shape).as_metrics()
         savings = {
-            metric: self._saved({key: figures[metric] for key, figures in counted.items()})
+            metric: self._structures.saved({k: figures[metric] for k, figures in counted.items()})
             for metric in base
         }
         # Activations of a block need not be alive at the network's peak: only weights surely go.

@@ -9,10 +9,9 @@ it is, in turn,
 - stitched: linear maps in front and behind translate between the two networks' channels, see
   `tailorbird.house.stitch`.
 
-Each donor is also offered whole, stitched in place of all of the teacher but its head, so that a
-house never does worse than the best of its donors merely because nothing of that size was drawn;
-and stage by stage, a stage being what lies between two changes of spatial size, so that a student
-can take its stages from different networks.
+Each donor is also offered stage by stage, a stage being what lies between two changes of spatial
+size, so that a student can take its stages from different networks. All of its stages at once are
+a whole network, see `tailorbird.house.wholes`.
 
 Cost: a pass of teacher and donor over the calibration images, and a least-squares problem for each
 stitched candidate; where memory is short, such a pass for each candidate, too.
@@ -44,27 +43,6 @@ its distillation on blocks from the wrong depth."""
 WAYS = ("stitched", "whole")
 
 
-def add_whole_donors(
-    collector: Collector,
-    teacher: LayerGraph,
-    donors: Mapping[str, LayerGraph],
-    *,
-    seen: Activations,
-    options: HouseOptions,
-) -> None:
-    """Offer every donor's largest block in place of the teacher's; ``seen`` fits the maps."""
-    block = largest_block(teacher, stem=options.stem)
-    if block is None:
-        return
-    collector.blocks.setdefault(block.key, block)
-    for name, donor in each(collector.progress, "sample whole donors", sorted(donors.items())):
-        source = largest_block(donor, stem=options.stem)
-        if source is not None:
-            _offer_stitched(
-                collector, block, source, teacher=teacher, donor=donor, name=name, seen=seen
-            )
-
-
 def add_donor_stages(
     collector: Collector,
     teacher: LayerGraph,
@@ -73,15 +51,17 @@ def add_donor_stages(
     seen: Activations,
     options: HouseOptions,
 ) -> None:
-    """Offer every run of a donor's stages in place of the teacher's; ``seen`` fits the maps.
+    """Offer runs of a donor's stages in place of the teacher's; ``seen`` fits the maps.
 
-    At most s (s + 1) / 2 alternatives for each donor, with s changes of spatial size.
+    Less than s (s + 1) / 2 alternatives for each donor, with s changes of spatial size: of all
+    stages together only donors that answer to other classes make one, and not here.
     """
-    own = stage_blocks(teacher, stem=options.stem)
+    own, largest = stage_blocks(teacher, stem=options.stem), largest_block(teacher, stem=True)
+    own = {key: block for key, block in own.items() if block != largest}
     for name, donor in each(collector.progress, "sample stages of donors", sorted(donors.items())):
         for key, source in stage_blocks(donor, stem=options.stem).items():
             if key in own:
-                _offer_stitched(
+                offer_stitched(
                     collector,
                     own[key],
                     source,
@@ -92,7 +72,7 @@ def add_donor_stages(
                 )
 
 
-def _offer_stitched(
+def offer_stitched(
     collector: Collector,
     block: Block,
     source: Block,

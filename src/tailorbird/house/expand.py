@@ -25,10 +25,8 @@ from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import Collector
-from tailorbird.progress import each
 
 RATIOS = (0.05, 0.075, 0.1, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
-WHOLE_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3)
 METHODS = ("discrepancy", "magnitude")
 MASKED = 0.25
 """Share of the variants whose ends are masked too, by half the ratio. Masks stay while a student
@@ -50,6 +48,7 @@ class _Source:
 
     def __init__(self, body: fx.GraphModule, block: Block, images: Tensor, multiple: int) -> None:
         self.body, self.in_shape = body, block.in_shape
+        self.structure = structure_key(body, block.in_shape)
         self.channels = analyse(body, block.in_shape)
         self._images, self._multiple = images, multiple
 
@@ -126,6 +125,9 @@ def add_pruned(
                 images_here = inputs[block.input]
                 sources[key] = _Source(body, block, images_here, options.width_multiple)
             pruned = sources[key].pruned(method, ratio)
+            if not ends and structure_key(pruned, block.in_shape) == sources[key].structure:
+                collector.rejections["pruning: rounding leaves nothing new"] += 1
+                continue
             if ends:
                 masks = sources[key].masks(method, ratio / 2)
                 if all(bool(mask.all()) for mask in masks):
@@ -136,43 +138,3 @@ def add_pruned(
             collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
             continue
         collector.offer(block, pruned, origin=origin, source=source, variant=variant)
-
-
-def add_pruned_wholes(
-    collector: Collector,
-    teacher: LayerGraph,
-    block: Block,
-    *,
-    multiple: int,
-) -> None:
-    """Offer the teacher and the whole donors in place of ``block``, pruned by magnitude.
-
-    A donor just over a limit is often better narrowed a little than passed over for the next
-    smaller one. ``WHOLE_RATIOS`` variants of each.
-    """
-    wholes = [
-        (a.origin, a.source, collector.modules[a.name])
-        for a in collector.alternatives
-        if a.block == block.key and a.variant == "stitched"
-    ]
-    wholes.insert(0, ("teacher", block.key, extract(teacher, block)))
-    for origin, source, body in each(collector.progress, "sample pruned networks", wholes):
-        scores = magnitude_scores(body, block.in_shape)
-        offered = {structure_key(body, block.in_shape)}
-        for ratio in WHOLE_RATIOS:
-            variant = f"magnitude {ratio:g}"
-            if collector.known(block, origin, source, variant):
-                continue
-            try:
-                pruned = prune_interior(
-                    body, block.in_shape, ratio=ratio, scores=scores, multiple=multiple
-                )
-            except GraphError as error:
-                collector.rejections[f"pruning: {str(error).split(':')[0][:80]}"] += 1
-                continue
-            structure = structure_key(pruned, block.in_shape)
-            if structure in offered:
-                collector.rejections["pruning: rounding leaves nothing new"] += 1
-                continue
-            offered.add(structure)
-            collector.offer(block, pruned, origin=origin, source=source, variant=variant)

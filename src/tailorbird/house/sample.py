@@ -2,7 +2,8 @@
 
 Algorithm 2 of Bespoke, as far as it concerns the teacher: its blocks, its own smaller blocks as
 alternatives and, where the shapes allow, the identity. `tailorbird.house.donors` adds the donors'.
-An alternative is kept if a dry run gives exactly its block's output shape at fewer MACs.
+An alternative is kept if a dry run gives exactly its block's output shape at fewer MACs; where it
+will be timed, at up to `HEAVIEST` times as many, see `tailorbird.house.faster`.
 
 Every loop is bounded: ``TRIES`` draws for each candidate wanted, and all that is turned away is
 counted by its reason.
@@ -29,6 +30,26 @@ from tailorbird.progress import Progress, Silent
 
 TRIES = 30
 
+HEAVIEST = 4.0
+"""A candidate's MACs at most, as a multiple of its block's, where its latency is to decide."""
+
+HEAVIER = "not smaller than the teacher's block"
+
+Rule = Callable[[int, int], str | None]
+"""(a candidate's MACs, its block's) -> why it is turned away; ``None`` where it isn't."""
+
+
+def fewer_macs(macs: int, block_macs: int) -> str | None:
+    """A candidate is smaller than its block if it has fewer MACs."""
+    return None if macs < block_macs else HEAVIER
+
+
+def to_be_timed(macs: int, block_macs: int) -> str | None:
+    """What is smaller is decided later, by latency; what is much heavier is not even timed."""
+    if macs <= HEAVIEST * block_macs:
+        return None
+    return f"more than {HEAVIEST:g} times the MACs of the teacher's block"
+
 
 class Collector:
     """Gathers alternatives, refuses twins and those that save nothing, counts rejections.
@@ -37,6 +58,7 @@ class Collector:
         blocks: of the teacher, by key.
         storable: whether a module can be stored, and thus survive a kill; ``None`` where all can.
         progress: of what is offered.
+        rule: which candidates are too heavy for their block.
     """
 
     def __init__(
@@ -44,14 +66,17 @@ class Collector:
         blocks: Mapping[str, Block],
         storable: Callable[[fx.GraphModule], bool] | None = None,
         progress: Progress | None = None,
+        rule: Rule = fewer_macs,
     ) -> None:
         self.blocks = dict(blocks)
-        self._storable = storable
+        self._storable, self._rule = storable, rule
         self.progress = progress or Silent()
         self.alternatives: list[Alternative] = []
         self.modules: dict[str, fx.GraphModule] = {}
         self.rejections: Counter[str] = Counter()
         self._seen: set[tuple[str, str, str, str]] = set()
+        self._light = 0
+        self._heavy_left: int | None = None  # in draws
 
     def known(self, block: Block, origin: str, source: str, variant: str = "whole") -> bool:
         """Whether this candidate was offered before; it is counted as a duplicate if so."""
@@ -63,15 +88,21 @@ class Collector:
         return False
 
     def draws(self, name: str, wanted: int) -> Iterator[int]:
-        """How many came of earlier draws, until ``wanted`` did or ``TRIES`` draws for each."""
-        before = len(self.alternatives)
+        """How many came of earlier draws, until ``wanted`` did or ``TRIES`` draws for each.
+
+        Those that are no lighter than their block come on top, as many again at most: few of them
+        turn out to be faster, and each costs an export and its runs on every device.
+        """
+        light = self._light
+        self._heavy_left = wanted
         with self.progress.task(name, wanted) as shown:
             for _ in range(TRIES * wanted):
-                kept = len(self.alternatives) - before
+                kept = self._light - light
                 if kept == wanted:
-                    return
+                    break
                 yield kept
-                shown.advance(len(self.alternatives) - before - kept)
+                shown.advance(self._light - light - kept)
+        self._heavy_left = None
 
     def offer(
         self,
@@ -83,16 +114,28 @@ class Collector:
         variant: str,
         as_is: bool = False,
     ) -> bool:
-        """Keep ``module`` as an alternative of ``block`` if it is smaller and runs; ``as_is`` keeps
-        its weights.
+        """Keep ``module`` as an alternative of ``block`` if it runs and isn't too heavy.
+
+        Args:
+            block: of the teacher.
+            module: maps its input's shape to its output's.
+            origin: as in `Alternative`, like ``source`` and ``variant``.
+            as_is: it keeps its weights.
+
+        Returns:
+            Whether it is kept; why not is counted.
         """
         try:
             counts = count(module, block.in_shape)
         except MeasurementError:
             self.rejections["does not run"] += 1
             return False
-        if counts.macs >= block.macs:
-            self.rejections["not smaller than the teacher's block"] += 1
+        heavy = counts.macs >= block.macs
+        if reason := self._rule(counts.macs, block.macs):
+            self.rejections[reason] += 1
+            return False
+        if heavy and self._heavy_left == 0:
+            self.rejections["no lighter than the teacher's block, more than are timed"] += 1
             return False
         if self._storable is not None and not self._storable(module):
             self.rejections["can't be stored"] += 1
@@ -113,6 +156,9 @@ class Collector:
             )
         )
         self.modules[name] = module
+        self._light += not heavy
+        if heavy and self._heavy_left is not None:
+            self._heavy_left -= 1
         return True
 
     def sample(self) -> Sample:

@@ -46,6 +46,14 @@ class HouseStore:
             )
         write_json(self.folder / "sample.json", sample.record())
 
+    def settle_sample(self, sample: Sample) -> None:
+        """Write the record of a stored sample some of whose alternatives were turned away since."""
+        write_json(self.folder / "sample.json", sample.record())
+        kept = {alternative.name for alternative in sample.alternatives}
+        for path in (self.folder / "initial").iterdir():
+            if path.name.partition(".")[0] not in kept:
+                path.unlink()
+
     def load_sample(self) -> Sample | None:
         """The sample, or ``None`` when that stage has not been completed."""
         if not (self.folder / "sample.json").exists():
@@ -60,6 +68,8 @@ class HouseStore:
             alternatives=record.alternatives,
             modules=modules,
             rejections=Counter(record.rejections),
+            pending=record.pending,
+            devices=record.devices,
         )
 
     # training ---------------------------------------------------------------------------------
@@ -127,3 +137,5 @@ class _SampleRecord:
     blocks: tuple[Block, ...]
     alternatives: tuple[Alternative, ...]
     rejections: dict[str, int]
+    pending: bool = False
+    devices: tuple[str, ...] = ()

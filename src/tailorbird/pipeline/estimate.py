@@ -8,7 +8,7 @@ in for it. The figures are meant to be right within a factor of two.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,10 +19,10 @@ from tailorbird.house.build import CALIBRATION_IMAGES
 from tailorbird.house.bunches import CPU_OVERHEAD
 from tailorbird.house.distil import VALIDATION_IMAGES
 from tailorbird.house.donors import largest_block, stage_blocks
-from tailorbird.house.expand import WHOLE_RATIOS
 from tailorbird.house.merge import mergeable
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import teacher_blocks
+from tailorbird.house.wholes import RATIOS, same_outputs
 from tailorbird.pipeline.job import Job
 from tailorbird.pipeline.trials import Speed
 from tailorbird.targets import LATENCY
@@ -141,12 +141,14 @@ class Kind:
         step_s: of one, for an image.
         forward_s: ditto.
         params: of one.
+        as_is: whole networks, which are not distilled.
     """
 
     count: float
     step_s: float
     forward_s: float
     params: float
+    as_is: bool = False
 
 
 def training_s(recipe: Recipe, speed: Speed, data: ImageData, *, beside_s: float = 0.0) -> float:
@@ -174,12 +176,12 @@ def house_stages(
         sum((COPIES + 1) * FLOAT * _params(graphs[name]) for name in job.training),
     )
     scored = len(data.validation) * (0.6 * made * speed.forward_s + _forward(kinds))
-    weights = FLOAT * sum(kind.count * kind.params for kind in kinds)
+    weights = FLOAT * sum((2 - kind.as_is) * kind.count * kind.params for kind in kinds)
     return [
         *([training] if job.training else []),
         Stage("trace", len(graphs) * seen.trace_s, FLOAT * _params(teacher)),
         Stage("sample", _sampling_s(kinds, options, seen)),
-        Stage("distil", _distilling_s(job, kinds, blocks, speed), 2 * weights),
+        Stage("distil", _distilling_s(job, kinds, blocks, speed), weights),
         Stage("score", made * seen.block_s + scored),
         *_fitting(job, teacher, donors, made, seen),
     ]
@@ -204,16 +206,18 @@ def alternatives(
         *(options.designed, merged),
     )
     found = [_kind(sum(drawn), share, params, speeds["teacher"])]
-    if options.pruned:
-        found.append(
-            _kind(len(WHOLE_RATIOS), NARROWED, NARROWED * _params(teacher), speeds["teacher"])
-        )
+    narrowed = len(RATIOS) if options.pruned and options.stem else 0
+    found.append(_whole(narrowed, NARROWED, teacher, speeds["teacher"]))
     for name, donor in donors.items() if options.donor_blocks else ():
-        pruned = len(WHOLE_RATIOS) if options.pruned else 0
         stages = len(stage_blocks(donor, stem=options.stem))
-        found.append(_kind(1 + pruned, 1.0, _params(donor), speeds[name]))
         found.append(_kind(stages, STAGE, STAGE * _params(donor), speeds[name]))
+        if options.stem and same_outputs(teacher, donor):
+            found.append(_whole(1 + narrowed, 1.0, donor, speeds[name]))
     return found
+
+
+def _whole(count: float, share: float, graph: LayerGraph, speed: Speed) -> Kind:
+    return replace(_kind(count, share, share * _params(graph), speed), as_is=True)
 
 
 def _kind(count: float, share: float, params: float, speed: Speed) -> Kind:
@@ -232,16 +236,17 @@ def _forward(kinds: Iterable[Kind]) -> float:
 
 def _sampling_s(kinds: Sequence[Kind], options: HouseOptions, seen: Seen) -> float:
     """Networks are rebuilt for each alternative; half of the pruned ones are scored by images."""
-    drawn, *wholes = kinds
-    own = len(WHOLE_RATIOS) if options.pruned else 0
-    stitched = sum(kind.count for kind in wholes) - own  # with maps that are fitted
-    handled = 2 * drawn.count * seen.block_s + (0.5 * own + 2 * stitched) * seen.trace_s
+    drawn, *others = kinds
+    wholes = sum(kind.count for kind in others if kind.as_is)
+    stitched = sum(kind.count for kind in others) - wholes  # with maps that are fitted
+    handled = 2 * drawn.count * seen.block_s + (0.5 * wholes + 2 * stitched) * seen.trace_s
     return handled + options.pruned * CALIBRATION_IMAGES * (drawn.step_s + 4 * drawn.forward_s)
 
 
 def _distilling_s(job: Job, kinds: Sequence[Kind], blocks: Sequence[Block], speed: Speed) -> float:
     """Each bunch passes the teacher; each alternative makes its own steps."""
     data, options = job.data, job.options
+    kinds = [kind for kind in kinds if not kind.as_is]
     images = options.epochs * len(data.train)
     judged = (options.epochs + 1) * min(VALIDATION_IMAGES, len(data.validation))
     bunches = _bunches(kinds, blocks, options)

@@ -21,11 +21,11 @@ from tailorbird.pipeline.house import (
     Write,
     asked_of_house,
     assemble,
-    check_structures,
     trace_all,
 )
 from tailorbird.pipeline.job import REDONE, Job, Until, identity
 from tailorbird.pipeline.preflight import preflight
+from tailorbird.pipeline.readings import check_structures
 from tailorbird.pipeline.reporting import PAGES, changed_versions, environment, write_report
 from tailorbird.progress import Progress, Silent
 from tailorbird.report.record import RunReport
@@ -140,6 +140,7 @@ def _house(
         made_from=made_from,
         seed=job.seed,
         task=job.task,
+        targets=job.targets,
         exporter=exporter,
         write=write,
         graphs=None if job.training else graphs,  # of the weights before training

@@ -6,23 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 
-from tailorbird.changes import differences
 from tailorbird.data.images import ImageData
 from tailorbird.errors import (
     ConfigError,
     ExportError,
     GraphError,
     MeasurementError,
-    StoreError,
 )
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.export.options import ExportOptions, QuantiseOptions
-from tailorbird.files import write_json
 from tailorbird.fit.answers import Student, request_of
 from tailorbird.fit.bench import time_networks
 from tailorbird.fit.candidates import Network
@@ -31,16 +27,19 @@ from tailorbird.fit.judge import Judge, judged_on
 from tailorbird.fit.sessions import MOST
 from tailorbird.fit.settings import Settings
 from tailorbird.fit.ship import export_reference
-from tailorbird.graph.serial import VERSION, code_of, structure_key, to_spec
+from tailorbird.graph.serial import code_of
 from tailorbird.graph.trace import LayerGraph, trace
 from tailorbird.house.build import House, build_house
 from tailorbird.house.candidates import HouseCandidates
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
+from tailorbird.house.structures import TEACHER, donor_labels
+from tailorbird.house.wholes import same_outputs
 from tailorbird.pipeline.job import REDONE, Until, identity, prepared_all
+from tailorbird.pipeline.readings import check_structures, note_readings, tell_storing
 from tailorbird.pipeline.reporting import environment, point_of, stage_costs, write_report
+from tailorbird.pipeline.timings import timings_at
 from tailorbird.progress import Progress, Silent
-from tailorbird.records import read_record
 from tailorbird.report.record import Point, RunReport, TargetResult
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.strategy import Strategy
@@ -83,6 +82,7 @@ class ModelHouse:
         data: ImageData,
         run: str | Path,
         donors: Sequence[nn.Module] | Mapping[str, nn.Module] = (),
+        targets: Sequence[Target] = (),
         options: HouseOptions | None = None,
         seed: int = 0,
         task: Task = CLASSIFICATION,
@@ -96,6 +96,9 @@ class ModelHouse:
             data: images; the training split distils, the validation split scores.
             run: the run folder, made when missing.
             donors: pretrained networks that blocks are taken from.
+            targets: that it will be fitted to, as far as they are known. What is faster on one of
+                their devices is an alternative then, else what has fewer multiply-accumulates.
+                Others can be fitted later: they don't belong to the house's identity.
             options: sizes and budgets of the house.
             seed: of every random choice.
             task: what the networks' outputs mean.
@@ -134,6 +137,7 @@ class ModelHouse:
                 made_from=made_from,
                 seed=seed,
                 task=task,
+                targets=targets,
                 exporter=exporter or OnnxExporter(),
                 progress=shown,
             )
@@ -277,36 +281,47 @@ class ModelHouse:
         if the teacher took what shares of limits are of.
         """
         donors = {name: _network(donor) for name, donor in self._answering_donors.items()}
-        networks = {"teacher": self._teacher, **donors}
-        known = self.house.store.latencies(place.key).known.get("teacher")
-        latencies: list[float | None]
+        networks = {TEACHER: self._teacher, **donors}
+        known = self.house.store.latencies(place.key).known
+        labels = donor_labels(self.house.teacher, self.house.sample.alternatives)
+        labels = {TEACHER: TEACHER, **labels}
+        latencies = {n: known[label].median_ms for n, label in labels.items() if label in known}
         try:
-            assert place.device is not None
-            timed = time_networks(
-                list(networks.values()), place.device, self.exporter, batch=place.batch
-            )
-            whole = timed[0].median_ms if known is None else known.median_ms
-            latencies = [one.median_ms * (whole / timed[0].median_ms) for one in timed]
+            latencies = self._timed(networks, place, latencies)
         except (ExportError, MeasurementError) as error:
             self.progress.say(f"donors are not drawn in the report: {error}")
-            networks = {"teacher": self._teacher}
-            latencies = [None if known is None else known.median_ms]
+            networks = {n: one for n, one in networks.items() if n in {TEACHER, *latencies}}
         points = {}
-        for (name, network), latency in zip(networks.items(), latencies, strict=True):
+        for name, network in networks.items():
             points[name] = point_of(
-                network, name, place.key, latency_ms=latency, accuracy=self._accuracy(name)
+                network,
+                name,
+                place.key,
+                latency_ms=latencies.get(name),
+                accuracy=self._accuracy(name),
             )
         return points
 
+    def _timed(
+        self, networks: Mapping[str, Network], place: Place, known: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Latencies of all networks; those that are not known are timed beside the teacher."""
+        new = [name for name in networks if name not in known and name != TEACHER]
+        if not new and TEACHER in known:
+            return dict(known)
+        assert place.device is not None
+        asked = [networks[name] for name in (TEACHER, *new)]
+        first, *others = time_networks(asked, place.device, self.exporter, batch=place.batch)
+        whole = known.get(TEACHER, first.median_ms)
+        found = {
+            n: one.median_ms * whole / first.median_ms for n, one in zip(new, others, strict=True)
+        }
+        return {**known, TEACHER: whole, **found}
+
     @cached_property
     def _answering_donors(self) -> dict[str, LayerGraph]:
-        graph = self.house.teacher
-        outputs = graph.layer(graph.output).shape
-        return {
-            name: donor
-            for name, donor in self.donors.items()
-            if donor.layer(donor.output).shape == outputs
-        }
+        teacher = self.house.teacher
+        return {name: d for name, d in self.donors.items() if same_outputs(teacher, d)}
 
     def _accuracy(self, name: str) -> float:
         """Of the teacher or a donor, on the last split; each is judged once."""
@@ -343,6 +358,7 @@ def assemble(
     made_from: Mapping[str, object],
     seed: int,
     task: Task = CLASSIFICATION,
+    targets: Sequence[Target] = (),
     exporter: Exporter,
     write: Write = write_report,
     graphs: tuple[LayerGraph, dict[str, LayerGraph]] | None = None,
@@ -362,16 +378,18 @@ def assemble(
         check_structures(folder.path, graph, traced)
         note_readings(folder.path, {"teacher": graph, **traced}, progress)
         shown.advance()
+    store = HouseStore(folder.path / "house", code_of_all(graph, traced))
     house = build_house(
         graph,
         traced,
         data,
         options,
         seed=seed,
-        store=HouseStore(folder.path / "house", code_of_all(graph, traced)),
+        store=store,
         stage=folder.stage,
         distilled=folder.seconds().get("distil", 0.0),
         task=task,
+        timings=timings_at(targets, _network(graph), store, exporter, progress),
         progress=progress,
     )
     return ModelHouse(
@@ -385,45 +403,6 @@ def assemble(
         write=write,
         progress=progress,
     )
-
-
-def note_readings(run: Path, graphs: Mapping[str, LayerGraph], progress: Progress) -> None:
-    """Keep in ``house/notes.json`` how the networks were read and what of their train mode was left
-    out; say the latter."""
-    (run / "house").mkdir(exist_ok=True)
-    write_json(run / "house" / "notes.json", {name: list(g.told) for name, g in graphs.items()})
-    for name, graph in graphs.items():
-        if graph.notes:
-            more = len(graph.notes) - 1
-            rest = f" (and {more} more; see tailorbird inspect)" if more else ""
-            progress.say(f"{name}: {'; '.join(graph.told[:2])}{rest}")
-
-
-def check_structures(run: Path, teacher: LayerGraph, donors: Mapping[str, LayerGraph]) -> None:
-    """Refuse networks of the job's weights that compute something else than those of the run.
-
-    `identity` sees weights alone: two networks may hold the same and differ in ``forward``. What
-    is computed is known once they are traced; it is noted then, and compared from then on.
-
-    Raises:
-        StoreError: naming the networks that differ.
-    """
-    path = run / "house" / "structures.json"
-    known: dict[str, object] = {
-        name: structure_key(graph.module, graph.input_shape)
-        for name, graph in {"teacher": teacher, **donors}.items()
-    }
-    known["version of storing"] = VERSION
-    stored = read_record(path, dict[str, object]) if path.exists() else {}
-    if stored.get("version of storing") != VERSION:
-        write_json(path, known)  # nothing is known, or only by keys of another kind
-    elif changed := differences(stored, known):
-        raise StoreError(
-            f"run folder {run} belongs to another job: networks of the same weights compute "
-            "something else now; what differs:\n  "
-            + "\n  ".join(changed)
-            + "\ngive a new folder, or the networks as they were to continue"
-        )
 
 
 def trace_all(
@@ -460,21 +439,6 @@ def trace_all(
         except GraphError as error:
             raise GraphError(f"donor '{name}': {error}", module=error.module) from error
     return graph, traced
-
-
-def tell_storing(graphs: Mapping[str, LayerGraph], progress: Progress) -> None:
-    """Say of which networks students can't be stored, or be rebuilt only with the user's code."""
-    for name, graph in graphs.items():
-        try:
-            code = to_spec(graph.module)["code"]
-        except GraphError as error:
-            progress.say(f"{name}: {error}. Students that keep that part are exported, not stored")
-            continue
-        if code:
-            progress.say(
-                f"{name}: to rebuild students of it from student.json, your code is needed: "
-                f"{', '.join(cast(list[str], code))}"
-            )
 
 
 def code_of_all(teacher: LayerGraph, donors: Mapping[str, LayerGraph]) -> tuple[str, ...]:

@@ -213,7 +213,8 @@ def _row(
     score = _dict(scores.get(name))
     timed = {}
     for device in latencies:
-        entry = _dict(_dict(device.get("latencies")).get(str(raw.get("structure"))))
+        known = _dict(device.get("latencies"))
+        entry = _dict(known.get(str(raw.get("structure")), known.get(f"net:{name}")))
         if is_figure(median := entry.get("median_ms")):
             timed[str(device.get("device"))] = float(median)
     return Row(

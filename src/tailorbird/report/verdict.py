@@ -76,6 +76,7 @@ def as_good(report: RunReport, target: TargetResult) -> Point | None:
         point
         for point in [*report.teacher.values(), *report.donors]
         if point.device == target.device
+        and point.name != target.as_is
         and is_figure(point.accuracy)
         and point.accuracy >= target.accuracy
         and all(_keeps(point, metric, bound) for metric, bound in _at_most(target).items())
@@ -88,9 +89,10 @@ def hint(report: RunReport, target: TargetResult) -> str:
     point = as_good(report, target)
     if point is None:
         return ""
+    own = "the student" if target.as_is is None else printable(target.as_is)
     return (
         f"{printable(point.name)} as it is keeps this limit too, with {percent(point.accuracy)} % "
-        f"where the student has {percent(target.accuracy)} %"
+        f"where {own} has {percent(target.accuracy)} %"
     )
 
 
