@@ -9,13 +9,15 @@ from tailorbird.errors import DataError
 
 
 def for_supernets(data: ImageData) -> ImageData:
-    """The same images in three channels, if they are labelled.
+    """The same images in three channels, if they are labelled; a holdout takes validation's place.
 
     Raises:
         DataError: for images without labels, or of neither one channel nor three.
     """
     coloured = in_colour(data)
-    if not data.labelled:
+    if coloured.holdout is not None:
+        coloured = replace(coloured, validation=coloured.holdout)
+    if not (data.labelled and coloured.validation.labelled):
         raise DataError(
             f"'{data.name}' has no labels, and training and judging supernets needs them; "
             "give labelled images"
@@ -32,13 +34,13 @@ def in_colour(data: ImageData) -> ImageData:
     channels = data.input_shape[0]
     if channels == 3:
         return data
-    splits = [data.train, data.validation, data.test]
+    splits = [data.train, data.validation, data.test, data.holdout]
     if channels != 1 or not all(one is None or isinstance(one, TensorSplit) for one in splits):
         raise DataError(
             f"'{data.name}' has images of {channels} channels, and the spaces take 3; convert them"
         )
     norm = Normalisation(data.normalisation.mean * 3, data.normalisation.std * 3)
-    train, validation, test = (_tripled(one, norm) for one in splits)
+    train, validation, test, holdout = (_tripled(one, norm) for one in splits)
     assert train is not None and validation is not None  # they were given
     shape = (3, *data.input_shape[1:])
     return replace(
@@ -46,6 +48,7 @@ def in_colour(data: ImageData) -> ImageData:
         train=train,
         validation=validation,
         test=test,
+        holdout=validation if data.holdout is data.validation else holdout,
         normalisation=norm,
         input_shape=shape,
     )

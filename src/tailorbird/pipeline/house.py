@@ -13,6 +13,7 @@ from torch import nn
 
 from tailorbird.changes import differences
 from tailorbird.data.images import ImageData
+from tailorbird.data.unfamiliar import scored_on
 from tailorbird.errors import (
     ConfigError,
     ExportError,
@@ -93,7 +94,8 @@ class ModelHouse:
 
         Args:
             teacher: trained network from images (n, C, H, W) to logits; it is left as it is.
-            data: images; the training split distils, the validation split scores.
+            data: images; the training split distils, the holdout scores, or else the validation split,
+                see `tailorbird.data.unfamiliar`.
             run: the run folder, made when missing.
             donors: pretrained networks that blocks are taken from.
             options: sizes and budgets of the house.
@@ -261,8 +263,9 @@ class ModelHouse:
             accuracy_kind=self.house.task.measure
             if self.data.labelled
             else "agreement with the teacher",
-            judged=len(self.data.test or self.data.validation),
+            judged=len(self.data.test or self.data.choosing),
             images=judged_on(self.data),
+            decided=scored_on(self.data),
         )
         if not (keep and (self.folder.path / "report.json").exists()):
             self.write(report, self.folder.path)
