@@ -196,9 +196,7 @@ def assemble(
         stay, held = divide(labels, len(train), reading.validation, seed=reading.seed)
         splits["train"], splits["validation"] = _divided(train, stay, held)
     contents = [
-        list(one.contents)
-        for part, one in zip(parts, seen, strict=True)
-        if part.name != HOLDOUT
+        list(one.contents) for part, one in zip(parts, seen, strict=True) if part.name != HOLDOUT
     ]
     notes = []
     if mixed and (count := _grey(heads, seen)):

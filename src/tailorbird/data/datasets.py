@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -157,13 +157,9 @@ def from_datasets(
         >>> data.size, data.classes, data.labelled
         ({'train': 18, 'validation': 2, 'test': 0}, None, True)
     """
-    given: dict[str, Indexed] = {"train": train}
-    if not isinstance(validation, int | float):
-        given["validation"] = validation
-    if test is not None:
-        given["test"] = test
-    if holdout is not None:
-        given[HOLDOUT] = holdout
+    apart = None if isinstance(validation, int | float) else validation
+    roles = {"train": train, "validation": apart, "test": test, HOLDOUT: holdout}
+    given = {role: one for role, one in roles.items() if one is not None}
     problems = [line for role, one in given.items() for line in _usable(role, one)]
     if label_key is not None and image_key is None:
         problems.append("label_key: expected image_key beside it; set both")
@@ -175,10 +171,8 @@ def from_datasets(
         given = {role: Named(one, image_key, label_key) for role, one in given.items()}
         plain = None if plain is None else Named(plain, image_key)
     train = given["train"]
-    numbers = {role: _labels(one) if labels else None for role, one in given.items()}
+    numbers = _numbers(given, labels)
     labelled = numbers["train"] is not None
-    if not labelled and HOLDOUT in numbers:
-        numbers[HOLDOUT] = None
     shape, first = _first(plain or train)
     names = tuple(classes or _names(train) or ()) or None
     problems = _label_problems(numbers, names if labelled else None)
@@ -214,7 +208,7 @@ def from_datasets(
     skipped = 0
     if memory:
         held, skipped = _held(splits, skip_corrupt)
-    apart = held.get(HOLDOUT, held.get("validation"))
+    unseen = held.get(HOLDOUT, held.get("validation"))
     if isinstance(validation, int | float):
         held["train"], held["validation"] = _divided(held["train"], float(validation), seed=seed)
     return ImageData(
@@ -227,7 +221,7 @@ def from_datasets(
         labelled=labelled,
         name=name,
         skipped=skipped,
-        holdout=apart,
+        holdout=unseen,
     )
 
 
@@ -253,6 +247,12 @@ def _usable(role: str, dataset: Indexed) -> list[str]:
         return [] if len(dataset) else [f"{role}: no images"]
     except Exception as error:  # the user's code may raise anything
         return [f"{role}: its len() raises {type(error).__name__}: {error}"]
+
+
+def _numbers(given: Mapping[str, Indexed], labels: bool) -> dict[str, Tensor | None]:
+    """Each data set's labels (n,); those of a holdout only where there are others."""
+    found = {role: _labels(one) if labels else None for role, one in given.items()}
+    return found if found["train"] is not None else found | dict.fromkeys({HOLDOUT} & found.keys())
 
 
 def _labels(dataset: object) -> Tensor | None:

@@ -11,7 +11,6 @@ from tailorbird.data.assemble import HOLDOUT, Part, Reading, assemble, settle_te
 from tailorbird.data.decode import Interpolation, fail
 from tailorbird.data.encoded import Files
 from tailorbird.data.images import ImageData, Normalisation
-from tailorbird.errors import DataError
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}

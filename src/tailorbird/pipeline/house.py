@@ -94,7 +94,7 @@ class ModelHouse:
 
         Args:
             teacher: trained network from images (n, C, H, W) to logits; it is left as it is.
-            data: images; the training split distils, the holdout scores, or else the validation split,
+            data: images; the training split distils, the holdout scores, or else validation images,
                 see `tailorbird.data.unfamiliar`.
             run: the run folder, made when missing.
             donors: pretrained networks that blocks are taken from.

@@ -29,7 +29,9 @@ def check_images(data: ImageData) -> None:
     for name, split in {**splits, "holdout": data.holdout}.items():
         if split is None:
             continue
-        wrong = split.labelled > data.labelled if name == "holdout" else split.labelled != data.labelled
+        wrong = (
+            split.labelled > data.labelled if name == "holdout" else split.labelled != data.labelled
+        )
         assert not wrong, f"{name}: labelled differs from the data's"
         assert split.sample(1).shape[1:] == data.input_shape, f"{name}: another shape than said"
         if data.classes is not None and split.labels is not None:

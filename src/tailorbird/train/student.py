@@ -104,7 +104,7 @@ class Student:
         make = partial(
             build_optimizer,
             recipe.optimizer,
-            learning_rate=recipe.learning_rate,
+            learning_rate=recipe.peak(1),  # set before every step
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
         )

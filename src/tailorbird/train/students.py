@@ -220,7 +220,7 @@ class _Retraining:
             images = images.contiguous(memory_format=memory_format(images.shape[1:]))
         answers = {} if self.teacher is None else self.teacher.answer(images)
         done = (self.made + 1) / (self.clock.total + 1)
-        self.rate = self.recipe.learning_rate * rate_factor(
+        self.rate = self.recipe.peak(self.clock.total) * rate_factor(
             done, warmup=self.recipe.warmup, schedule=self.recipe.schedule
         )
         dropout = derive(self.seed, _DROPOUT, self.made)
