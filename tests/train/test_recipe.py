@@ -22,3 +22,24 @@ def test_all_faults_are_reported_at_once():
 def test_a_record_makes_the_same_recipe():
     recipe = Recipe(epochs=0.5, ema=0.99)
     assert Recipe(**recipe.as_record()) == recipe
+
+
+def test_recipes_by_name():
+    assert Recipe.named("teaching") == Recipe()
+    standard = Recipe.named("standard", epochs=3)
+    assert (standard.epochs, standard.cutmix, standard.ce_weight) == (3, 0, 1)
+    paper = Recipe.named("bespoke")
+    assert (paper.optimizer, paper.learning_rate, paper.epochs) == ("adabelief", 0.02, 30)
+    assert (paper.ce_weight, paper.kl_weight, paper.mse_weight) == (0, 0, 1)
+    with pytest.raises(ConfigError, match="one of teaching, standard, bespoke, got 'paper'"):
+        Recipe.named("paper")
+    with pytest.raises(ConfigError, match=r"recipe\.epochs: expected a number above 0, got 0"):
+        Recipe.named("bespoke", epochs=0)
+
+
+def test_a_rate_that_is_left_open_follows_the_length_and_the_batch():
+    recipe = Recipe()
+    assert recipe.peak(70) < recipe.peak(700) < recipe.peak(7000) == recipe.peak(10**6)
+    assert Recipe(batch_size=256).peak(70) == 2 * recipe.peak(70)
+    assert Recipe(optimizer="adamw").peak(7000) == 1e-3
+    assert Recipe(learning_rate=0.3).peak(1) == 0.3

@@ -9,14 +9,17 @@ from tailorbird.errors import DataError
 
 
 def for_supernets(data: ImageData) -> ImageData:
-    """The same images in three channels, if they are labelled; a holdout takes validation's place.
+    """The same images in three channels, if they are labelled.
+
+    A supernet is trained without the validation images, which therefore are the holdout; one that
+    was given takes their place.
 
     Raises:
         DataError: for images without labels, or of neither one channel nor three.
     """
     coloured = in_colour(data)
-    if coloured.holdout is not None:
-        coloured = replace(coloured, validation=coloured.holdout)
+    apart = coloured.holdout or coloured.validation
+    coloured = replace(coloured, validation=apart, holdout=apart)
     if not (data.labelled and coloured.validation.labelled):
         raise DataError(
             f"'{data.name}' has no labels, and training and judging supernets needs them; "

@@ -26,7 +26,7 @@ UNFAMILIAR = "unfamiliar 1"
 """What images that `unfamiliar` makes are, for run folders: other ones have another number."""
 
 MEMORY_MB = 512
-"""Pixels that are held, in 10^6 bytes; where there are more, images evenly spaced over the split."""
+"""Pixels that are held, in 10^6 bytes; of more, those of images evenly spaced over the split."""
 
 _AREA = (0.25, 0.6)
 """Share of an image's area that its part has, from and to."""

@@ -69,6 +69,10 @@ class Epoch:
     seconds: float
 
 
+Judges = tuple[Split, Tensor | None]
+"""Images, and the answers (n,) that are right there; ``None`` where labels say so."""
+
+
 class Student:
     """A student's own copy with everything that its training changes.
 
@@ -188,19 +192,26 @@ class Student:
         return float(values[-1])
 
     def validate(
-        self, split: Split, answers: Tensor | None, *, epoch: float, rate: float, seconds: float
+        self, shown: Judges, deciding: Judges, *, epoch: float, rate: float, seconds: float
     ) -> None:
-        """Validate weights and average, keep the better if it is the best so far, or the last."""
-        state, average = self.state, self.state.average
+        """Validate weights and average, keep the better if it is the best so far, or the last.
+
+        Args:
+            shown: images that figures are of, and the answers that are right where no labels are.
+            deciding: the same of those that say what is best.
+        """
+        state, average, limit = self.state, self.state.average, self.recipe.validation_limit
         candidates = [state.module] if average is None else [state.module, average.module]
-        scores = [self.evaluate(net, split, answers, self.recipe.validation_limit)
-                  for net in candidates]  # fmt: skip
-        if not all(math.isfinite(one.loss) for one in scores):
+        scores = [self.evaluate(net, *shown, limit) for net in candidates]
+        better = scores
+        if deciding[0] is not shown[0]:
+            better = [self.evaluate(net, *deciding, limit) for net in candidates]
+        if not all(math.isfinite(one.loss) for one in (*scores, *better)):
             state.stop(f"the validation loss is not finite after step {state.step}", state.step)
             return
         if self.recipe.keep == "last":
             state.best_score = UNSCORED
-        for net, one in zip(candidates, scores, strict=True):
+        for net, one in zip(candidates, better, strict=True):
             state.offer(net, one, epoch)
         loss = sum(self._losses) / len(self._losses) if self._losses else 0.0
         self._losses.clear()
