@@ -37,9 +37,12 @@ def test_recipes_by_name():
         Recipe.named("bespoke", epochs=0)
 
 
-def test_a_rate_that_is_left_open_follows_the_length_and_the_batch():
+def test_a_rate_that_is_left_open_follows_the_length_the_batch_and_what_was_lost():
     recipe = Recipe()
-    assert recipe.peak(70) < recipe.peak(700) < recipe.peak(7000) == recipe.peak(10**6)
+    intact = [recipe.peak(steps, lost=0.0) for steps in (70, 700, 7000, 10**6)]
+    assert intact[0] < intact[1] < intact[2] == intact[3]
+    assert recipe.peak(70, 0.0) < recipe.peak(70, 0.5) < recipe.peak(70, 1.0) == recipe.peak(7000)
+    assert recipe.peak(70, -0.2) == recipe.peak(70, 0.0), "it may be better than the teacher"
     assert Recipe(batch_size=256).peak(70) == 2 * recipe.peak(70)
     assert Recipe(optimizer="adamw").peak(7000) == 1e-3
-    assert Recipe(learning_rate=0.3).peak(1) == 0.3
+    assert Recipe(learning_rate=0.3).peak(1, 0.0) == 0.3

@@ -193,7 +193,7 @@ def spoilt(data, role, index, value):
     split = getattr(data, role)
     images = split.images.float() / 255
     images[index, 0, 0, 0] = value
-    return replace(data, **{role: replace(split, images=images)})
+    return replace(data, holdout=None, **{role: replace(split, images=images)})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -456,3 +456,18 @@ def test_a_student_s_best_state_is_chosen_where_nobody_has_memorised(apart):
     done = retrain(Net(seed=1), teacher, data, recipe=recipe, seed=0)
     assert done.best_epoch > 0, "by the wrong labels the first state would be the best"
     assert done.accuracy == accuracy(done.module, data.holdout if apart else wrong)
+
+
+def test_a_network_that_lost_more_is_trained_at_a_higher_rate():
+    data = make_data()
+    teacher = fit(Net(seed=4), data, recipe=RECIPE, seed=0).module
+    recipe = Recipe(epochs=2, batch_size=16, schedule="constant", warmup=0)
+    students = [
+        Assignment(name=name, student=net)
+        for name, net in {"intact": teacher, "new": Net(seed=1)}.items()
+    ]
+    intact, new = retrain_all(students, teacher, data, recipe=recipe, seed=0)
+    lost = 1 - new.accuracy_before / intact.accuracy_before
+    assert lost > 0.2
+    rates = [done.history[-1].learning_rate for done in (intact, new)]
+    assert rates == pytest.approx([recipe.peak(6, 0.0), recipe.peak(6, lost)])

@@ -2,12 +2,15 @@
 
 Pretrained networks know the training images, and validation images are mostly taken out of these:
 there a network is nearly always right, and what a change costs it hardly shows. So choices use
-images that no network was trained on, `ImageData.holdout`, where there are any. Else validation
-images are changed until memory of them does not help: of each a part is scaled up, and a rectangle
-of another image's part is put on top (CutMix; Yun et al., ICCV 2019).
+images that no network was trained on, `ImageData.holdout`, where there are any. Else of each
+validation image a part is scaled up, which is not what networks know by heart.
 
-Labels don't say what is right there; the teacher does: how far a network's answers are from the
-teacher's is what it loses by not being the teacher.
+Labels don't always say what is right there; the teacher does: how far a network's answers are from
+the teacher's is what it loses by not being the teacher.
+
+Parts of other images on top (CutMix; Yun et al., ICCV 2019) make images still less familiar, and so
+unlike any photograph that networks which were trained apart answer differently where they are
+equally right. So ``pasted`` is off by default; `bench/unseen_scores.py` compares.
 """
 
 from __future__ import annotations
@@ -22,28 +25,34 @@ from torch import Tensor
 
 from tailorbird.data.images import ImageData, Normalisation, Split, TensorSplit, spaced
 
-UNFAMILIAR = "unfamiliar 1"
+UNFAMILIAR = "cropped to 0.5 to 0.9"
 """What images that `unfamiliar` makes are, for run folders: other ones have another number."""
 
 MEMORY_MB = 512
 """Pixels that are held, in 10^6 bytes; of more, those of images evenly spaced over the split."""
 
-_AREA = (0.25, 0.6)
-"""Share of an image's area that its part has, from and to."""
+Range = tuple[float, float]
+"""From and to."""
+
+AREA: Range = (0.5, 0.9)
+"""Share of an image's area that its part has."""
 
 _RATIO = 4 / 3
 """Most that a part's sides differ beyond those of the image."""
-
-_PASTED = (0.25, 0.5)
-"""Share of the area that another image's part covers, from and to."""
 
 _CHUNK = 256
 
 
 def unfamiliar(
-    split: Split, normalisation: Normalisation, *, seed: int = 0, memory_mb: int = MEMORY_MB
+    split: Split,
+    normalisation: Normalisation,
+    *,
+    area: Range = AREA,
+    pasted: Range | None = None,
+    seed: int = 0,
+    memory_mb: int = MEMORY_MB,
 ) -> TensorSplit:
-    """As many images, changed so that memory of them does not help, without labels.
+    """As many images, changed so that memory of them helps little, without labels.
 
     The same seed gives the same images. Nothing is mirrored, since digits and words must not be.
 
@@ -52,6 +61,8 @@ def unfamiliar(
     Args:
         split: two images or more.
         normalisation: that the split's batches come with.
+        area: share of an image's area that its part has.
+        pasted: share of the area that a rectangle of another image's part covers; None for none.
         seed: of parts, partners and rectangles.
         memory_mb: bound on the pixels.
 
@@ -63,14 +74,17 @@ def unfamiliar(
         (216, False, torch.uint8)
     """
     pixels, told = _pixels(split, normalisation, memory_mb)
-    draws = _Draws.of(len(pixels), torch.Generator().manual_seed(seed))
+    draws = _Draws.of(len(pixels), area, pasted, torch.Generator().manual_seed(seed))
     made = torch.empty_like(pixels)
     for start in range(0, len(pixels), _CHUNK):
         own = torch.arange(start, min(start + _CHUNK, len(pixels)))
-        other = draws.partner[own]
-        below, above = (_parts(pixels[rows].float(), draws.parts[rows]) for rows in (own, other))
-        mixed = torch.where(_rectangles(draws.pasted[own], pixels.shape[2:]), above, below)
-        made[own] = (mixed if pixels.is_floating_point() else mixed.round()).to(pixels.dtype)
+        changed = _parts(pixels[own].float(), draws.parts[own])
+        if draws.pasted is not None:
+            other = draws.partner[own]
+            above = _parts(pixels[other].float(), draws.parts[other])
+            where = _rectangles(draws.pasted[own], pixels.shape[2:])
+            changed = torch.where(where, above, changed)
+        made[own] = (changed if pixels.is_floating_point() else changed.round()).to(pixels.dtype)
     return TensorSplit(made, None, told)
 
 
@@ -88,14 +102,14 @@ def scored_on(data: ImageData) -> str:
         >>> from dataclasses import replace
         >>> from tailorbird.data.sources import digits
         >>> scored_on(digits())
-        '216 validation images, cropped and mixed (CutMix): networks may know them as they are'
+        '216 validation images, strongly cropped: networks may know them as they are'
         >>> scored_on(replace(digits(), holdout=digits().validation))
         '216 validation images, which no network was trained on'
     """
     if data.holdout is None:
         return (
-            f"{len(data.validation)} validation images, cropped and mixed (CutMix): networks may "
-            "know them as they are"
+            f"{len(data.validation)} validation images, strongly cropped: networks may know them "
+            "as they are"
         )
     name = "validation" if data.holdout is data.validation else "holdout"
     return f"{len(data.holdout)} {name} images, which no network was trained on"
@@ -108,30 +122,29 @@ class _Draws:
     Args:
         parts: (n, 4) height, width, and where in the rest of the image: row, column, in 0 to 1.
         partner: (n,) whose part is put on top.
-        pasted: (n, 4) the same of the rectangle that it covers.
+        pasted: (n, 4) the same of the rectangle that it covers; None where nothing is.
     """
 
     parts: Tensor
     partner: Tensor
-    pasted: Tensor
+    pasted: Tensor | None
 
     @staticmethod
-    def of(count: int, generator: torch.Generator) -> _Draws:
+    def of(count: int, area: Range, pasted: Range | None, generator: torch.Generator) -> _Draws:
         """Draws for so many images; nobody is its own partner, where there are two."""
-        parts = _boxes(count, _AREA, _RATIO, generator)
+        parts = _boxes(count, area, generator)
         order = torch.randperm(count, generator=generator)
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
-        return _Draws(parts, partner, _boxes(count, _PASTED, _RATIO, generator))
+        on_top = None if pasted is None else _boxes(count, pasted, generator)
+        return _Draws(parts, partner, on_top)
 
 
-def _boxes(
-    count: int, area: tuple[float, float], ratio: float, generator: torch.Generator
-) -> Tensor:
+def _boxes(count: int, area: Range, generator: torch.Generator) -> Tensor:
     """Random boxes (n, 4): height and width as shares of the sides, and place in 0 to 1."""
     drawn = torch.rand(count, 4, generator=generator)
     size = area[0] + (area[1] - area[0]) * drawn[:, 0]
-    skew = torch.exp((2 * drawn[:, 1] - 1) * math.log(ratio) / 2)
+    skew = torch.exp((2 * drawn[:, 1] - 1) * math.log(_RATIO) / 2)
     sides = torch.stack([size.sqrt() * skew, size.sqrt() / skew], 1)
     return torch.cat([sides.clamp(max=1.0), drawn[:, 2:]], 1)
 

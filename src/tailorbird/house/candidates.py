@@ -281,6 +281,7 @@ class HouseCandidates:
                     hints=tuple(
                         (f"replaced_{number}", blocks[one].output)
                         for number, one in enumerate(replaced)
+                        if self.recipe.mse_weight
                     ),
                     checkpoint=self.folder / short_hash(made_from),
                 )

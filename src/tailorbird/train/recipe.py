@@ -36,7 +36,8 @@ class Recipe:
         batch_size: images per step.
         optimizer: ``sgd`` (Nesterov), ``adabelief`` (the paper's) or ``adamw``.
         learning_rate: the peak, reached after the warm-up. None takes what suits trained weights:
-            more in a long training than in a short one, see `Recipe.peak`.
+            more in a long training than in a short one, and for a network that has lost much of
+            what its teacher knows, see `Recipe.peak`.
         weight_decay: not applied to biases and normalisation layers.
         momentum: of SGD; the first moment's decay of the other two.
         warmup: share of all steps in which the rate rises linearly from near 0.
@@ -126,20 +127,29 @@ class Recipe:
             ],
         )
 
-    def peak(self, steps: int) -> float:
-        """The learning rate after the warm-up, in a training of so many steps.
+    def peak(self, steps: int, lost: float = 1.0) -> float:
+        """The learning rate after the warm-up.
 
-        What is learned in a few steps at a high rate is less than what trained weights lose by it.
-        So the rate is lower in proportion to the root of the number of steps.
+        What is learned in a few steps at a high rate is less than what trained weights lose by it;
+        a network that has lost what it knew has only to learn. So the rate falls with the root of
+        the number of steps where nothing is lost, and by less the more is.
+
+        Args:
+            steps: of the whole training.
+            lost: share of the teacher's accuracy that the network lacks before it, 0 to 1.
 
         Example:
-            >>> round(Recipe().peak(70), 4), Recipe().peak(7000), Recipe(learning_rate=1.0).peak(70)
-            (0.005, 0.05, 1.0)
+            >>> recipe = Recipe()
+            >>> [round(recipe.peak(70, lost), 4) for lost in (0.0, 0.5, 1.0)]
+            [0.005, 0.0158, 0.05]
+            >>> recipe.peak(7000, 0.0), Recipe(learning_rate=1.0).peak(70, 0.0)
+            (0.05, 1.0)
         """
         if self.learning_rate is not None:
             return self.learning_rate
         batch = self.batch_size / _BATCH if self.optimizer == "sgd" else 1.0
-        return _PEAKS[self.optimizer] * batch * min(1.0, math.sqrt(steps / _LONG))
+        gentle = min(1.0, math.sqrt(steps / _LONG)) ** (1.0 - min(1.0, max(0.0, lost)))
+        return _PEAKS[self.optimizer] * batch * gentle
 
     @classmethod
     def named(cls, name: Name, **changes: float | str | bool | None) -> Recipe:

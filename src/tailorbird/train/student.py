@@ -120,7 +120,7 @@ class Student:
         self._hooks = self._listen(assignment.hints)
         self.classes = self._rehearse(example, answers, assignment.hints)
         self._guard = guard_for(module, example)
-        self.before = 0.0
+        self.before, self.rate = 0.0, 0.0
         self.total = 0
         self.done = False
         self.store: Checkpoint | None = None
@@ -172,6 +172,7 @@ class Student:
                 raise TrainingError(f"'{self.name}': no term of the loss applies", step=number)
             torch.autograd.backward(loss)
         self.activations.clear()
+        self.rate = rate
         self.state.advance(rate, self.recipe.clip_norm)
         self._pending.append(loss.detach())
 
@@ -191,9 +192,7 @@ class Student:
             self._losses.append(value)
         return float(values[-1])
 
-    def validate(
-        self, shown: Judges, deciding: Judges, *, epoch: float, rate: float, seconds: float
-    ) -> None:
+    def validate(self, shown: Judges, deciding: Judges, *, epoch: float, seconds: float) -> None:
         """Validate weights and average, keep the better if it is the best so far, or the last.
 
         Args:
@@ -223,7 +222,7 @@ class Student:
                 accuracy=scores[0].value,
                 validation_loss=scores[0].loss,
                 ema_accuracy=scores[1].value if len(scores) > 1 else None,
-                learning_rate=rate,
+                learning_rate=self.rate,
                 seconds=seconds,
             )
         )

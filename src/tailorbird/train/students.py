@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +191,7 @@ class _Retraining:
             self.mixer = Mixer(
                 mixup=recipe.mixup, cutmix=recipe.cutmix, classes=students[0].classes
             )
-        self.made, self.rate = 0, 0.0
+        self.made = 0
         self.pixels: list[Tensor] = []
         self.answers = self._answers(self.validation)
         limited = recipe.validation_limit
@@ -227,14 +228,12 @@ class _Retraining:
             images = images.contiguous(memory_format=memory_format(images.shape[1:]))
         answers = {} if self.teacher is None else self.teacher.answer(images)
         done = (self.made + 1) / (self.clock.total + 1)
-        self.rate = self.recipe.peak(self.clock.total) * rate_factor(
-            done, warmup=self.recipe.warmup, schedule=self.recipe.schedule
-        )
+        factor = rate_factor(done, warmup=self.recipe.warmup, schedule=self.recipe.schedule)
         dropout = derive(self.seed, _DROPOUT, self.made)
         self.made += 1
         for student in self._running():
             reseed(self.device, dropout)
-            student.step(images, labels, answers, rate=self.rate)
+            student.step(images, labels, answers, rate=factor * self._peak(student))
 
     def settle(self) -> str:
         """Stop students whose loss is not finite, unless the images are to blame."""
@@ -253,7 +252,6 @@ class _Retraining:
                 (self.validation, self.limited),
                 (self.deciding, self.decided),
                 epoch=self.made / self.walk.per_epoch,
-                rate=self.rate,
                 seconds=self.clock.seconds,
             )
         if any(student.state.stopped is not None for student in running):
@@ -296,6 +294,23 @@ class _Retraining:
             recalibrated=recalibrated,
             stopped=state.stopped,
             stopped_step=state.stopped_step,
+        )
+
+    def _peak(self, student: Student) -> float:
+        """The learning rate after the warm-up."""
+        whole = self.whole
+        lost = 1.0 if not whole else 1.0 - student.before / whole
+        return self.recipe.peak(self.clock.total, lost)
+
+    @cached_property
+    def whole(self) -> float:
+        """The teacher's accuracy where `Student.before` is of; 0 where nobody asks, or without."""
+        if self.teacher is None or self.recipe.learning_rate is not None:
+            return 0.0
+        return (
+            self.students[0]
+            .evaluate(self.teacher.in_float32(), self.validation, self.answers)
+            .value
         )
 
     def _waiting(self) -> list[Student]:
