@@ -20,7 +20,16 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import tailorbird
 from tailorbird.cli import supernet as supernet_commands
-from tailorbird.config import devices, house_job, images, networks, schemes, supernet_job, targets
+from tailorbird.config import (
+    devices,
+    house_job,
+    images,
+    networks,
+    recipes,
+    schemes,
+    supernet_job,
+    targets,
+)
 from tailorbird.config.house_job import HousePlan
 from tailorbird.config.sections import REQUIRED, Field, fields_of, is_section, words
 from tailorbird.data.images import Normalisation
@@ -155,6 +164,8 @@ MODULES = (
 
 _SECTION = re.compile(r"^(Args|Raises|Returns|Example|Yields):(.*)$")
 _ENTRY = re.compile(r"^(\*{0,2}\w[\w, *]*): (.*)$")
+
+_RECIPE = {"recipe": "what is left out is as in this one, see below; the defaults are `teaching`'s"}
 
 _MEANINGS: Mapping[str, Mapping[str, str]] = {
     "targets": {
@@ -425,7 +436,7 @@ def tables() -> dict[str, str]:
             _MEANINGS["device"],
         ),
         "house": table(fields_of(HouseOptions), meanings(HouseOptions)),
-        "retrain": table(fields_of(Recipe), meanings(Recipe)),
+        "retrain": table(recipes.recipe_fields("teaching"), {**meanings(Recipe), **_RECIPE}),
         "export": table(fields_of(ExportOptions), meanings(ExportOptions)),
         "quantise": table(fields_of(QuantiseOptions), meanings(QuantiseOptions)),
     }

@@ -14,6 +14,7 @@ from tailorbird.config.sections import near
 from tailorbird.errors import ConfigError, DataError, StoreError, TailorbirdError
 from tailorbird.export.options import QuantiseOptions
 from tailorbird.pipeline import Job
+from tailorbird.train.recipe import Recipe
 
 SMALL = """\
 teacher: {model: "tailorbird.demo:digits_net", arguments: {width: 8, depth: 1}, train: {epochs: 1}}
@@ -348,3 +349,15 @@ def test_training_needs_labels(beside):
     text = SMALL.replace("kind: digits, image_size: 8", "kind: 'my_parts_c:images', labels: false")
     with pytest.raises(TailorbirdError, match="no labels, and training teacher needs them"):
         build(plan(text, beside), beside)
+
+
+def test_recipes_are_named_or_are_the_section_s_own():
+    by_name = plan(SMALL + "retrain: {recipe: bespoke, epochs: 2}")
+    assert by_name.retrain == Recipe.named("bespoke", epochs=2)
+    assert plan(SMALL + "retrain: standard").retrain == Recipe.named("standard")
+    assert plan(SMALL).retrain == Recipe()
+    text = SMALL + "donors: {a: {model: timm:resnet18, train: {epochs: 3}}}"
+    assert plan(text).donors["a"].train == Recipe.named("standard", epochs=3)
+    again = plan(yaml.safe_dump(by_name.plain()))
+    assert again.retrain == by_name.retrain
+    assert "did you mean 'bespoke'" in problems(SMALL + "retrain: {recipe: bespok}")[0]

@@ -23,6 +23,7 @@ from tailorbird.config import devices, house_job, images, schemes, supernet_job,
 from tailorbird.config.house_job import HousePlan, check
 from tailorbird.config.networks import Network
 from tailorbird.config.reader import read
+from tailorbird.config.recipes import recipe_fields
 from tailorbird.config.sections import Field, fields_of, is_section, words
 from tailorbird.config.supernet_job import NamedSpace, check_job
 from tailorbird.config.targets import load_targets
@@ -34,7 +35,6 @@ from tailorbird.supernet.architecture import load_space
 from tailorbird.supernet.network import build_supernet
 from tailorbird.supernet.train_state import SupernetRecipe
 from tailorbird.targets import METRICS, Target
-from tailorbird.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -112,7 +112,7 @@ SECTIONS = {
         "limits": Field(object, None),
     },
     "house": fields_of(HouseOptions),
-    "retrain": fields_of(Recipe),
+    "retrain": recipe_fields("teaching"),
     "quantise": fields_of(QuantiseOptions),
     "data-own": images.data_fields("package.module:factory"),
     **{f"data-{kind}": images.data_fields(kind) for kind in images.DATA},

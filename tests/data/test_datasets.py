@@ -367,3 +367,13 @@ def test_keys_that_are_not_there(given, words):
 def test_keys_for_items_that_are_no_dictionaries():
     with pytest.raises(DataError, match="expected a dictionary with image, got tuple; leave image"):
         from_datasets(TensorDataset(torch.zeros(9, 1, 4, 4)), image_key="image")
+
+
+def test_a_holdout_may_have_labels_or_not():
+    apart = from_datasets(Pictures(), validation=Pictures(4))
+    assert apart.holdout is apart.validation
+    for labelled in (True, False):
+        data = from_datasets(Pictures(), holdout=Pictures(6, labelled=labelled))
+        assert data.size == {"train": 18, "validation": 2, "test": 0, "holdout": 6}
+        assert (data.holdout.labelled, data.labelled) == (labelled, True)
+    assert not from_datasets(Pictures(), holdout=Pictures(6), labels=False).holdout.labelled

@@ -14,6 +14,7 @@ from tailorbird.data.folder import folder
 from tailorbird.data.images import IMAGENET, Normalisation, TensorSplit
 from tailorbird.data.loader import LoaderSplit
 from tailorbird.errors import DataError
+from tailorbird.testing import check_images
 from tests.data.makers import encoded, fill, picture
 
 
@@ -323,3 +324,30 @@ def test_what_is_left_out_moves_no_other_image(tmp_path):
     data = folder(root, skip_corrupt=True, **options)
     assert data.skipped == 2
     assert pixels_of(data) == whole
+
+
+def test_a_holdout_is_a_folder_of_its_own_with_labels_or_without(tmp_path):
+    root = classed(tmp_path / "set")
+    data = folder(root, holdout=classed(tmp_path / "new", 2))
+    assert data.size == {"train": 10, "validation": 2, "test": 0, "holdout": 4}
+    assert data.holdout.labelled
+    assert data.fingerprint == folder(root).fingerprint
+    flat = folder(root, holdout=fill(tmp_path / "flat", 3))
+    assert (len(flat.holdout), flat.holdout.labelled, flat.labelled) == (3, False, True)
+    assert not folder(root, holdout=tmp_path / "new", labels=False).holdout.labelled
+    with pytest.raises(DataError, match="absent: expected a folder of images, none exists"):
+        folder(root, holdout=tmp_path / "absent")
+    fill(tmp_path / "strange" / "egg", 2)
+    with pytest.raises(DataError, match="holdout: classes that train lacks: egg"):
+        folder(root, holdout=tmp_path / "strange")
+
+
+def test_validation_images_of_their_own_are_the_holdout(tmp_path):
+    for name in ("train", "val", "test"):
+        classed(tmp_path / name, 2)
+    data = folder(tmp_path)
+    assert data.holdout is data.validation
+    classed(tmp_path / "holdout", 3)
+    data = folder(tmp_path)
+    assert data.size == {"train": 4, "validation": 4, "test": 4, "holdout": 6}
+    check_images(data)

@@ -162,3 +162,15 @@ def test_equal_cells_count_as_often_as_they_stand(tmp_path):
     other = write_table(tmp_path / "b.parquet", [image] * 400, [0, 1] * 200)
     with pytest.raises(DataError, match="equal cells make a lot of parquet data, more than memory"):
         parquet([path, other], memory_mb=whole * 3 // 2 // 10**6)
+
+
+def test_holdout_files_by_name_or_as_told_and_without_labels(tmp_path):
+    for name in ("train", "test", "holdout"):
+        write_table(tmp_path / "all" / f"{name}-0.parquet", IMAGES, LABELS, NAMES)
+    assert parquet(tmp_path / "all").size["holdout"] == 12
+    plain = write_table(tmp_path / "plain.parquet", IMAGES[:5])
+    train = tmp_path / "all" / "train-0.parquet"
+    data = parquet(train, holdout=plain, validation=0.25)
+    assert (len(data.holdout), data.holdout.labelled, data.labelled) == (5, False, True)
+    with pytest.raises(DataError, match=r"nothing\.parquet: no parquet file here"):
+        parquet(train, holdout=tmp_path / "nothing.parquet")

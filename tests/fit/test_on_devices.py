@@ -33,7 +33,7 @@ from tests.train.quantised.makers import Net
 SHAPE = (1, 8, 8)
 WIDTHS = (8, 16, 32)
 HERE = OnnxRuntime(threads=1, runs=15, warmup=1)
-EPOCHS = Recipe(epochs=4, batch_size=64, learning_rate=0.1)
+EPOCHS = Recipe.named("standard", epochs=4, batch_size=64, learning_rate=0.1)
 
 
 class Zoo(Sums):

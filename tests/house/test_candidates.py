@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tailorbird.data.unfamiliar import unfamiliar
 from tailorbird.errors import ConfigError, InfeasibleError
 from tailorbird.fit.bench import bench_at
 from tailorbird.fit.candidates import Network
@@ -16,6 +17,8 @@ from tailorbird.progress import Silent
 from tailorbird.search import exact
 from tailorbird.search.additive import Annealing, Exact
 from tailorbird.targets import Place, Target
+from tailorbird.task import CLASSIFICATION
+from tailorbird.train.evaluate import accuracy, agreement, logits
 from tailorbird.train.recipe import Recipe
 from tests.fakes import FakeDevice, FakeExporter
 from tests.house.makers import same
@@ -42,8 +45,8 @@ def open_house(folder):
     )
 
 
-def candidates_of(house, split=None):
-    data = house.data if split is None else replace(house.data, validation=split)
+def candidates_of(house, split=None, data=None):
+    data = data or (house.data if split is None else replace(house.data, validation=split))
     return HouseCandidates(
         house.house,
         data,
@@ -114,6 +117,39 @@ def test_what_is_judged_is_the_induced_network_s_accuracy(run, labelled):
         candidates.network(candidates.reference),
     )
     assert choice.accuracy == judge.accuracy(network)
+
+
+@pytest.mark.parametrize("apart", ["nothing", "unlabelled", "labelled"])
+@pytest.mark.parametrize("rank_by", ["divergence", "accuracy_loss", "distillation"])
+def test_quality_is_of_images_that_nobody_memorised_and_accuracy_of_labels(run, apart, rank_by):
+    house = open_house(run)
+    data, teacher = house.data, house.house.teacher.module
+    test = data.test if apart == "labelled" else replace(data.test, labels=None)
+    data = replace(data, holdout=None if apart == "nothing" else test)
+    candidates = candidates_of(house, data=data)
+    candidates.house = replace(candidates.house, rank_by=rank_by)
+    key = tuple(candidates.family.of_names([candidates.family.alternatives[0].name]).tolist())
+    whole, found = candidates.judge([candidates.reference, key])
+    network = candidates._induced(key)
+    chosen_by = test if apart == "labelled" else data.validation
+    assert found.accuracy == accuracy(network, chosen_by)
+    seen = unfamiliar(data.validation, data.normalisation) if apart == "nothing" else test
+    if rank_by == "accuracy_loss":
+        right = accuracy(network, seen) if seen.labelled else agreement(network, teacher, seen)
+        assert found.quality == right
+    else:
+        told, known = logits(network, seen), logits(teacher, seen)
+        assert found.quality == pytest.approx(-float(CLASSIFICATION.distil(told, known)))
+        assert whole.quality == pytest.approx(0.0, abs=1e-6)
+    assert candidates.weigh(candidates.network(key), 10**6).accuracy == found.accuracy
+
+
+def test_alternatives_are_added_up_by_the_score_that_is_asked_for(run):
+    candidates = candidates_of(open_house(run))
+    candidates.house = replace(candidates.house, rank_by="distillation")
+    name = candidates.family.alternatives[0].name
+    key = candidates.family.of_names([name])[None]
+    assert candidates.quality(key)[0] == -candidates.house.scores[name]["distillation"]
 
 
 def test_limits_that_cannot_be_met_carry_the_lowest_figures(run):

@@ -3,11 +3,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tailorbird.graph.surgery import induce
+from tailorbird.graph.surgery import capture, induce
 from tailorbird.house.score import score_accuracy
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Silent
 from tailorbird.train.evaluate import accuracy, agreement
+from tailorbird.train.losses import relative_error
 
 from .makers import images, small_sample, teacher
 
@@ -45,6 +46,16 @@ def test_cached_score_is_that_of_the_whole_induced_network(tmp_path, labelled):
             p, q = network(x).log_softmax(1), whole(x).log_softmax(1)
         divergence = float((p.exp() * (p - q)).sum(1).mean())
         assert figures["divergence"] == pytest.approx(divergence, abs=1e-4)
+        with torch.no_grad():
+            inner = capture(teacher(), [block.input, block.output])(x)
+            module = sample.modules[alternative.name]
+            errors = [
+                len(given) * relative_error(module(given), wanted)
+                for given, wanted in zip(
+                    inner[block.input].split(24), inner[block.output].split(24), strict=True
+                )
+            ]
+        assert figures["distillation"] == pytest.approx(float(sum(errors)) / len(x), rel=1e-4)
 
 
 class Stopping(Silent):

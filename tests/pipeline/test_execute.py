@@ -366,13 +366,33 @@ def test_house_from_python_fits_and_leaves_the_teacher_alone(finished, tmp_path)
 
 def test_a_trained_teacher_is_trained_once(tmp_path):
     run = tmp_path / "run"
-    training = {"teacher": Recipe(epochs=1.0, batch_size=64, precision="float32")}
+    training = {"teacher": Recipe.named("standard", epochs=1.0, batch_size=64, precision="float32")}
     asked = job(run, limits={"edge": {"macs": "1x"}}, training=training)
     asked = replace(asked, options=small(asked.options))
     first, before = run_job(asked), trained(run)
     assert any("models" in path.parts for path in before)
     assert figures(run_job(asked)) == figures(first)
     assert trained(run) == before
+
+
+def test_a_holdout_scores_anew_and_keeps_what_is_trained(with_house):
+    run = with_house()
+    before, scores = trained(run), (run / "house" / "scores.json").read_text()
+    told = run_job(job(run), until="house").decided
+    assert told.startswith("64 validation images, strongly cropped")
+    assert (run / "house" / "scores.json").read_text() == scores
+    apart = replace(images(), holdout=images().test)
+    told = run_job(job(run, data=apart), until="house").decided
+    assert told == "64 holdout images, which no network was trained on"
+    assert trained(run) == before
+    assert (run / "house" / "scores.json").read_text() != scores
+
+
+def test_a_job_that_trains_all_its_networks_spares_the_validation_images(tmp_path):
+    recipe = Recipe.named("standard", epochs=1.0)
+    for training in ({"teacher": recipe}, {"teacher": recipe, "narrow": recipe}):
+        data = job(tmp_path, training=training).data
+        assert (data.holdout is data.validation) == (len(training) == 2)
 
 
 def test_a_job_lists_all_its_faults(tmp_path):

@@ -33,7 +33,9 @@ class Written(nn.Module):
 
 
 def trained(in_place):
-    recipe = Recipe(epochs=1.0, batch_size=64, precision="float32", recalibrate_batches=0)
+    recipe = Recipe.named(
+        "standard", epochs=1.0, batch_size=64, precision="float32", recalibrate_batches=0
+    )
     network = seeded(lambda: Written(in_place=in_place))
     return fit(network, images(), recipe=recipe, seed=0).module.state_dict()
 
@@ -56,8 +58,14 @@ def test_written_in_place_it_trains_to_the_same_weights():
 def test_computed_weights_train_on_a_copy(norm):
     network = seeded(lambda: nn.Sequential(nn.Flatten(), norm(nn.Linear(64, 10))))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    recipe = Recipe(
-        epochs=1.0, batch_size=64, precision="float32", ema=0.9, recalibrate_batches=0, keep="last"
+    recipe = Recipe.named(
+        "standard",
+        epochs=1.0,
+        batch_size=64,
+        precision="float32",
+        ema=0.9,
+        recalibrate_batches=0,
+        keep="last",
     )
     after = dict(fit(network, images(), recipe=recipe, seed=0).module.named_parameters())
     assert before.keys() == after.keys()

@@ -15,7 +15,7 @@ from tailorbird.train.fit import fit
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain, retrain_all
 
-RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05, precision="float32")
+RECIPE = Recipe.named("standard", epochs=3, batch_size=16, learning_rate=0.05, precision="float32")
 
 
 def make_data(*, labelled=True, images=80, seed=0):
@@ -28,15 +28,17 @@ def make_data(*, labelled=True, images=80, seed=0):
     norm = Normalisation((0.35,), (0.2,))
     split = TensorSplit(pixels.to(torch.uint8), labels if labelled else None, norm, crop_padding=1)
     cut = images - images // 4
+    unseen = split.take(torch.arange(cut, images))
     return ImageData(
         train=split.take(torch.arange(cut)),
-        validation=split.take(torch.arange(cut, images)),
+        validation=unseen,
         test=None,
         classes=None,
         normalisation=norm,
         input_shape=(1, 8, 8),
         labelled=labelled,
         name="stripes",
+        holdout=unseen,
     )
 
 
@@ -129,7 +131,9 @@ def test_training_learns_and_touches_nothing_it_was_given():
     torch.manual_seed(5)
     random = torch.get_rng_state()
     numpy_random = np.random.get_state()[1].copy()
-    recipe = Recipe(epochs=6, batch_size=16, mixup=0.2, cutmix=0.5, kl_weight=0, mse_weight=0)
+    recipe = Recipe.named(
+        "standard", epochs=6, batch_size=16, mixup=0.2, cutmix=0.5, kl_weight=0, mse_weight=0
+    )
     done = retrain(student, teacher, data, hints=HINTS, recipe=recipe, seed=3)
     assert done.accuracy > 0.9 > done.accuracy_before
     assert done.accuracy == accuracy(done.module, data.validation)
@@ -146,7 +150,9 @@ def test_training_learns_and_touches_nothing_it_was_given():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_students_together_end_as_each_alone_with_one_teacher_pass_per_batch(precision):
     data, teacher = make_data(), Probe(Net(8, seed=9))
-    recipe = Recipe(epochs=2.5, batch_size=16, precision=precision, ema=0.9, mixup=0.2)
+    recipe = Recipe.named(
+        "standard", epochs=2.5, batch_size=16, precision=precision, ema=0.9, mixup=0.2
+    )
     wide = Assignment(name="wide", student=Net(8, seed=1), hints=HINTS)
     narrow = Assignment(name="narrow", student=Net(4, seed=2))
     calls = []
@@ -187,7 +193,7 @@ def spoilt(data, role, index, value):
     split = getattr(data, role)
     images = split.images.float() / 255
     images[index, 0, 0, 0] = value
-    return replace(data, **{role: replace(split, images=images)})
+    return replace(data, holdout=None, **{role: replace(split, images=images)})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -223,8 +229,14 @@ def test_a_single_student_with_nan_raises_and_keeps_its_best(tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "adabelief", "adamw"])
 def test_interrupted_equals_uninterrupted(tmp_path, optimizer):
     data, teacher = make_data(), Probe(Net(seed=9))
-    recipe = Recipe(
-        epochs=3.4, batch_size=16, optimizer=optimizer, learning_rate=0.01, ema=0.9, cutmix=1.0
+    recipe = Recipe.named(
+        "standard",
+        epochs=3.4,
+        batch_size=16,
+        optimizer=optimizer,
+        learning_rate=0.01,
+        ema=0.9,
+        cutmix=1.0,
     )
 
     def run(folder, progress=None):
@@ -286,19 +298,23 @@ def test_an_unwritable_folder_is_named(tmp_path):
 def test_without_labels_accuracy_is_agreement_with_the_teacher():
     labelled, data = make_data(), make_data(labelled=False)
     teacher = fit(Net(seed=4), labelled, recipe=RECIPE, seed=0).module
-    recipe = Recipe(epochs=6, batch_size=16, kl_weight=1.0, cutmix=1.0, validation_limit=10)
+    recipe = Recipe.named(
+        "standard", epochs=6, batch_size=16, kl_weight=1.0, cutmix=1.0, validation_limit=10
+    )
     done = retrain(Net(seed=1), teacher, data, recipe=recipe, seed=0)
     assert done.accuracy == agreement(done.module, teacher, data.validation)
     assert done.accuracy > 0.8
     with pytest.raises(ConfigError, match="nothing to learn from for student: kl_weight is 0"):
         retrain(
-            Net(), teacher, data, recipe=Recipe(kl_weight=0, mse_weight=0), seed=0
+            Net(), teacher, data, recipe=Recipe.named("standard", kl_weight=0, mse_weight=0), seed=0
         )  # fmt: skip
 
 
 def test_hints_pull_activations_to_the_teachers():
     data, teacher = make_data(), Probe(Net(seed=9))
-    recipe = Recipe(epochs=6, batch_size=16, mse_weight=1.0, kl_weight=0, ce_weight=0, warmup=0.2)
+    recipe = Recipe.named(
+        "standard", epochs=6, batch_size=16, mse_weight=1.0, kl_weight=0, ce_weight=0, warmup=0.2
+    )
     done = retrain(
         Net(seed=1, dropout=0.0), teacher, data, hints=HINTS, recipe=recipe, seed=0
     )  # fmt: skip
@@ -337,8 +353,10 @@ def test_all_wrong_hints_are_reported_at_once():
 def test_the_best_state_is_kept_even_if_it_is_the_first_or_the_last_if_asked_for(keep):
     data = make_data()
     teacher = fit(Net(seed=4), data, recipe=RECIPE, seed=0).module
-    ruin = Recipe(epochs=2, batch_size=16, learning_rate=50.0, clip_norm=None, warmup=0,
-                  recalibrate_batches=0, keep=keep)  # fmt: skip
+    ruin = replace(
+        RECIPE, epochs=2, learning_rate=50.0, clip_norm=None, warmup=0, recalibrate_batches=0,
+        keep=keep,
+    )  # fmt: skip
     [done] = retrain_all(
         [Assignment(name="x", student=teacher)], teacher, data, recipe=ruin, seed=0
     )
@@ -352,14 +370,14 @@ def test_stale_statistics_are_re_estimated_if_that_validates_better():
     student = fit(Net(seed=4), data, recipe=RECIPE, seed=0).module
     student.early[1].running_mean.fill_(30.0)
     student.late[1].running_var.fill_(1e-4)
-    tiny = Recipe(epochs=0.3, batch_size=16, learning_rate=1e-9, kl_weight=0)
+    tiny = Recipe.named("standard", epochs=0.3, batch_size=16, learning_rate=1e-9, kl_weight=0)
     done = fit(student, data, recipe=tiny, seed=0)
     assert done.recalibrated
     assert done.accuracy > done.accuracy_before
 
 
 def test_minutes_shorten_the_run():
-    recipe = Recipe(epochs=100_000, batch_size=16, minutes=0.003)
+    recipe = Recipe.named("standard", epochs=100_000, batch_size=16, minutes=0.003)
     done = fit(Net(seed=1), make_data(), recipe=recipe, seed=0)
     assert 0 < done.epochs < 100_000
     assert done.history[-1].epoch == done.epochs
@@ -367,9 +385,11 @@ def test_minutes_shorten_the_run():
 
 def test_fractional_epochs_and_batches_larger_than_the_split():
     data = make_data()
-    done = fit(Net(), data, recipe=Recipe(epochs=0.5, batch_size=10), seed=0)
+    done = fit(Net(), data, recipe=Recipe.named("standard", epochs=0.5, batch_size=10), seed=0)
     assert [(e.epoch, e.step) for e in done.history] == [(0.0, 0), (0.5, 3)]
-    done = fit(Net(), data, recipe=Recipe(epochs=2, batch_size=512, cutmix=1.0), seed=0)
+    done = fit(
+        Net(), data, recipe=Recipe.named("standard", epochs=2, batch_size=512, cutmix=1.0), seed=0
+    )
     assert [e.step for e in done.history] == [0, 1, 2]
 
 
@@ -409,3 +429,45 @@ def test_on_a_gpu_students_together_end_as_each_alone(tmp_path: Path):
     alone = retrain(Net(seed=1), teacher, data, hints=HINTS, recipe=RECIPE, seed=0)
     assert same(state(first.module), state(alone.module))
     assert second.stopped_step == 5
+
+
+def test_labels_weigh_fully_where_they_are_all_there_is():
+    data, recipe = make_data(), Recipe.named("standard", epochs=1, batch_size=16, ce_weight=0.1)
+    few, alone = fit(Net(), data, recipe=recipe, seed=0), replace(recipe, kl_weight=0)
+    losses = [
+        done.history[1].loss
+        for done in (
+            few,
+            fit(Net(), data, recipe=replace(recipe, ce_weight=1.0), seed=0),
+            retrain(Net(), Probe(Net(seed=2)), data, recipe=alone, seed=0),
+        )
+    ]
+    assert losses == pytest.approx([losses[0]] * 3)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_student_s_best_state_is_chosen_where_nobody_has_memorised(apart):
+    """Its labels say on the holdout, the teacher on validation images made unfamiliar."""
+    data = make_data()
+    wrong = replace(data.validation, labels=1 - data.validation.labels)
+    data = replace(data, validation=wrong, holdout=data.validation if apart else None)
+    teacher = fit(Net(seed=4), make_data(), recipe=RECIPE, seed=0).module
+    recipe = replace(RECIPE, epochs=6, recalibrate_batches=0)
+    done = retrain(Net(seed=1), teacher, data, recipe=recipe, seed=0)
+    assert done.best_epoch > 0, "by the wrong labels the first state would be the best"
+    assert done.accuracy == accuracy(done.module, data.holdout if apart else wrong)
+
+
+def test_a_network_that_lost_more_is_trained_at_a_higher_rate():
+    data = make_data()
+    teacher = fit(Net(seed=4), data, recipe=RECIPE, seed=0).module
+    recipe = Recipe(epochs=2, batch_size=16, schedule="constant", warmup=0)
+    students = [
+        Assignment(name=name, student=net)
+        for name, net in {"intact": teacher, "new": Net(seed=1)}.items()
+    ]
+    intact, new = retrain_all(students, teacher, data, recipe=recipe, seed=0)
+    lost = 1 - new.accuracy_before / intact.accuracy_before
+    assert lost > 0.2
+    rates = [done.history[-1].learning_rate for done in (intact, new)]
+    assert rates == pytest.approx([recipe.peak(6, 0.0), recipe.peak(6, lost)])

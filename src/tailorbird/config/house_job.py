@@ -14,6 +14,7 @@ from tailorbird.config.images import Images, images
 from tailorbird.config.named import Named
 from tailorbird.config.networks import Network, donors, network
 from tailorbird.config.reader import Document, read_file
+from tailorbird.config.recipes import recipe
 from tailorbird.config.sections import Faults, Field, Reader, as_written, fields_of, read_fields
 from tailorbird.config.strategies import strategy as named_strategy
 from tailorbird.config.targets import KEYS, Targets, quantise, read_targets
@@ -119,6 +120,7 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> HousePlan:
         "donors": partial(donors, base=folder),
         "data": partial(images, base=folder),
         "quantise": quantise,
+        "retrain": partial(recipe, default="teaching"),
     }
     values: dict[str, Any] = read_fields(faults, (), document.data, FIELDS, readers)
     faults.least(values, rounds=1, candidates=1, sessions=1, seed=0)

@@ -28,7 +28,7 @@ DATA: Mapping[str, tuple[Callable[..., ImageData], Mapping[str, object]]] = {
 _EMBEDDED = ("digits", "cluttered_digits")
 """Kinds without files, whose normalisation is their own."""
 
-_LOCATIONS = ("root", "files", "test")
+_LOCATIONS = ("root", "files", "test", "holdout")
 """Keys that hold paths."""
 
 _NORMALISATION = fields_of(Normalisation)
@@ -117,13 +117,14 @@ def _own_images(source: str, made: object, given: dict[str, object], seed: int) 
             )
         return made
     parts = made if isinstance(made, tuple) else (made,)
-    if not 1 <= len(parts) <= 2:
+    if not 1 <= len(parts) <= 3:
         raise ConfigError(
-            f"{source}: expected a data set, a pair (train, test) or ImageData, "
-            f"got {len(parts)} things"
+            f"{source}: expected a data set, a pair (train, test), three (train, test, holdout) or "
+            f"ImageData, got {len(parts)} things"
         )
     reader: Callable[..., ImageData] = from_datasets
-    return reader(*parts, **given, seed=seed)
+    roles = dict(zip(("train", "test", "holdout"), parts, strict=False))
+    return reader(**roles, **given, seed=seed)
 
 
 def data_fields(kind: str) -> dict[str, Field]:
@@ -137,7 +138,7 @@ def data_fields(kind: str) -> dict[str, Field]:
         return start | {name: one for name, one in fields.items() if name != "kind"}
     own = fields_of(
         from_datasets,
-        without=["train", "test", "plain", "seed"],
+        without=["train", "test", "holdout", "plain", "seed"],
         validation=Field(float, 0.1),
         normalisation=Field(object, None),
     )
@@ -166,7 +167,8 @@ def images(faults: Faults, path: Path_, raw: object, *, base: Path) -> Images | 
         values["normalisation"] = _normalisation(faults, place, values["normalisation"])
     if kind in DATA and kind not in _EMBEDDED:
         for key in _LOCATIONS:
-            values |= {key: _located(base, values[key])} if values.get(key) is not None else {}
+            if isinstance(values.get(key), str | list | tuple):
+                values[key] = _located(base, values[key])
     return Images(values) if len(faults.found) == before else None
 
 

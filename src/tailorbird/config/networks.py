@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from tailorbird.config.reader import Path_
-from tailorbird.config.sections import NAMING, Faults, fields_of, read_fields, short
+from tailorbird.config.recipes import recipe
+from tailorbird.config.sections import NAMING, Faults, Reader, fields_of, read_fields, short
 from tailorbird.factories import is_factory
 from tailorbird.models import load_model
 from tailorbird.targets import NAME
@@ -30,7 +31,8 @@ class Network:
         checkpoint_key: where in that file they stand, where it holds several sets, such as
             ``state_dict``; averaged ones are taken by default.
         num_classes: outputs of the head, where the constructor takes that argument.
-        train: train it on the images first; keys as in ``retrain``.
+        train: train it on the images first; keys as in ``retrain``, whose recipe is ``standard``
+            here.
     """
 
     model: str = field(metadata={"hint": "timm:NAME, torchvision:NAME or package.module:factory"})
@@ -54,11 +56,18 @@ class Network:
             )
 
 
+def _training(faults: Faults, path: Path_, raw: object) -> Recipe | None:
+    return None if raw is None else recipe(faults, path, raw, default="standard")
+
+
+_READERS: Mapping[str, Reader] = {"train": _training}
+
+
 def network(faults: Faults, path: Path_, raw: object, *, base: Path) -> Network | None:
     """Check where a network comes from; a text alone is its ``model``."""
     before = len(faults.found)
     raw = {"model": raw} if isinstance(raw, str) else raw
-    values: dict[str, Any] = read_fields(faults, path, raw, fields_of(Network), {})
+    values: dict[str, Any] = read_fields(faults, path, raw, fields_of(Network), _READERS)
     model, arguments = values["model"] or "", values["arguments"] or {}
     if model and not is_factory(model.replace("-", "_")):
         faults.add(

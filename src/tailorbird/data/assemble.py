@@ -35,6 +35,9 @@ from tailorbird.data.loader import EncodedImages, LoaderSplit
 from tailorbird.runfolder import short_hash
 
 MOST_PADDING = 10_000
+HOLDOUT = "holdout"
+"""The part of images that no network was trained on."""
+
 Labels = npt.NDArray[np.int64]
 T = TypeVar("T")
 
@@ -130,7 +133,10 @@ def assemble(
     classes: tuple[str, ...] | None,
     reading: Reading,
 ) -> ImageData:
-    """Make the data of ``parts`` named train and, where they exist, validation and test.
+    """Make the data of ``parts`` named train and, where they exist, validation, test and holdout.
+
+    Validation images that are a part of their own are taken as ones that no network was trained on.
+    A holdout may have labels or not; without labels elsewhere they are left out.
 
     Small images are decoded once into memory; where that would pass ``memory_mb``, or random
     cutting needs the whole image, they are read when a batch wants them.
@@ -140,8 +146,9 @@ def assemble(
     """
     problems = [line for part in parts for line in _label_problems(part, classes)]
     labelled = parts[0].labels is not None
-    if any((part.labels is not None) != labelled for part in parts):
-        has = ", ".join(f"{p.name} {'has' if p.labels is not None else 'lacks'}" for p in parts)
+    even = [part for part in parts if part.name != HOLDOUT]
+    if any((part.labels is not None) != labelled for part in even):
+        has = ", ".join(f"{p.name} {'has' if p.labels is not None else 'lacks'}" for p in even)
         problems.append(f"labels in some splits only: {has} them; leave the labels out of all")
     heads = [peek_all(part.encoded, reading.decoder, workers=reading.workers) for part in parts]
     shapes = [shape for head in heads for shape in head.shapes.values()]
@@ -182,11 +189,15 @@ def assemble(
         part.name: _split(part, one, normalisation, reading)
         for part, one in zip(parts, seen, strict=True)
     }
+    holdout = splits.get(HOLDOUT, splits.get("validation"))
     if "validation" not in splits:
         train = splits["train"]
         labels = None if train.labels is None else train.labels.numpy()
         stay, held = divide(labels, len(train), reading.validation, seed=reading.seed)
         splits["train"], splits["validation"] = _divided(train, stay, held)
+    contents = [
+        list(one.contents) for part, one in zip(parts, seen, strict=True) if part.name != HOLDOUT
+    ]
     notes = []
     if mixed and (count := _grey(heads, seen)):
         notes.append(f"{count} grey images among colour ones were given three channels")
@@ -201,7 +212,8 @@ def assemble(
         name=name,
         skipped=len(faults),
         notes=tuple(notes),
-        content=short_hash([reading.decoder.plain(), [list(one.contents) for one in seen]]),
+        content=short_hash([reading.decoder.plain(), contents]),
+        holdout=holdout,
     )
 
 

@@ -11,11 +11,16 @@ from tailorbird.errors import DataError
 def for_supernets(data: ImageData) -> ImageData:
     """The same images in three channels, if they are labelled.
 
+    A supernet is trained without the validation images, which therefore are the holdout; one that
+    was given takes their place.
+
     Raises:
         DataError: for images without labels, or of neither one channel nor three.
     """
     coloured = in_colour(data)
-    if not data.labelled:
+    apart = coloured.holdout or coloured.validation
+    coloured = replace(coloured, validation=apart, holdout=apart)
+    if not (data.labelled and coloured.validation.labelled):
         raise DataError(
             f"'{data.name}' has no labels, and training and judging supernets needs them; "
             "give labelled images"
@@ -32,13 +37,13 @@ def in_colour(data: ImageData) -> ImageData:
     channels = data.input_shape[0]
     if channels == 3:
         return data
-    splits = [data.train, data.validation, data.test]
+    splits = [data.train, data.validation, data.test, data.holdout]
     if channels != 1 or not all(one is None or isinstance(one, TensorSplit) for one in splits):
         raise DataError(
             f"'{data.name}' has images of {channels} channels, and the spaces take 3; convert them"
         )
     norm = Normalisation(data.normalisation.mean * 3, data.normalisation.std * 3)
-    train, validation, test = (_tripled(one, norm) for one in splits)
+    train, validation, test, holdout = (_tripled(one, norm) for one in splits)
     assert train is not None and validation is not None  # they were given
     shape = (3, *data.input_shape[1:])
     return replace(
@@ -46,6 +51,7 @@ def in_colour(data: ImageData) -> ImageData:
         train=train,
         validation=validation,
         test=test,
+        holdout=validation if data.holdout is data.validation else holdout,
         normalisation=norm,
         input_shape=shape,
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from tailorbird.data.assemble import default_normalisation
+from tailorbird.data.assemble import HOLDOUT, default_normalisation
 from tailorbird.data.decode import Fault, as_pixels, corrupt, fail, shape_problems
 from tailorbird.data.division import divide
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit
@@ -31,6 +31,7 @@ def cifar(
     kind: Literal["cifar10", "cifar100"] = "cifar10",
     *,
     validation: float = 0.1,
+    holdout: float = 0.0,
     seed: int = 0,
     normalisation: Normalisation = CIFAR_NORMALISATION,
     crop_padding: int = 4,
@@ -43,6 +44,8 @@ def cifar(
         root: the folder that holds torchvision's ``cifar-10-batches-py`` or ``cifar-100-python``.
         kind: which of the two.
         validation: share of the 50,000 training images held out for choices.
+        holdout: share of them that no network was trained on, as where a teacher was trained on
+            ``train`` of the same arguments; choices are made on these.
         seed: seeds the division.
         normalisation: CIFAR's own; some published weights want ImageNet's.
         crop_padding: augmentation, see `TensorSplit`.
@@ -78,17 +81,21 @@ def cifar(
         )
         for one in loaded
     )
-    labels = None if train.labels is None else train.labels.numpy()
-    stay, held = divide(labels, len(train), validation, seed=seed)
+    apart = None
+    if holdout:
+        train, apart = _divided(train, holdout, seed=seed + 1, what="holdout")
+    shape = (3, *train.images.shape[2:])
+    train, held = _divided(train, validation, seed=seed)
     return ImageData(
-        train=train.take(torch.from_numpy(stay)),
-        validation=train.take(torch.from_numpy(held)),
+        train=train,
+        validation=held,
         test=test,
         classes=tuple(loaded[0].classes),
         normalisation=normalisation,
-        input_shape=(3, *train.images.shape[2:]),
+        input_shape=shape,
         labelled=True,
         name=kind,
+        holdout=apart,
     )
 
 
@@ -97,6 +104,7 @@ def from_datasets(
     test: Indexed | None = None,
     *,
     validation: float | Indexed = 0.1,
+    holdout: Indexed | None = None,
     plain: Indexed | None = None,
     classes: Sequence[str] | None = None,
     labels: bool = True,
@@ -121,6 +129,8 @@ def from_datasets(
         train: training images; may augment them.
         test: read once, at the end.
         validation: a dataset, or the share to take out of ``train``.
+        holdout: images that no network was trained on, with labels or without; choices are made on
+            them. A dataset as ``validation`` is taken for such images where this is None.
         plain: ``train``'s images in the same order without augmentation, for validation; None
             means ``train`` itself.
         classes: names; None takes the dataset's ``classes`` where it has them.
@@ -147,11 +157,9 @@ def from_datasets(
         >>> data.size, data.classes, data.labelled
         ({'train': 18, 'validation': 2, 'test': 0}, None, True)
     """
-    given: dict[str, Indexed] = {"train": train}
-    if not isinstance(validation, int | float):
-        given["validation"] = validation
-    if test is not None:
-        given["test"] = test
+    apart = None if isinstance(validation, int | float) else validation
+    roles = {"train": train, "validation": apart, "test": test, HOLDOUT: holdout}
+    given = {role: one for role, one in roles.items() if one is not None}
     problems = [line for role, one in given.items() for line in _usable(role, one)]
     if label_key is not None and image_key is None:
         problems.append("label_key: expected image_key beside it; set both")
@@ -163,7 +171,7 @@ def from_datasets(
         given = {role: Named(one, image_key, label_key) for role, one in given.items()}
         plain = None if plain is None else Named(plain, image_key)
     train = given["train"]
-    numbers = {role: _labels(one) if labels else None for role, one in given.items()}
+    numbers = _numbers(given, labels)
     labelled = numbers["train"] is not None
     shape, first = _first(plain or train)
     names = tuple(classes or _names(train) or ()) or None
@@ -200,12 +208,9 @@ def from_datasets(
     skipped = 0
     if memory:
         held, skipped = _held(splits, skip_corrupt)
+    unseen = held.get(HOLDOUT, held.get("validation"))
     if isinstance(validation, int | float):
-        whole = held["train"]
-        groups = None if whole.labels is None else whole.labels.numpy()
-        stay, apart = divide(groups, len(whole), float(validation), seed=seed)
-        held["train"] = whole.take(torch.from_numpy(stay))
-        held["validation"] = whole.take(torch.from_numpy(apart))
+        held["train"], held["validation"] = _divided(held["train"], float(validation), seed=seed)
     return ImageData(
         train=held["train"],
         validation=held["validation"],
@@ -216,7 +221,20 @@ def from_datasets(
         labelled=labelled,
         name=name,
         skipped=skipped,
+        holdout=unseen,
     )
+
+
+Splits = TypeVar("Splits", TensorSplit, LoaderSplit, TensorSplit | LoaderSplit)
+
+
+def _divided(
+    whole: Splits, share: float, *, seed: int, what: str = "validation"
+) -> tuple[Splits, Splits]:
+    """What stays of a split, and a share of it."""
+    labels = None if whole.labels is None else whole.labels.numpy()
+    stay, apart = divide(labels, len(whole), share, seed=seed, what=what)
+    return whole.take(torch.from_numpy(stay)), whole.take(torch.from_numpy(apart))
 
 
 def _usable(role: str, dataset: Indexed) -> list[str]:
@@ -229,6 +247,12 @@ def _usable(role: str, dataset: Indexed) -> list[str]:
         return [] if len(dataset) else [f"{role}: no images"]
     except Exception as error:  # the user's code may raise anything
         return [f"{role}: its len() raises {type(error).__name__}: {error}"]
+
+
+def _numbers(given: Mapping[str, Indexed], labels: bool) -> dict[str, Tensor | None]:
+    """Each data set's labels (n,); those of a holdout only where there are others."""
+    found = {role: _labels(one) if labels else None for role, one in given.items()}
+    return found if found["train"] is not None else found | dict.fromkeys({HOLDOUT} & found.keys())
 
 
 def _labels(dataset: object) -> Tensor | None:
@@ -290,8 +314,9 @@ def _first(dataset: Indexed) -> tuple[tuple[int, int, int], Tensor]:
 def _label_problems(
     numbers: dict[str, Tensor | None], classes: tuple[str, ...] | None
 ) -> list[str]:
-    lacking = [role for role, values in numbers.items() if values is None]
-    if 0 < len(lacking) < len(numbers):
+    even = {role: values for role, values in numbers.items() if role != HOLDOUT}
+    lacking = [role for role, values in even.items() if values is None]
+    if 0 < len(lacking) < len(even):
         return [f"labels in some splits only: {', '.join(lacking)} lack them; set labels=False"]
     problems = []
     for role, values in numbers.items():

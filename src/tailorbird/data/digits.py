@@ -20,6 +20,7 @@ def digits(
     seed: int = 0,
     validation: float = 0.15,
     test: float = 0.2,
+    holdout: float = 0.0,
     image_size: int = 16,
     resize: Literal["bilinear", "nearest"] = "bilinear",
     crop_padding: int = 1,
@@ -30,6 +31,8 @@ def digits(
         seed: seeds both divisions, which are stratified.
         validation: share of the images left after ``test``.
         test: share of all images.
+        holdout: share of the images left after ``test`` that no network was trained on, as where a
+            teacher was trained on ``train`` of the same arguments; choices are made on these.
         image_size: side in pixels; the originals are 8 x 8.
         resize: how larger images are made.
         crop_padding: augmentation, see `TensorSplit`; there is no mirroring.
@@ -58,6 +61,10 @@ def digits(
     images = pixels.round().to(torch.uint8)
     labels = torch.from_numpy(raw.target.astype(np.int64))
     rest, held = divide(raw.target, len(labels), test, seed=seed, what="test")
+    apart = None
+    if holdout:
+        left, drawn = divide(raw.target[rest], len(rest), holdout, seed=seed + 2, what="holdout")
+        rest, apart = rest[left], rest[drawn]
     stay, choose = divide(raw.target[rest], len(rest), validation, seed=seed + 1)
 
     whole = TensorSplit(images, labels, _NORMALISATION, crop_padding=crop_padding)
@@ -70,4 +77,5 @@ def digits(
         input_shape=(1, image_size, image_size),
         labelled=True,
         name="digits",
+        holdout=None if apart is None else whole.take(torch.from_numpy(apart)),
     )

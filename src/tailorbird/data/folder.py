@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tailorbird.data.assemble import Part, Reading, assemble, settle_test
+from tailorbird.data.assemble import HOLDOUT, Part, Reading, assemble, settle_test
 from tailorbird.data.decode import Interpolation, fail
 from tailorbird.data.encoded import Files
 from tailorbird.data.images import ImageData, Normalisation
-from tailorbird.errors import DataError
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -22,6 +21,7 @@ _ROLES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
+    HOLDOUT: ("holdout",),
 }
 
 
@@ -35,6 +35,7 @@ def folder(
     crop_share: float | None = None,
     normalisation: Normalisation | None = None,
     validation: float = 0.1,
+    holdout: str | Path | None = None,
     seed: int = 0,
     crop_padding: int = 0,
     flip: bool = False,
@@ -46,7 +47,8 @@ def folder(
     """Read images from ``root/CLASS/*``, ``root/train/CLASS/*`` or, unlabelled, ``root/*``.
 
     With ``train`` and one of ``validation`` and ``test`` beside it, that one is the test split and
-    validation images are taken from train; with both beside it, each is what it says.
+    validation images are taken from train; with both beside it, each is what it says. A folder
+    ``holdout`` beside train is as that argument.
 
     Args:
         root: the folder.
@@ -59,6 +61,8 @@ def folder(
             image of ``image_size`` stays as it is.
         normalisation: None means ImageNet's for colour, 0.5 and 0.5 for grey.
         validation: share of the training images held out for choices.
+        holdout: a folder of images that no network was trained on, in class folders or without
+            labels; choices are made on them.
         seed: seeds the division.
         crop_padding: augmentation, see `TensorSplit`.
         flip: augmentation, see `TensorSplit`; off, since digits and words must not be mirrored.
@@ -89,12 +93,10 @@ def folder(
     base = Path(root)
     if problems := reading.problems():
         fail(problems)
-    if not base.is_dir():
-        raise DataError(
-            f"{base}: expected a folder of images, {'this is a file' if base.exists() else 'none'}"
-            f"{'' if base.exists() else ' exists'}; give a path to an existing folder"
-        )
-    roles = _roles(base)
+    apart = None if holdout is None else Path(holdout)
+    if problems := [_no_folder(one) for one in (base, apart) if one and not one.is_dir()]:
+        fail(problems)
+    roles = _roles(base) | ({} if apart is None else {HOLDOUT: apart})
     scans = {role: _scan(path) for role, path in roles.items()}
     problems = [line for scan in scans.values() for line in scan.problems]
     train = scans["train"]
@@ -120,6 +122,11 @@ def folder(
         f"decides is a share ({validation:g}) of '{roles['train'].name}'"
     )
     return replace(data, notes=(*data.notes, note))
+
+
+def _no_folder(path: Path) -> str:
+    found = "this is a file" if path.exists() else "none exists"
+    return f"{path}: expected a folder of images, {found}; give a path to an existing folder"
 
 
 def _roles(base: Path) -> dict[str, Path]:

@@ -345,14 +345,17 @@ def blame_images(sums: Sequence[Tensor], split: Split, role: str) -> None:
 class ImageData:
     """What a job reads: splits, class names, and how pixels are normalised.
 
-    Choices are made on ``validation``, which comes out of the training images; ``test`` is read
-    once, at the end.
+    Choices are made on ``holdout``, or else on ``validation``, which comes out of the training
+    images (`tailorbird.data.unfamiliar`); ``test`` is read once, at the end.
 
     Args:
         input_shape: (C, H, W) of one image.
         skipped: corrupt images left out because the user said so.
         notes: what else was done to the images or their division, in words.
-        content: digest of all images as they were read; of the pixels where ``None``.
+        content: digest of all images as they were read, but for ``holdout``; of the pixels where
+            ``None``.
+        holdout: images that no network was trained on, with or without labels. Where that is so of
+            ``validation``, it may be given here, too.
     """
 
     train: Split
@@ -366,6 +369,7 @@ class ImageData:
     skipped: int = 0
     notes: tuple[str, ...] = ()
     content: str | None = None
+    holdout: Split | None = None
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{number} {name}" for name, number in self.size.items() if number)
@@ -382,7 +386,17 @@ class ImageData:
     def size(self) -> dict[str, int]:
         """Images per split."""
         test = 0 if self.test is None else len(self.test)
-        return {"train": len(self.train), "validation": len(self.validation), "test": test}
+        found = {"train": len(self.train), "validation": len(self.validation), "test": test}
+        apart = self.holdout is not None and self.holdout is not self.validation
+        return found | ({"holdout": len(self.holdout)} if apart and self.holdout else {})
+
+    @property
+    def choosing(self) -> Split:
+        """What accuracies are of while something is chosen: ``holdout`` if it has labels where
+        ``validation`` does, else that.
+        """
+        told = self.holdout is not None and self.holdout.labelled >= self.validation.labelled
+        return self.holdout if told and self.holdout is not None else self.validation
 
     @property
     def augmentation(self) -> dict[str, float | bool | None]:
@@ -410,11 +424,19 @@ class ImageData:
         return hashlib.sha256(json.dumps([self.sampled, content]).encode()).hexdigest()[:16]
 
     @cached_property
+    def held_out(self) -> str:
+        """The same of ``holdout``; empty without one, ``"validation"`` where that is what it is."""
+        if self.holdout is None or self.holdout is self.validation:
+            return "" if self.holdout is None else "validation"
+        return _pixels_of(self.holdout, self.normalisation)
+
+    @cached_property
     def sampled(self) -> str:
         """The fingerprint of earlier versions, over sixteen images of each split."""
         digest = hashlib.sha256()
         norm = self.normalisation
-        head = [self.size, self.classes, norm.mean, norm.std, self.input_shape, self.labelled]
+        size = {name: count for name, count in self.size.items() if name != "holdout"}
+        head = [size, self.classes, norm.mean, norm.std, self.input_shape, self.labelled]
         digest.update(json.dumps(head).encode())
         for split in (self.train, self.validation, self.test):
             if split is None:
@@ -453,6 +475,6 @@ def classes_in(data: ImageData) -> int:
     """How many classes labelled images have: those named, else the largest label and one more."""
     if data.classes is not None:
         return len(data.classes)
-    splits = (data.train, data.validation, data.test)
+    splits = (data.train, data.validation, data.test, data.holdout)
     labels = [one.labels for one in splits if one is not None and one.labels is not None]
     return 1 + max(int(one.max()) for one in labels if len(one))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tailorbird.data.assemble import Labels, Part, Reading, assemble, settle_test
+from tailorbird.data.assemble import HOLDOUT, Labels, Part, Reading, assemble, settle_test
 from tailorbird.data.decode import Interpolation, fail
 from tailorbird.data.encoded import Cells
 from tailorbird.data.images import ImageData, Normalisation
@@ -27,13 +27,14 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "y")
 _ROWS = 16
 """Rows that are unpacked together: what may be held beyond a bound."""
 
-_ROLE = re.compile(r"^(train|validation|valid|val|dev|test)(?:[-_.].*)?$")
+_ROLE = re.compile(r"^(train|validation|valid|val|dev|test|holdout)(?:[-_.].*)?$")
 
 
 def parquet(
     files: Paths,
     *,
     test: Paths | None = None,
+    holdout: Paths | None = None,
     image_column: str | None = None,
     label_column: str | None = "auto",
     image_size: int | tuple[int, int] | None = None,
@@ -54,9 +55,11 @@ def parquet(
 
     Args:
         files: a file, a glob, a folder, or a list of these. Where they are named ``train-*``,
-            ``validation-*`` and ``test-*`` and ``test`` is None, the names give the splits; with
-            one of validation and test, that one is the test split.
+            ``validation-*``, ``test-*`` and ``holdout-*`` and ``test`` is None, the names give the
+            splits; with one of validation and test, that one is the test split.
         test: the test split's files.
+        holdout: files of images that no network was trained on, with labels or without; choices are
+            made on them.
         image_column: None takes the column that is marked as, or looks like, an image.
         label_column: ``"auto"`` takes the column marked as a class label, or named like one; None
             uses the images without labels.
@@ -84,6 +87,8 @@ def parquet(
     roles = _roles(_find(files, problems))
     if test is not None:
         roles = {"train": _find(files, []), "test": _find(test, problems)}
+    if holdout is not None:
+        roles[HOLDOUT] = _find(holdout, problems)
     if problems:
         fail(problems)
     tables = {role: _Table.read(role, paths, memory_mb, problems) for role, paths in roles.items()}
@@ -98,7 +103,9 @@ def parquet(
         Part(
             role,
             table.cells(image, problems),
-            None if label is None else table.labels(label, names, problems),
+            None
+            if label is None or (role == HOLDOUT and label not in table.table.column_names)
+            else table.labels(label, names, problems),
         )
         for role, table in tables.items()
     ]
@@ -134,7 +141,7 @@ def _roles(files: list[Path]) -> dict[str, list[Path]]:
         roles.setdefault("validation" if role in ("valid", "val", "dev") else role, []).append(file)
     if "train" not in roles or "other" in roles:
         return {"train": files}
-    order = ("train", "validation", "test")
+    order = ("train", "validation", "test", HOLDOUT)
     return settle_test({str(role): roles[role] for role in order if role in roles})
 
 

@@ -83,11 +83,16 @@ def renormalised(data: ImageData, normalisation: Normalisation) -> ImageData:
             f"normalisation: expected a mean and a std for each of {channels} channels, got "
             f"{len(normalisation.mean)}"
         )
+    validation, holdout = _renormalised(data.validation, normalisation), data.holdout
+    if holdout is not None:
+        same = holdout is data.validation
+        holdout = validation if same else _renormalised(holdout, normalisation)
     return replace(
         data,
         train=_renormalised(data.train, normalisation),
-        validation=_renormalised(data.validation, normalisation),
+        validation=validation,
         test=None if data.test is None else _renormalised(data.test, normalisation),
+        holdout=holdout,
         normalisation=normalisation,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +28,7 @@ PARITY_IMAGES = 64
 
 
 class Judge:
-    """Judges finished networks on the test split, or on validation images where there is none.
+    """Judges finished networks on the test split, or on those that choose where there is none.
 
     The test split is read here and nowhere else: nothing is chosen by what it says.
 
@@ -36,11 +36,19 @@ class Judge:
         data: the images.
         reference: what to agree with where they have no labels.
         task: what outputs mean.
+        choosing: judge on the images that are chosen by (`ImageData.choosing`), not on these.
     """
 
-    def __init__(self, data: ImageData, reference: Network, task: Task = CLASSIFICATION) -> None:
+    def __init__(
+        self,
+        data: ImageData,
+        reference: Network,
+        task: Task = CLASSIFICATION,
+        *,
+        choosing: bool = False,
+    ) -> None:
         self.data, self.reference, self.task = data, reference, task
-        self.split: Split = data.test or data.validation
+        self.split: Split = data.choosing if choosing else data.test or data.choosing
         self._known: dict[int | None, Tensor] = {}
 
     def accuracy(self, network: Network) -> float:
@@ -158,7 +166,7 @@ class Judges:
 
     @cached_property
     def _choosing(self) -> Judge:
-        return Judge(replace(self._data, test=None), self._network, self._task)
+        return Judge(self._data, self._network, self._task, choosing=True)
 
 
 class Answering(nn.Module):
@@ -188,7 +196,10 @@ class Answering(nn.Module):
 
 def judged_on(data: ImageData) -> str:
     """What the images are that networks are judged on, in words."""
-    return "validation images, also used to choose" if data.test is None else "test images"
+    if data.test is not None:
+        return "test images"
+    name = "validation" if data.choosing is data.validation else "holdout"
+    return f"{name} images, also used to choose"
 
 
 def parity_images(data: ImageData, input_shape: tuple[int, ...]) -> Tensor:

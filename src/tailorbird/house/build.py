@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from tailorbird.data.images import ImageData
+from tailorbird.data.unfamiliar import scored_on, scoring_split
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.masks import ChannelMask, cut_masks
@@ -52,7 +53,7 @@ class House:
 
     Args:
         multiple: widths are multiples of this when masks are cut.
-        rank_by: the score that a search adds up, ``divergence`` or ``accuracy_loss``.
+        rank_by: the score that a search adds up, see `HouseOptions`.
         task: what outputs mean.
     """
 
@@ -207,12 +208,13 @@ def build_house(
     stopped = len(sample.alternatives) - len(modules)
     if stopped:
         progress.say(f"house: {stopped} alternatives were stopped in distillation, see the report")
+    progress.say(f"house: alternatives are scored on {scored_on(data)}")
     with stage("score"):
         scores = score_accuracy(
             teacher,
             sample,
             modules,
-            data.validation,
+            scoring_split(data),
             store=store,
             precision=options.precision,
             task=task,

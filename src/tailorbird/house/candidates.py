@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, fx, nn
 
-from tailorbird.data.images import ImageData
+from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize
+from tailorbird.data.unfamiliar import scoring_split
 from tailorbird.errors import ConfigError
 from tailorbird.estimate.additive import correct
 from tailorbird.family import AdditiveProblem, Floats
@@ -64,7 +65,7 @@ class HouseCandidates:
 
     Args:
         house: a scored house.
-        data: training images retrain, validation images judge.
+        data: training images retrain; what judges is told by `judge`.
         folder: for networks in training; made when missing.
         recipe: how students are retrained.
         seed: of the retraining.
@@ -87,7 +88,7 @@ class HouseCandidates:
     def __post_init__(self) -> None:
         self._isolated: dict[str, Mapping[str, float]] = {}
         self._corrected: HouseFamily | None = None
-        self._answered: dict[int | None, Tensor] = {}
+        self._answered: dict[tuple[bool, int | None], Tensor] = {}
 
     # estimated ----------------------------------------------------------------------------------
 
@@ -202,7 +203,10 @@ class HouseCandidates:
         return Network(self.house.cut(self._induced(key)), teacher.input_shape)
 
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
-        """By what ``house.rank_by`` says: divergence from the teacher, or accuracy."""
+        """Quality is divergence from the teacher, or accuracy where ``house.rank_by`` says so, on
+        images that networks have not memorised (`tailorbird.data.unfamiliar`). Accuracy is of
+        images whose labels hold (`ImageData.choosing`), so that limits on it keep their meaning.
+        """
         return [self._weighed(self._induced(key)) for key in keys]
 
     def parts(self, key: Key) -> tuple[str, ...]:
@@ -222,23 +226,35 @@ class HouseCandidates:
         return self.network(key)
 
     def _weighed(self, module: nn.Module, images: int | None = None) -> Judgement:
-        split, task, answers = self.data.validation, self.house.task, self._answers(images)
-        scorer = task.scorer(answers.device)
-        outputs, targets = logits_and_targets(module, split, device=compute_device(), limit=images)
-        scorer.add(outputs, task.answers(answers) if targets is None else targets)
-        accuracy = scorer.result().value
+        task, scoring, choosing = self.house.task, self._scoring, self.data.choosing
+        outputs, score = self._answered_on(scoring, module, images)
+        accuracy = score if scoring is choosing else self._answered_on(choosing, module, images)[1]
         if self.house.rank_by == "accuracy_loss":
-            return Judgement(accuracy, accuracy)
-        return Judgement(-float(task.distil(outputs, answers)), accuracy)
+            return Judgement(score, accuracy)
+        return Judgement(-float(task.distil(outputs, self._answers(scoring, images))), accuracy)
 
-    def _answers(self, images: int | None) -> Tensor:
-        """The teacher's logits on validation images."""
-        if images not in self._answered:
+    def _answered_on(
+        self, split: Split, module: nn.Module, images: int | None
+    ) -> tuple[Tensor, float]:
+        """Logits, and the share of them that is right; that agrees without labels."""
+        task = self.house.task
+        outputs, targets = logits_and_targets(module, split, device=compute_device(), limit=images)
+        scorer = task.scorer(outputs.device)
+        right = task.answers(self._answers(split, images)) if targets is None else targets
+        scorer.add(outputs, right)
+        return outputs, scorer.result().value
+
+    @cached_property
+    def _scoring(self) -> Split:
+        return scoring_split(self.data)
+
+    def _answers(self, split: Split, images: int | None) -> Tensor:
+        """The teacher's logits."""
+        key = split is self._scoring, images
+        if key not in self._answered:
             module = self.house.teacher.module
-            self._answered[images] = logits(
-                module, self.data.validation, device=compute_device(), limit=images
-            )
-        return self._answered[images]
+            self._answered[key] = logits(module, split, device=compute_device(), limit=images)
+        return self._answered[key]
 
     def _induced(self, key: Key) -> fx.GraphModule:
         return self.family.induce(self.family.names(key))
@@ -275,7 +291,8 @@ class HouseCandidates:
                     hints=tuple(
                         (f"replaced_{number}", blocks[one].output)
                         for number, one in enumerate(replaced)
-                        if blocks[one].output != answers
+                        if self.recipe.mse_weight
+                        and blocks[one].output != answers
                         and hasattr(student, f"replaced_{number}")  # zeros leave nothing behind
                     ),
                     checkpoint=self.folder / short_hash(made_from),

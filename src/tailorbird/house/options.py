@@ -9,6 +9,9 @@ from tailorbird.errors import ConfigError, Fault
 MOST_BLOCKS = 100_000
 """Of a kind; the paper has 200."""
 
+RANKINGS = ("divergence", "accuracy_loss", "distillation")
+"""What alternatives can be ranked by."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HouseOptions:
@@ -34,8 +37,10 @@ class HouseOptions:
         memory_mb: budget for one bunch of alternatives trained together.
         precision: ``"float32"``, ``"bfloat16"`` or ``"auto"`` (bfloat16 where hardware has it).
         rank_by: what is added up over the alternatives of a candidate and kept low:
-            ``"divergence"`` (mean Kullback-Leibler divergence from the teacher's answers, in nats)
-            or ``"accuracy_loss"`` (the paper's, eq. 4).
+            ``"divergence"`` (mean Kullback-Leibler divergence from the teacher's answers, in nats),
+            ``"accuracy_loss"`` (the paper's, eq. 4) or ``"distillation"`` (relative error of the
+            blocks' outputs; DNA, Li et al., CVPR 2020). Whole candidates are judged by their
+            divergence in the last case, too.
         leaves: module paths that tracing must not look into, such as ``layers.3.router`` or ``2``.
 
     Raises:
@@ -85,7 +90,7 @@ class HouseOptions:
         expect(self.minutes is None or self.minutes > 0, "minutes", "more than 0")
         known = self.precision in ("auto", "float32", "bfloat16")
         expect(known, "precision", "'auto', 'float32' or 'bfloat16'", quoted=True)
-        known = self.rank_by in ("divergence", "accuracy_loss")
-        expect(known, "rank_by", "'divergence' or 'accuracy_loss'", quoted=True)
+        known = self.rank_by in RANKINGS
+        expect(known, "rank_by", " or ".join(map(repr, RANKINGS)), quoted=True)
         if problems:
             raise ConfigError(problems)

@@ -1,10 +1,11 @@
 """What each alternative costs in accuracy.
 
-Accuracy: the teacher's top-1 minus that of the teacher with this one block replaced, on the
-validation split; agreement with the teacher instead where there are no labels. Images pass the
-teacher once per group of alternatives; what each block's input and the paths around it carry is
-kept, so only the alternative and what follows it run again. Cost per image: one teacher pass per
-group, plus the alternative and the suffix behind it for each alternative.
+Accuracy: the teacher's top-1 minus that of the teacher with this one block replaced; agreement with
+the teacher instead where there are no labels. The images are such that networks have not memorised,
+see `tailorbird.data.unfamiliar`. They pass the teacher once per group of alternatives; what each
+block's input and the paths around it carry is kept, so only the alternative and what follows it run
+again. Cost per image: one teacher pass per group, plus the alternative and the suffix behind it for
+each alternative.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tailorbird.house.alternative import Alternative, Sample
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent
 from tailorbird.task import CLASSIFICATION, Task
+from tailorbird.train.losses import relative_error
 from tailorbird.train.precision import autocast, compute_device, lay_out, resolve
 
 GROUP = 16
@@ -43,7 +45,7 @@ class _Tally:
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self.task, self.scorer = task, task.scorer(device)
-        self.images, self.divergence = 0, 0.0
+        self.images, self.divergence, self.error = 0, 0.0, 0.0
 
     def add(self, outputs: Tensor, reference: Tensor, labels: Tensor | None) -> None:
         targets = self.task.answers(reference) if labels is None else labels
@@ -51,12 +53,15 @@ class _Tally:
         self.scorer.add(outputs.float(), targets)
         self.divergence += float(self.task.distil(outputs, reference, reduction="sum"))
 
+    def add_block(self, output: Tensor, reference: Tensor) -> None:
+        self.error += len(output) * float(relative_error(output, reference))
+
 
 def score_accuracy(
     teacher: LayerGraph,
     sample: Sample,
     modules: Mapping[str, fx.GraphModule],
-    validation: Split,
+    images: Split,
     *,
     store: HouseStore,
     batch_size: int = 256,
@@ -65,17 +70,19 @@ def score_accuracy(
     task: Task = CLASSIFICATION,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Accuracy loss and divergence of each alternative, continuing from what is stored.
+    """What each alternative loses, by three measures, continuing from what is stored.
 
     Args:
         modules: distilled alternatives by name; those absent are not scored.
-        validation: split held out from training.
+        images: that say what is lost, see `tailorbird.data.unfamiliar.scoring_split`.
         group: alternatives scored per teacher pass.
         task: what outputs mean.
 
     Returns:
-        name -> ``accuracy_loss`` (fraction; of agreement where there are no labels) and
-        ``divergence`` (mean Kullback-Leibler divergence from the teacher, nats).
+        name -> ``accuracy_loss`` (fraction; of agreement where there are no labels),
+        ``divergence`` (mean Kullback-Leibler divergence from the teacher, nats) and
+        ``distillation`` (squared error of the block's output, relative to the teacher's mean
+        square there; DNA's rating of blocks, Li et al., CVPR 2020).
     """
     scores = store.load_scores()
     order = teacher.index
@@ -90,7 +97,7 @@ def score_accuracy(
                 teacher,
                 sample,
                 modules,
-                validation,
+                images,
                 part,
                 batch_size=batch_size,
                 precision=precision,
@@ -106,7 +113,7 @@ def _score_group(
     teacher: LayerGraph,
     sample: Sample,
     modules: Mapping[str, fx.GraphModule],
-    validation: Split,
+    split: Split,
     group: Sequence[Alternative],
     *,
     batch_size: int,
@@ -115,7 +122,8 @@ def _score_group(
 ) -> dict[str, dict[str, float]]:
     device = compute_device()
     suffixes = {a.block: suffix(teacher, sample.blocks[a.block], device) for a in group}
-    names = sorted({name for s in suffixes.values() for name in s.inputs})
+    ends = {sample.blocks[a.block].output for a in group}
+    names = sorted(ends.union(*(s.inputs for s in suffixes.values())))
     probe = capture(teacher, names).to(device)
     ready = {a.name: copy.deepcopy(modules[a.name]).to(device).eval() for a in group}
     lay_out(probe, torch.zeros(2, *teacher.input_shape, device=device))
@@ -129,7 +137,7 @@ def _score_group(
         name: resolve(precision, device, module) if network_format != "float32" else "float32"
         for name, module in ready.items()
     }
-    for images, labels in validation.batches(batch_size, device=device):
+    for images, labels in split.batches(batch_size, device=device):
         with autocast(device, network_format):
             seen = probe(images)
         base.add(seen["output"], seen["output"], labels)
@@ -142,11 +150,13 @@ def _score_group(
             with autocast(device, network_format):
                 logits = tail.module(replaced, *(seen[name] for name in tail.inputs[1:]))
             tallies[a.name].add(logits, seen["output"], labels)
+            tallies[a.name].add_block(replaced, seen[sample.blocks[a.block].output])
     reference = base.scorer.result().value
     return {
         name: {
             "accuracy_loss": reference - t.scorer.result().value,
             "divergence": t.divergence / t.images,
+            "distillation": t.error / t.images,
         }
         for name, t in tallies.items()
     }

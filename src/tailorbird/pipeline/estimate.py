@@ -175,7 +175,7 @@ def house_stages(
         sum(training_s(r, seen.speeds[name], data) for name, r in job.training.items()),
         sum((COPIES + 1) * FLOAT * _params(graphs[name]) for name in job.training),
     )
-    scored = len(data.validation) * (0.6 * made * speed.forward_s + _forward(kinds))
+    scored = len(data.holdout or data.validation) * (0.6 * made * speed.forward_s + _forward(kinds))
     weights = FLOAT * sum((2 - kind.as_is) * kind.count * kind.params for kind in kinds)
     return [
         *([training] if job.training else []),
@@ -287,14 +287,17 @@ def _fitting(
     beside = training_s(
         job.recipe, Speed(forward_s=0.0, step_s=speed.forward_s, read_s=speed.read_s), data
     )
-    last = len(data.test or data.validation)
+    last = len(data.test or data.choosing)
+    judged = len(data.choosing)
+    if data.choosing is not data.holdout:
+        judged += len(data.holdout or data.validation)
     file = FLOAT * _params(teacher) * float(np.mean(smaller))
     shown = 1 + len(donors)
     return [
         Stage("measure", 0.3 * made * file_s),
         Stage(
             "search",
-            2 * searched * (per_target + len(data.validation) * student.forward_s),
+            2 * searched * (per_target + judged * student.forward_s),
         ),
         Stage("retrain", targets * one + beside, targets * COPIES * file),
         Stage("export", targets * (3 * per_target + last * student.forward_s), 2 * targets * file),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tailorbird.data.images import ImageData
+from tailorbird.data.unfamiliar import scored_on
 from tailorbird.errors import (
     ConfigError,
     ExportError,
@@ -93,7 +94,8 @@ class ModelHouse:
 
         Args:
             teacher: trained network from images (n, C, H, W) to logits; it is left as it is.
-            data: images; the training split distils, the validation split scores.
+            data: images; the training split distils, the holdout scores, or else validation images,
+                see `tailorbird.data.unfamiliar`.
             run: the run folder, made when missing.
             donors: pretrained networks that blocks are taken from.
             targets: that it will be fitted to, as far as they are known. What is faster on one of
@@ -265,8 +267,9 @@ class ModelHouse:
             accuracy_kind=self.house.task.measure
             if self.data.labelled
             else "agreement with the teacher",
-            judged=len(self.data.test or self.data.validation),
+            judged=len(self.data.test or self.data.choosing),
             images=judged_on(self.data),
+            decided=scored_on(self.data),
         )
         if not (keep and (self.folder.path / "report.json").exists()):
             self.write(report, self.folder.path)

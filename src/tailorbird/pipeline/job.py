@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tailorbird.data.images import ImageData
+from tailorbird.data.unfamiliar import UNFAMILIAR
 from tailorbird.errors import ConfigError
 from tailorbird.export.options import ExportOptions, QuantiseOptions
 from tailorbird.fit.sessions import MOST
@@ -34,7 +35,9 @@ class Job:
     Args:
         teacher: trained network, or one that ``training`` says how to train.
         donors: name -> pretrained network.
-        data: images; the validation split decides, the test split is read once, at the end.
+        data: images; the holdout decides, or else the validation split, see
+            `tailorbird.data.unfamiliar`; the test split is read once, at the end. Where the job
+            trains all of its networks, none has seen the validation split, which is the holdout.
         targets: at least one, with distinct names.
         run: the folder that everything is written to.
         options: sizes and budgets of the house.
@@ -107,6 +110,8 @@ class Job:
         object.__setattr__(self, "teacher", models.pop("teacher"))
         object.__setattr__(self, "donors", models)
         object.__setattr__(self, "notes", (*self.notes, *notes))
+        if self.data.holdout is None and known <= self.training.keys():  # which validation spares
+            object.__setattr__(self, "data", replace(self.data, holdout=self.data.validation))
 
 
 def prepared_all(
@@ -160,6 +165,7 @@ def identity(
             "sampled": data.sampled,
             "augmentation": data.augmentation,
         },
+        "scores": {"images": data.held_out or UNFAMILIAR},
         "house": asdict(options),
         "seed": seed,
     }
@@ -172,6 +178,7 @@ _DISTILLED = ("house/bunches", "house/trained", *_SCORED)
 REDONE: Mapping[str, tuple[str, ...]] = {
     "data.name": (),
     "data.augmentation": ("retrain", *_DISTILLED),
+    "scores": ("retrain", *_SCORED),
     "house.minutes": (),
     "house.memory_mb": ("house/bunches",),
     "house.rank_by": _FITTED,

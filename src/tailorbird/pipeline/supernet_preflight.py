@@ -227,7 +227,7 @@ def _fitting(
         Stage("search", many * options.candidates * 2 * (each + judged_s)),
     ]
     if options.fine_tune > 0:
-        recipe = Recipe(epochs=options.fine_tune)
+        recipe = Recipe.named("standard", epochs=options.fine_tune)
         ask = rates.ends[FULL].forward_s
         seconds = many * training_s(recipe, usual, data, beside_s=ask / many)
         stages.append(Stage("fine-tune", seconds, many * COPIES * weights))

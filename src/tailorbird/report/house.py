@@ -225,7 +225,7 @@ def _row(
         macs=_whole(raw.get("macs")),
         params=_whole(raw.get("params")),
         state=_state(bool(score), trained.get(name)),
-        error=_figure(trained.get(name, {}).get("relative_error")),
+        error=_figure(score.get("distillation", trained.get(name, {}).get("relative_error"))),
         accuracy_loss=_figure(score.get("accuracy_loss")),
         latency_ms=timed,
     )

@@ -159,6 +159,8 @@ def _targets(report: RunReport) -> str:
     ]
     table = _table(head, (_target_row(target) for target in report.targets))
     note = f"Accuracy is {_safe(report.accuracy_kind)}, before and after retraining."
+    if report.decided:
+        note += f" Chosen on {_safe(report.decided)}."
     return table and f'{table}<p class="soft">{note}</p>'
 
 

@@ -182,6 +182,8 @@ class RunReport:
         reference: what ``teacher`` is called: students of supernets have a full network instead.
         judged: images that accuracies are of.
         images: what these are, such as ``"test images"``.
+        decided: what images alternatives and candidates were chosen by; empty where the run doesn't
+            tell.
 
     Example:
         >>> result = TargetResult(name="edge", device="cpu", limits={"latency_ms": 2.0}, met=False)
@@ -202,6 +204,7 @@ class RunReport:
     reference: str = TEACHER
     judged: int | None = None
     images: str = "images"
+    decided: str = ""
     format: int = FORMAT
 
     @property

@@ -44,6 +44,8 @@ def closing(report: RunReport, *, width: int) -> RenderableType:
             f"accuracy is {printable(report.accuracy_kind)}, in %"
         )
     )
+    if report.decided:
+        parts.append(Text(f"chosen on {printable(report.decided)}", style="dim"))
     return Group(*parts)
 
 

@@ -314,7 +314,9 @@ class SupernetCandidates:
             ],
             AtSize(full.module, full.input_shape),
             self.data,
-            recipe=Recipe(epochs=options.fine_tune, learning_rate=LEARNING_RATE, mse_weight=0.0),
+            recipe=Recipe.named(
+                "standard", epochs=options.fine_tune, learning_rate=LEARNING_RATE, mse_weight=0.0
+            ),
             seed=options.seed,
             progress=self.progress,
         )

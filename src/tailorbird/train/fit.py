@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tailorbird.data.images import ImageData
-from tailorbird.errors import ConfigError, DataError, TrainingError
+from tailorbird.errors import DataError, TrainingError
 from tailorbird.progress import Progress
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.losses import CrossEntropy
@@ -30,7 +30,7 @@ def fit(
 ) -> Trained:
     """Train a network on labels; the best state on validation is returned, as a new module.
 
-    The recipe's ``kl_weight`` and ``mse_weight`` play no part. The seed drives the order of the
+    The recipe's weights of terms play no part: there is one term. The seed drives the order of the
     images, augmentation and dropout; initial weights are those that ``module`` has.
 
     Args:
@@ -47,9 +47,7 @@ def fit(
     """
     if not data.labelled:
         raise DataError(f"data '{data.name}' has no labels, and training from scratch needs them")
-    if not recipe.ce_weight > 0:
-        raise ConfigError("recipe.ce_weight is 0, so there is nothing to learn; give it 1")
-    term = CrossEntropy(weight=recipe.ce_weight, smoothing=recipe.label_smoothing, task=task)
+    term = CrossEntropy(smoothing=recipe.label_smoothing, task=task)
     [result] = train(
         [Assignment(name="network", student=module, checkpoint=checkpoint)],
         data,
@@ -63,8 +61,8 @@ def fit(
     )
     if result.stopped is not None:
         raise TrainingError(
-            f"training: {result.stopped}; a lower learning rate than {recipe.learning_rate:g} or a "
-            "longer warm-up usually helps",
+            f"training: {result.stopped}; a lower learning rate (recipe.learning_rate) or a longer "
+            "warm-up usually helps",
             step=result.stopped_step,
         )
     return result

@@ -83,7 +83,7 @@ def retrain(
         raise TrainingError(
             f"retraining '{name}': {result.stopped}; the best state before it was that of epoch "
             f"{result.best_epoch:g} with accuracy {result.accuracy:.4f}{kept}. A lower learning "
-            f"rate than {recipe.learning_rate:g} or a lower clip_norm usually helps",
+            "rate (recipe.learning_rate) or a lower clip_norm usually helps",
             step=result.stopped_step,
         )
     return result
@@ -120,11 +120,12 @@ def retrain_all(
         found: list[Term] = [
             Distillation(weight=recipe.kl_weight, temperature=recipe.temperature, task=task),
         ]
-        if data.labelled:
-            smoothing = recipe.label_smoothing
-            found.append(CrossEntropy(weight=recipe.ce_weight, smoothing=smoothing, task=task))
         if assignment.hints:
             found.append(Hints(pairs=tuple(assignment.hints), weight=recipe.mse_weight))
+        if data.labelled:
+            alone = recipe.ce_weight > 0 and not any(term.weight > 0 for term in found)
+            weight, smoothing = 1.0 if alone else recipe.ce_weight, recipe.label_smoothing
+            found.append(CrossEntropy(weight=weight, smoothing=smoothing, task=task))
         return found
 
     idle = [a.name for a in assignments if not any(term.weight > 0 for term in terms(a))]

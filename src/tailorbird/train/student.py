@@ -69,6 +69,10 @@ class Epoch:
     seconds: float
 
 
+Judges = tuple[Split, Tensor | None]
+"""Images, and the answers (n,) that are right there; ``None`` where labels say so."""
+
+
 class Student:
     """A student's own copy with everything that its training changes.
 
@@ -104,7 +108,7 @@ class Student:
         make = partial(
             build_optimizer,
             recipe.optimizer,
-            learning_rate=recipe.learning_rate,
+            learning_rate=recipe.peak(1),  # set before every step
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
         )
@@ -116,7 +120,7 @@ class Student:
         self._hooks = self._listen(assignment.hints)
         self.classes = self._rehearse(example, answers, assignment.hints)
         self._guard = guard_for(module, example)
-        self.before = 0.0
+        self.before, self.rate = 0.0, 0.0
         self.total = 0
         self.done = False
         self.store: Checkpoint | None = None
@@ -168,6 +172,7 @@ class Student:
                 raise TrainingError(f"'{self.name}': no term of the loss applies", step=number)
             torch.autograd.backward(loss)
         self.activations.clear()
+        self.rate = rate
         self.state.advance(rate, self.recipe.clip_norm)
         self._pending.append(loss.detach())
 
@@ -187,20 +192,25 @@ class Student:
             self._losses.append(value)
         return float(values[-1])
 
-    def validate(
-        self, split: Split, answers: Tensor | None, *, epoch: float, rate: float, seconds: float
-    ) -> None:
-        """Validate weights and average, keep the better if it is the best so far, or the last."""
-        state, average = self.state, self.state.average
+    def validate(self, shown: Judges, deciding: Judges, *, epoch: float, seconds: float) -> None:
+        """Validate weights and average, keep the better if it is the best so far, or the last.
+
+        Args:
+            shown: images that figures are of, and the answers that are right where no labels are.
+            deciding: the same of those that say what is best.
+        """
+        state, average, limit = self.state, self.state.average, self.recipe.validation_limit
         candidates = [state.module] if average is None else [state.module, average.module]
-        scores = [self.evaluate(net, split, answers, self.recipe.validation_limit)
-                  for net in candidates]  # fmt: skip
-        if not all(math.isfinite(one.loss) for one in scores):
+        scores = [self.evaluate(net, *shown, limit) for net in candidates]
+        better = scores
+        if deciding[0] is not shown[0]:
+            better = [self.evaluate(net, *deciding, limit) for net in candidates]
+        if not all(math.isfinite(one.loss) for one in (*scores, *better)):
             state.stop(f"the validation loss is not finite after step {state.step}", state.step)
             return
         if self.recipe.keep == "last":
             state.best_score = UNSCORED
-        for net, one in zip(candidates, scores, strict=True):
+        for net, one in zip(candidates, better, strict=True):
             state.offer(net, one, epoch)
         loss = sum(self._losses) / len(self._losses) if self._losses else 0.0
         self._losses.clear()
@@ -212,7 +222,7 @@ class Student:
                 accuracy=scores[0].value,
                 validation_loss=scores[0].loss,
                 ema_accuracy=scores[1].value if len(scores) > 1 else None,
-                learning_rate=rate,
+                learning_rate=self.rate,
                 seconds=seconds,
             )
         )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from tailorbird.copying import copy_network
-from tailorbird.data.images import ImageData, blame_images, resident
+from tailorbird.data.images import ImageData, Split, blame_images, resident
+from tailorbird.data.unfamiliar import UNFAMILIAR, scoring_split
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent, each
 from tailorbird.task import CLASSIFICATION, Task
@@ -164,7 +166,12 @@ class _Retraining:
         self.students, self.group = students, list(fresh)
         self.recipe, self.seed, self.teacher = recipe, seed, teacher
         self.device = students[0].device
-        self.validation = resident(data.validation, self.device)
+        # A teacher's students are made of trained parts, which may know the validation images.
+        chosen = data.validation if teacher is None else data.choosing
+        self.validation = resident(chosen, self.device)
+        self.deciding = self.validation
+        if teacher is not None and data.holdout is None:
+            self.deciding = resident(scoring_split(data), self.device)
         self.walk = Walk(
             resident(data.train, self.device),
             recipe.batch_size,
@@ -184,11 +191,12 @@ class _Retraining:
             self.mixer = Mixer(
                 mixup=recipe.mixup, cutmix=recipe.cutmix, classes=students[0].classes
             )
-        self.made, self.rate = 0, 0.0
+        self.made = 0
         self.pixels: list[Tensor] = []
-        self.answers = self._answers(None)
+        self.answers = self._answers(self.validation)
         limited = recipe.validation_limit
-        self.limited = self.answers if limited is None else self._answers(limited)
+        self.limited = self._answers(self.validation, limited)
+        self.decided = self._answers(self.deciding, limited)
 
     @property
     def step(self) -> int:
@@ -220,14 +228,12 @@ class _Retraining:
             images = images.contiguous(memory_format=memory_format(images.shape[1:]))
         answers = {} if self.teacher is None else self.teacher.answer(images)
         done = (self.made + 1) / (self.clock.total + 1)
-        self.rate = self.recipe.learning_rate * rate_factor(
-            done, warmup=self.recipe.warmup, schedule=self.recipe.schedule
-        )
+        factor = rate_factor(done, warmup=self.recipe.warmup, schedule=self.recipe.schedule)
         dropout = derive(self.seed, _DROPOUT, self.made)
         self.made += 1
         for student in self._running():
             reseed(self.device, dropout)
-            student.step(images, labels, answers, rate=self.rate)
+            student.step(images, labels, answers, rate=factor * self._peak(student))
 
     def settle(self) -> str:
         """Stop students whose loss is not finite, unless the images are to blame."""
@@ -243,10 +249,9 @@ class _Retraining:
         running = self._running()
         for student in running:
             student.validate(
-                self.validation,
-                self.limited,
+                (self.validation, self.limited),
+                (self.deciding, self.decided),
                 epoch=self.made / self.walk.per_epoch,
-                rate=self.rate,
                 seconds=self.clock.seconds,
             )
         if any(student.state.stopped is not None for student in running):
@@ -263,17 +268,19 @@ class _Retraining:
     def finish(self, student: Student) -> Trained:
         """Take the best state, with re-estimated statistics if they validate better."""
         module, state = student.release(), student.state
-        score = student.evaluate(module, self.validation, self.answers)
         recalibrated = False
         if self.recipe.recalibrate_batches and norm_layers(module):
             other = copy_network(module)
             drawn = derive(self.seed, _STATISTICS, 0)
             batches = self.recipe.recalibrate_batches
             recalibrate(other, self.walk.plain(batches, seed=drawn, layout=student.format))
-            again = student.evaluate(other, self.validation, self.answers)
-            if again.beats(score):
+            plain, again = (
+                student.evaluate(net, self.deciding, self.decided, self.recipe.validation_limit)
+                for net in (module, other)
+            )
+            if recalibrated := again.beats(plain):
                 module.load_state_dict(other.state_dict())
-                score, recalibrated = again, True
+        score = student.evaluate(module, self.validation, self.answers)
         set_layout(module, torch.contiguous_format)
         return Trained(
             name=student.name,
@@ -289,21 +296,38 @@ class _Retraining:
             stopped_step=state.stopped_step,
         )
 
+    def _peak(self, student: Student) -> float:
+        """The learning rate after the warm-up."""
+        whole = self.whole
+        lost = 1.0 if not whole else 1.0 - student.before / whole
+        return self.recipe.peak(self.clock.total, lost)
+
+    @cached_property
+    def whole(self) -> float:
+        """The teacher's accuracy where `Student.before` is of; 0 where nobody asks, or without."""
+        if self.teacher is None or self.recipe.learning_rate is not None:
+            return 0.0
+        return (
+            self.students[0]
+            .evaluate(self.teacher.in_float32(), self.validation, self.answers)
+            .value
+        )
+
     def _waiting(self) -> list[Student]:
         return [student for student in self.students if student.waits]
 
     def _running(self) -> list[Student]:
         return [student for student in self.group if student.state.stopped is None]
 
-    def _answers(self, limit: int | None) -> Tensor | None:
-        """Without labels, right is what the teacher says: asked once, in float32."""
-        if self.validation.labelled:
+    def _answers(self, split: Split, limit: int | None = None) -> Tensor | None:
+        """Without labels, right is what the teacher says, in float32."""
+        if split.labelled:
             return None
         if self.teacher is None:
             raise DataError("training without a teacher needs labels, and this data has none")
         plain = self.teacher.in_float32()
         return predictions(
-            plain, self.validation, device=self.device, limit=limit, task=self.students[0].task
+            plain, split, device=self.device, limit=limit, task=self.students[0].task
         )
 
 
@@ -326,5 +350,7 @@ def _identity(
     """What has to be the same for a run to go on from a checkpoint, whatever the student."""
     known: dict[str, Json] = {"kind": title, "seed": seed, "data": data.fingerprint}
     known |= {f"recipe.{name}": value for name, value in recipe.as_record().items()}
+    if teacher is not None:
+        known["kept by"] = data.held_out or UNFAMILIAR
     known["teacher"] = digest(teacher) if isinstance(teacher, nn.Module) else teacher is not None
     return known

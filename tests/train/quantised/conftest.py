@@ -20,7 +20,9 @@ def student(data):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Net()
-    recipe = Recipe(epochs=6, learning_rate=0.1, batch_size=64, precision="float32")
+    recipe = Recipe.named(
+        "standard", epochs=6, learning_rate=0.1, batch_size=64, precision="float32"
+    )
     return fx.symbolic_trace(
         fit(net, data, recipe=recipe, seed=0, device=torch.device("cpu")).module
     )

@@ -24,7 +24,8 @@ from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
 from tailorbird.train.students import Trained
 
-RECIPE = Recipe(
+RECIPE = Recipe.named(
+    "standard",
     epochs=1,
     batch_size=64,
     optimizer="adamw",
