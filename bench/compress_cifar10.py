@@ -168,7 +168,7 @@ def chooser_of(
         house, data, folder=Path(), recipe=Recipe(), seed=seed, progress=progress
     )
     chooser = Chooser(candidates, strategy, proposals=4, searches=3, seed=seed, progress=progress)
-    chooser.open(target.place, bench_at(candidates, target.place, OnnxExporter(), progress))
+    chooser.pools.open(target.place, bench_at(candidates, target.place, OnnxExporter(), progress))
     return candidates, chooser
 
 
@@ -216,7 +216,7 @@ def house_baselines(
             print(f"random choice at {share}x: {error}")
             break
         key = tuple(winner.genome.tolist())
-        chooser.measure(target.place.name, [key])
+        chooser.pools.measure(target.place.name, [key])
         if pool.candidates[key] <= bound:
             entries.append(induced(candidates, key, "random choice", share))
             break

@@ -63,7 +63,7 @@ def chooser_for(candidates, device, *, strategy=None, proposals=4):
         seed=0,
         progress=Silent(),
     )
-    chooser.open(place, timing)
+    chooser.pools.open(place, timing)
     return chooser
 
 

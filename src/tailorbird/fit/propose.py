@@ -1,8 +1,12 @@
-"""What to measure next: one search for the limits of all targets, and for somewhat tighter ones.
+"""What to measure next: one search for the limits of all targets, and for somewhat less.
 
 The estimate of a latency is off by some per cent, so the best candidate under a limit as estimated
-may lie above it as measured. Beside the limit itself tighter ones are searched for, down to
-`TIGHTEST` of it; what is found for one target serves all others at its place.
+may lie above it as measured; and what is estimated to be best may leave much of a limit unused,
+while others gain more by being trained. So beside a limit itself, candidates between `TIGHTEST` of
+it and all of it are searched for. Where costs add up, each has a band of that range to itself, and
+a candidate that was found before gives way to the next best one. Else the limit is tightened step
+by step: such families get better with every millisecond. What is found for one target serves all
+others at its place.
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailorbird.family import Estimated
+from tailorbird.family import Estimated, is_additive
 from tailorbird.fit.candidates import Key
 from tailorbird.progress import Progress
+from tailorbird.search.additive import Ranks
+from tailorbird.search.near import Near
 from tailorbird.search.reach import unreachable
 from tailorbird.search.strategy import Limits, Strategy
+from tailorbird.space import Genome
 
 TIGHTEST = 0.85
 """Candidates of a target are searched for between this share of its limits and all of them."""
@@ -35,10 +42,12 @@ class Wish:
     Args:
         owner: a target's name, and that of its place in some precision.
         bounds: the limits.
+        near: the metric whose limit is to be used.
     """
 
     owner: Owner
     bounds: Limits
+    near: str
 
 
 def propose(
@@ -56,13 +65,18 @@ def propose(
         family: what is searched.
         wishes: what is wanted.
         strategy: how it is searched.
-        candidates: limits per wish that are searched for.
+        candidates: per wish, at most.
         seed: of the search.
         progress: told how it goes.
 
     Raises:
         KeyboardInterrupt: when the search was stopped by ctrl-C.
     """
+    if is_additive(family):
+        ceilings = {one.near: 0.0 for one in wishes}
+        for one in wishes:
+            ceilings[one.near] = max(ceilings[one.near], 2 * one.bounds[one.near])
+        family = Near(family, ceilings)
     asked = _asked(family, wishes, candidates=candidates, seed=seed)
     found = strategy.search(family, [one.bounds for one in asked], seed=seed, progress=progress)
     if found.stopped:
@@ -70,18 +84,32 @@ def propose(
     keys: dict[Owner, list[Key]] = {}
     for wish, winner in zip(asked, found.winners, strict=True):
         known = keys.setdefault(wish.owner, [])
-        key = tuple(map(int, winner.genome))
+        key = _key(winner.genome)
+        if key in known:
+            others = _others(family, wish, strategy, count=len(known) + 1)
+            key = next((one for one in others if one not in known), key)
         if key not in known:
             known.append(key)
     return keys
 
 
+def _others(family: Estimated, wish: Wish, strategy: Strategy, *, count: int) -> list[Key]:
+    """The next best ones under the same limits, from a strategy that can tell."""
+    if isinstance(family, Near) and isinstance(strategy, Ranks):
+        return [_key(one) for one in strategy.ranked(family, wish.bounds, count=count)]
+    return []
+
+
+def _key(genome: Genome) -> Key:
+    return tuple(map(int, genome))
+
+
 def _asked(family: Estimated, wishes: Sequence[Wish], *, candidates: int, seed: int) -> list[Wish]:
-    """Limits that can be kept: those of a wish from its own down to tighter ones."""
+    """Limits that can be kept: those of a wish itself, then those of its bands or tighter ones."""
     every = [
-        Wish(wish.owner, {metric: bound * share for metric, bound in wish.bounds.items()})
+        Wish(wish.owner, bounds, wish.near)
         for wish in wishes
-        for share in np.linspace(1.0, TIGHTEST, candidates).tolist()
+        for bounds in _limits(family, wish, candidates)
     ]
     lowest = unreachable(family, [one.bounds for one in every], seed=seed)
     kept = []
@@ -90,8 +118,22 @@ def _asked(family: Estimated, wishes: Sequence[Wish], *, candidates: int, seed: 
             kept.append(wish)
         elif row % candidates == 0:
             # Its lowest candidate is measured: it may do, and the lowest figure is told if not.
-            kept.append(Wish(wish.owner, _nearest(wish.bounds, lowest[row])))
+            kept.append(Wish(wish.owner, _nearest(wish.bounds, lowest[row]), wish.near))
     return kept
+
+
+def _limits(family: Estimated, wish: Wish, candidates: int) -> list[dict[str, float]]:
+    """So many sets of limits for one wish; the first is its own."""
+    shares = np.linspace(1.0, TIGHTEST, candidates).tolist()
+    tighter = [{metric: bound * share for metric, bound in wish.bounds.items()} for share in shares]
+    if not isinstance(family, Near):
+        return tighter
+    lower = [wish.bounds[wish.near] * share for share in shares[1:]]
+    bands = [
+        {**above, **family.at_least(wish.near, floor)}
+        for above, floor in zip(tighter[:-1], lower, strict=True)
+    ]
+    return [tighter[0], *bands]
 
 
 def _nearest(bounds: Limits, lowest: Mapping[str, float]) -> dict[str, float]:
