@@ -145,12 +145,11 @@ class Chooser:
         Args, Raises: see `choose`.
         """
         first, options = self._choose(target, sure=sure)
-        option = first.place, first.key
-        known = {one.key for one in self.aim(target).standings}
-        if option not in options or first.key in {self.candidates.reference, *known}:
+        known = {self.candidates.reference, *(one.key for one in self.aim(target).standings)}
+        if self.contenders == 1 or first.key in known:
             return [first]
         found, floor = [first], self.floor(target)
-        bolder = [one for one in options if self._bolder(target, one, floor)]
+        bolder = [one for one in self._there(options) if self._bolder(target, one, floor)]
         half = (self.contenders + 1) // 2
         for some, most in ((options, half), (bolder, self.contenders), (options, self.contenders)):
             ranked = self._ranked(target, some, floor, sure=sure)
@@ -231,7 +230,7 @@ class Chooser:
         Files are judged when their turn comes.
         """
         self.judged.judge([key for _, key in options])
-        left = list(options)
+        left = self._there(options)
         while left:
             if floor is None:
                 best = max(left, key=self._rank)
@@ -257,6 +256,10 @@ class Chooser:
             place=name,
             precision=self.pools[name].place.precision,
         )
+
+    def _there(self, options: Sequence[Option]) -> list[Option]:
+        """Those that are still in their pools: what can't be made a file leaves them."""
+        return [(name, key) for name, key in options if key in self.pools[name].candidates]
 
     def _rank(self, option: Option) -> tuple[float, float]:
         name, key = option

@@ -101,13 +101,13 @@ class Judged:
             standings: of those that have been trained.
             sure: nothing is expected of training that has not been done.
         """
-        standing = standings.get(option)
-        found = self[option].accuracy if standing is None else standing.accuracy
+        standing, before = standings.get(option), self[option].accuracy
+        found = before if standing is None else standing.accuracy
         if sure or option[1] == self._candidates.reference:
             return found
         closes = fmean(self._closed) if self._closed else self._candidates.closes
         left = closes * (1.0 if standing is None else 1.0 - standing.share)
-        return found + left * max(0.0, self.reference.accuracy - found)
+        return found + left * max(0.0, self.reference.accuracy - before)
 
     def became(self, key: Key, before: float, after: float) -> None:
         """Take in what a candidate's accuracy became by its training."""

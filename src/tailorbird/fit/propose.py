@@ -12,7 +12,7 @@ others at its place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -105,27 +105,38 @@ def _key(genome: Genome) -> Key:
 
 
 def _asked(family: Estimated, wishes: Sequence[Wish], *, candidates: int, seed: int) -> list[Wish]:
-    """Limits that can be kept: those of a wish itself, then those of its bands or tighter ones."""
+    """Limits that can be kept: those of each wish, then those of its bands or tighter ones.
+
+    A band that holds nothing gives way to the whole range, or else to the wish itself.
+    """
     every = [
-        Wish(wish.owner, bounds, wish.near)
+        replace(wish, bounds=bounds)
         for wish in wishes
         for bounds in _limits(family, wish, candidates)
     ]
     lowest = unreachable(family, [one.bounds for one in every], seed=seed)
+    ranges = [_range(family, wish) for wish in wishes]
+    empty = unreachable(family, ranges, seed=seed) if isinstance(family, Near) else {}
     kept = []
     for row, wish in enumerate(every):
+        number, first = row // candidates, row - row % candidates
         if row not in lowest:
             kept.append(wish)
-        elif row % candidates == 0:
+        elif row == first:
             # Its lowest candidate is measured: it may do, and the lowest figure is told if not.
-            kept.append(Wish(wish.owner, _nearest(wish.bounds, lowest[row]), wish.near))
+            kept.append(replace(wish, bounds=_nearest(wish.bounds, lowest[row])))
+        elif isinstance(family, Near) and first not in lowest:
+            whole = wishes[number].bounds if number in empty else ranges[number]
+            kept.append(replace(wish, bounds=whole))
     return kept
 
 
-def _limits(family: Estimated, wish: Wish, candidates: int) -> list[dict[str, float]]:
+def _limits(family: Estimated, wish: Wish, candidates: int) -> list[Limits]:
     """So many sets of limits for one wish; the first is its own."""
     shares = np.linspace(1.0, TIGHTEST, candidates).tolist()
-    tighter = [{metric: bound * share for metric, bound in wish.bounds.items()} for share in shares]
+    tighter: list[Limits] = [
+        {metric: bound * share for metric, bound in wish.bounds.items()} for share in shares
+    ]
     if not isinstance(family, Near):
         return tighter
     lower = [wish.bounds[wish.near] * share for share in shares[1:]]
@@ -133,7 +144,14 @@ def _limits(family: Estimated, wish: Wish, candidates: int) -> list[dict[str, fl
         {**above, **family.at_least(wish.near, floor)}
         for above, floor in zip(tighter[:-1], lower, strict=True)
     ]
-    return [tighter[0], *bands]
+    return [wish.bounds, *bands]
+
+
+def _range(family: Estimated, wish: Wish) -> Limits:
+    """All from `TIGHTEST` of a wish's limit to that limit."""
+    if not isinstance(family, Near):
+        return wish.bounds
+    return {**wish.bounds, **family.at_least(wish.near, TIGHTEST * wish.bounds[wish.near])}
 
 
 def _nearest(bounds: Limits, lowest: Mapping[str, float]) -> dict[str, float]:
