@@ -143,7 +143,7 @@ class _Fitting:
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
         self._make_reference, self._beside = reference, beside
-        self._strategy = strategy
+        self._strategy, self._known = strategy, 0
         self.answers = Answers(folder.path, trust)
         self._judges = Judges(data, lambda: self._reference, task)
         rounding = Rounding(
@@ -239,6 +239,7 @@ class _Fitting:
             with self.folder.stage("export"):
                 self._prove(chosen, last=number >= self.settings.rounds - 1)
             names = [a.target.name for a in chosen if a.result is None]
+            self._known = len(self._ledger)
         self._serve()
         self.answers.forget()
 
@@ -275,8 +276,8 @@ class _Fitting:
                     every.setdefault(place.name, place)
         for name, place in every.items():
             self._opening.open(place, None if state is None else state.pools.get(name))
-        known = len(self._ledger) if state is None else state.known
-        self.candidates.observe(self._ledger.trained(self.candidates, known))
+        self._known = len(self._ledger) if state is None else state.known
+        self.candidates.observe(self._ledger.trained(self.candidates, self._known))
         return begun, number, names
 
     def _note(self, begun: str, number: int, names: Sequence[str]) -> None:
@@ -288,7 +289,7 @@ class _Fitting:
                 open=tuple(names),
                 aims=self.chooser.aims,
                 pools={name: self.chooser.pools.past(name) for name in self.chooser.pools},
-                known=len(self._ledger),
+                known=self._known,
             )
         )
 
