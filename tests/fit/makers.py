@@ -84,7 +84,10 @@ class Sums:
     def judged_as(self, key):
         return self.network(key)
 
-    epochs = 0.0
+    epochs, kinds = 0.0, {}
+
+    def kind(self, key):
+        return ""
 
     def training(self, key):
         return self.label(key)

@@ -40,9 +40,13 @@ class Learners(Sums):
         super().__init__()
         self.disk = {} if disk is None else disk
         self.calls, self.trained, self.events, self.dies_at = [], 0.0, 0, dies_at
+        self.observed = []
 
     def wins(self, key):
         return 20.0 if key[0] % 2 == 0 else 1.0
+
+    def observe(self, trained):
+        self.observed = list(trained)
 
     def event(self):
         self.events += 1
@@ -135,6 +139,10 @@ def test_each_round_is_kept_for_the_report(tmp_path):
     assert last.name == winners["one"].choice.name
     assert all(one.accuracy > one.before == 0.5 for one in first.contenders)
     assert f"going on with #{last.number}" in told
+    observed = [(candidates.label(one.key), one.share) for one in candidates.observed]
+    names = [(one.name, share) for kept, share in ((first, 1 / 7), (second, 3 / 7))
+             for one in kept.contenders]  # fmt: skip
+    assert sorted(observed) == sorted(names)
 
 
 def test_contenders_differ_and_some_use_the_limit(tmp_path):
@@ -145,6 +153,30 @@ def test_contenders_differ_and_some_use_the_limit(tmp_path):
     pool = chooser.pools["box"].candidates
     assert all(pool[one.key] <= 20.0 for one in field)
     assert max(one.figures["latency_ms"] for one in field) >= 0.95 * 0.98 * 20.0
+
+
+def test_kinds_that_can_not_be_compared_take_turns_near_the_limit(tmp_path):
+    class TwoKinds(Learners):
+        def kind(self, key):
+            return "own" if key[1] == 0 else ""
+
+    candidates = TwoKinds()
+    chooser = Chooser(
+        candidates,
+        Exhaustive(),
+        proposals=1,
+        searches=1,
+        seed=0,
+        progress=Told(),
+        contenders=6,
+    )
+    chooser.pools.open(BOX, Times(candidates))
+    worse, better = [(18, 0), (17, 0), (8, 0)], [(width, 1) for width in (15, 14, 13, 12, 9, 5)]
+    chooser.pools.measure("box", [*worse, *better])
+    field = [one.key for one in chooser.field(target())]
+    assert field[:3] == [(18, 0), (15, 1), (17, 0)], "the best as they are"
+    assert field[3:5] == [(14, 1), (13, 1)], "of each kind two or more, near the limit"
+    assert field[5] == (12, 1) or field[5] == (8, 0)
 
 
 def test_contenders_of_all_targets_train_together_and_equal_ones_once(tmp_path):

@@ -42,13 +42,14 @@ class Blocks:
         return -(genomes @ self.problem.loss)
 
 
-def proposed(family, limit, *, candidates=4, strategy=None, **more):
+def proposed(family, limit, *, candidates=4, strategy=None, kinds=(), **more):
     wish = Wish(("one", "box"), {"latency_ms@box": limit, **more}, near="latency_ms@box")
     found = propose(
         family,
         [wish],
         strategy or Exact(),
         candidates=candidates,
+        kinds=kinds,
         seed=0,
         progress=Silent(),
     )
@@ -110,6 +111,18 @@ def test_a_donors_stage_and_the_teachers_blocks_are_combined_where_that_is_best(
         and latencies(family, [key])[0] <= 56.0
     ]
     assert best == max(exhaustive, key=lambda key: family.quality(np.array(key)))
+
+
+def test_a_kind_that_looks_worse_before_it_is_trained_is_proposed_too():
+    donors = (0, 3, 0.01, 30.0), (0, 2, 0.02, 28.0), (1, 3, 0.02, 34.0), (0, 1, 0.01, 26.0)
+    family = Blocks(4, *donors, *((i, i, 0.3 + 0.1 * i, 9.0) for i in range(4)))
+    plain = proposed(family, 75.0)
+    assert all(any(key[:4]) for key in plain), "with donors, each band has better ones"
+    *others, own, slower = proposed(family, 75.0, kinds=[range(4, 8), ()])
+    assert others == plain
+    assert own == (0, 0, 0, 0, 1, 1, 1, 0)
+    assert latencies(family, [own, slower]) == [73.0, 64.0], "one in each half of what is near"
+    assert proposed(family, 75.0, kinds=[[4, 5]]) == plain, "of two blocks, none is near"
 
 
 def test_several_limits_hold_in_every_band(small_is_best):

@@ -158,6 +158,16 @@ class Candidates(Estimated, Protocol):
         is expected to win, before any has been trained.
         """
 
+    @property
+    def kinds(self) -> Mapping[str, Sequence[int]]:
+        """Kinds of candidates that quality before training does not compare: name -> indices of
+        the alternatives that such a candidate is made of; all else is of no kind. Empty where costs
+        don't add up.
+        """
+
+    def kind(self, key: Key) -> str:
+        """A candidate's kind; empty for none of `kinds`."""
+
     def prepare(self) -> None:
         """What is needed before the first place is opened; only called where something is open."""
 

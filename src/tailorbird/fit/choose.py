@@ -6,7 +6,8 @@ takes the best of its place's pool within its limits, as measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from tailorbird.errors import ExportError, InfeasibleError, MeasurementError, TailorbirdError
@@ -137,10 +138,11 @@ class Chooser:
 
         All keep the limits as measured, and no two are one network. Half of them are the best as
         they are. But what is best before it is trained may be small, and larger ones win more: the
-        other half is the best of those that take `TIGHTEST` of a limit or more. Where accuracy is
-        limited, half are the fastest that may keep that limit, the others the fastest that do so
-        if training wins half of what is expected. There is one only where that is the reference,
-        or was trained for this target before: what was trained goes first.
+        other half is the best of those that take `TIGHTEST` of a limit or more, in turn of the kind
+        of which there are fewest (see `Candidates.kinds`). Where accuracy is limited, half are the
+        fastest that may keep that limit, the others the fastest that do so if training wins half of
+        what is expected. There is one only where that is the reference, or was trained for this
+        target before: what was trained goes first.
 
         Args, Raises: see `choose`.
         """
@@ -149,13 +151,24 @@ class Chooser:
         if self.contenders == 1 or first.key in known:
             return [first]
         found, floor = [first], self.floor(target)
-        bolder = [one for one in self._there(options) if self._bolder(target, one, floor)]
-        half = (self.contenders + 1) // 2
-        for some, most in ((options, half), (bolder, self.contenders), (options, self.contenders)):
-            ranked = self._ranked(target, some, floor, sure=sure)
+
+        def take(some: Iterable[Option], most: int) -> None:
+            ranked = self._ranked(target, list(some), floor, sure=sure)
             while len(found) < most and (one := next(ranked, None)) is not None:
                 if one.key not in {other.key for other in found}:
                     found.append(one)
+
+        take(options, (self.contenders + 1) // 2)
+        bolder = [one for one in self._there(options) if self._bolder(target, one, floor)]
+        kinds = {key: self.candidates.kind(key) for _, key in options}
+        left = set(kinds.values())
+        while left and len(found) < self.contenders:
+            held = Counter(kinds[one.key] for one in found)
+            fewest, before = min(left, key=lambda kind: (held[kind], kind)), len(found)
+            take((one for one in bolder if kinds[one[1]] == fewest), before + 1)
+            if len(found) == before:
+                left.remove(fewest)
+        take(options, self.contenders)
         return found
 
     def order(self, target: Target, standings: Sequence[Standing]) -> list[Standing]:
@@ -342,6 +355,7 @@ class Chooser:
             wishes,
             self.strategy,
             candidates=self.proposals,
+            kinds=list(self.candidates.kinds.values()) if self.contenders > 1 else (),
             seed=self.seed,
             progress=self.progress,
         )

@@ -7,6 +7,10 @@ it and all of it are searched for. Where costs add up, each has a band of that r
 a candidate that was found before gives way to the next best one. Else the limit is tightened step
 by step: such families get better with every millisecond. What is found for one target serves all
 others at its place.
+
+Some kinds of candidates can't be compared before they are trained: a network of the teacher's own
+layers, some left out, answers worse at first than one that holds a donor, and may be better in the
+end. So each kind that a flow names is searched by itself as well.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from tailorbird.family import Estimated, is_additive
 from tailorbird.fit.candidates import Key
 from tailorbird.progress import Progress
 from tailorbird.search.additive import Ranks
-from tailorbird.search.near import Near
+from tailorbird.search.near import Near, Within
 from tailorbird.search.reach import unreachable
 from tailorbird.search.strategy import Limits, Strategy
 from tailorbird.space import Genome
@@ -56,6 +60,7 @@ def propose(
     strategy: Strategy,
     *,
     candidates: int,
+    kinds: Sequence[Sequence[int]] = (),
     seed: int,
     progress: Progress,
 ) -> dict[Owner, list[Key]]:
@@ -65,7 +70,9 @@ def propose(
         family: what is searched.
         wishes: what is wanted.
         strategy: how it is searched.
-        candidates: per wish, at most.
+        candidates: per wish, at most; for each kind half as many.
+        kinds: indices of alternatives, of which members are searched by themselves near the limits;
+            where costs add up.
         seed: of the search.
         progress: told how it goes.
 
@@ -73,24 +80,73 @@ def propose(
         KeyboardInterrupt: when the search was stopped by ctrl-C.
     """
     if is_additive(family):
+        parts = [Within(family, kind) for kind in kinds if len(kind)]
         ceilings = {one.near: 0.0 for one in wishes}
         for one in wishes:
             ceilings[one.near] = max(ceilings[one.near], 2 * one.bounds[one.near])
-        family = Near(family, ceilings)
-    asked = _asked(family, wishes, candidates=candidates, seed=seed)
-    found = strategy.search(family, [one.bounds for one in asked], seed=seed, progress=progress)
-    if found.stopped:
-        raise KeyboardInterrupt
+        whole = Near(family, ceilings)
+        keys = _found(whole, wishes, strategy, count=candidates, seed=seed, progress=progress)
+        for part in parts:
+            near = Near(part, ceilings)
+            asked = _bands(near, wishes, max(1, candidates // 2), seed=seed)
+            more = _search(near, asked, strategy, seed=seed, progress=progress)
+            for wish, genome in zip(asked, more, strict=True):
+                if (key := _key(genome)) not in keys[wish.owner]:
+                    keys[wish.owner].append(key)
+        return keys
+    return _found(family, wishes, strategy, count=candidates, seed=seed, progress=progress)
+
+
+def _found(
+    family: Estimated,
+    wishes: Sequence[Wish],
+    strategy: Strategy,
+    *,
+    count: int,
+    seed: int,
+    progress: Progress,
+) -> dict[Owner, list[Key]]:
+    """So many candidates for each wish, by owners; each once."""
+    asked = _asked(family, wishes, candidates=count, seed=seed)
     keys: dict[Owner, list[Key]] = {}
-    for wish, winner in zip(asked, found.winners, strict=True):
+    found = _search(family, asked, strategy, seed=seed, progress=progress)
+    for wish, genome in zip(asked, found, strict=True):
         known = keys.setdefault(wish.owner, [])
-        key = _key(winner.genome)
+        key = _key(genome)
         if key in known:
             others = _others(family, wish, strategy, count=len(known) + 1)
             key = next((one for one in others if one not in known), key)
         if key not in known:
             known.append(key)
     return keys
+
+
+def _search(
+    family: Estimated,
+    asked: Sequence[Wish],
+    strategy: Strategy,
+    *,
+    seed: int,
+    progress: Progress,
+) -> list[Genome]:
+    """The best member for each set of limits."""
+    if not asked:
+        return []
+    found = strategy.search(family, [one.bounds for one in asked], seed=seed, progress=progress)
+    if found.stopped:
+        raise KeyboardInterrupt
+    return [winner.genome for winner in found.winners]
+
+
+def _bands(family: Near, wishes: Sequence[Wish], count: int, *, seed: int) -> list[Wish]:
+    """The bands of each wish that hold anything, so many of equal width."""
+    every = [
+        replace(wish, bounds=bounds)
+        for wish in wishes
+        for bounds in _limits(family, wish, count + 1)[1:]
+    ]
+    empty = unreachable(family, [one.bounds for one in every], seed=seed)
+    return [wish for row, wish in enumerate(every) if row not in empty]
 
 
 def _others(family: Estimated, wish: Wish, strategy: Strategy, *, count: int) -> list[Key]:

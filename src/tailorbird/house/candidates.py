@@ -56,6 +56,9 @@ NOISE = 0.01
 BLOCKS_TOGETHER = 48
 """Blocks exported and timed in one session."""
 
+OWN = ("teacher", "identity")
+"""Origins of alternatives that hold no layers of donors."""
+
 TEACHER, WHOLE = "teacher", "net:"
 """Names of whole networks in the store of latencies; others are keys of structures."""
 
@@ -134,6 +137,20 @@ class HouseCandidates:
     def genome(self, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
         """The genome (genes,) that chooses alternatives by their indices."""
         return self.family.genome(chosen)
+
+    @property
+    def kinds(self) -> Mapping[str, Sequence[int]]:
+        """Candidates of the teacher's own layers: these have not been trained to work without those
+        that were left out, nor with what others became, so they win most by retraining.
+        """
+        made = self.family.alternatives
+        own = [index for index, one in enumerate(made) if one.origin in OWN]
+        return {"own": own} if 0 < len(own) < len(made) else {}
+
+    def kind(self, key: Key) -> str:
+        """Whether a candidate holds nothing of donors."""
+        known = {one.name: one.origin for one in self.family.alternatives}
+        return "own" if all(known[name] in OWN for name in self.family.names(key)) else ""
 
     # measured -----------------------------------------------------------------------------------
 

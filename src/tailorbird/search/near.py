@@ -1,7 +1,8 @@
-"""Searching near a limit: a figure that must not be too low, told as a limit of its complement.
+"""Searching a part of a family: what takes much of a limit, what is made of some parts only.
 
-Every strategy knows upper bounds only. With a metric "what of twice the limit is left", a lower
-bound of a figure is an upper bound of another one, and sums stay sums.
+Near a limit, a figure must not be too low. Every strategy knows upper bounds only; with a metric
+"what of twice the limit is left", a lower bound of a figure is an upper bound of another one, and
+sums stay sums.
 """
 
 from __future__ import annotations
@@ -70,3 +71,47 @@ class Near:
 
     def _left(self, metric: str) -> str:
         return f"{self.ceilings[metric]:g}{LEFT}{metric}"
+
+
+@dataclass(frozen=True)
+class Within:
+    """The members of a family that are made of some of its alternatives only.
+
+    Strategies that go by genomes search the whole family in it.
+
+    Args:
+        family: all of it.
+        alternatives: indices of those that may be chosen.
+    """
+
+    family: AdditiveFamily
+    alternatives: Sequence[int]
+
+    @property
+    def space(self) -> Space:
+        """The family's."""
+        return self.family.space
+
+    @cached_property
+    def problem(self) -> AdditiveProblem:
+        """The family's, without the other alternatives."""
+        own, rows = self.family.problem, list(self.alternatives)
+        return AdditiveProblem(
+            loss=own.loss[rows],
+            saving=own.saving[rows],
+            base=own.base,
+            covers=own.covers[rows],
+            metrics=own.metrics,
+        )
+
+    def genome(self, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The family's genome of alternatives by their indices here."""
+        return self.family.genome([self.alternatives[index] for index in chosen])
+
+    def cost(self, genomes: Genomes) -> Mapping[str, Floats]:
+        """The family's."""
+        return self.family.cost(genomes)
+
+    def quality(self, genomes: Genomes) -> Floats:
+        """The family's."""
+        return self.family.quality(genomes)

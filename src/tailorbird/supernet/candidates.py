@@ -171,6 +171,15 @@ class SupernetCandidates:
             raise SpaceError("accuracy predictor: nothing has been learned yet; call prepare()")
         return self.learned.predict(genomes)
 
+    @property
+    def kinds(self) -> Mapping[str, Sequence[int]]:
+        """None: all subnets share their weights."""
+        return {}
+
+    def kind(self, key: Key) -> str:
+        """None."""
+        return ""
+
     def prepare(self) -> None:
         """Evaluate some subnets, and learn a predictor of accuracy from them."""
         options, architectures = self.options, self.architectures
