@@ -26,7 +26,7 @@ def chooser(candidates, *places, proposals=3, searches=3, fails_after=None):
         progress=Silent(),
     )
     for place in places or (BOX,):
-        made.open(place, Times(candidates, fails_after=fails_after))
+        made.pools.open(place, Times(candidates, fails_after=fails_after))
     return made
 
 
@@ -100,8 +100,8 @@ def test_a_target_that_the_reference_keeps_is_not_searched_for():
 def test_a_device_that_fails_costs_its_own_targets_only():
     candidates = Sums()
     made = Chooser(candidates, Exhaustive(), proposals=2, searches=3, seed=0, progress=Silent())
-    made.open(BOX, Times(candidates))
-    made.open(PHONE, Times(candidates, fails_after=1))
+    made.pools.open(BOX, Times(candidates))
+    made.pools.open(PHONE, Times(candidates, fails_after=1))
     here, there = target("here"), target("there", place=PHONE)
     made.settle([here, there])
     assert made.choose(here).figures["latency_ms"] <= 20
@@ -114,7 +114,7 @@ def test_a_pool_is_taken_up_as_it_was_left():
     made, one = chooser(candidates), target("one")
     made.settle([one])
     taken = Chooser(again, Exhaustive(), proposals=3, searches=3, seed=0, progress=Silent())
-    taken.open(BOX, Times(again), made.past("box"))
+    taken.pools.open(BOX, Times(again), made.pools.past("box"))
     assert taken.pools["box"].candidates == made.pools["box"].candidates
     assert again.learned == candidates.learned
     assert taken.choose(one) == made.choose(one)
@@ -123,7 +123,7 @@ def test_a_pool_is_taken_up_as_it_was_left():
 def test_where_only_a_table_tells_figures_are_the_estimates():
     candidates, one = Sums(), target("one")
     made = Chooser(candidates, Exhaustive(), proposals=3, searches=3, seed=0, progress=Silent())
-    made.open(BOX, None)
+    made.pools.open(BOX, None)
     made.settle([one])
     assert made.choose(one).figures["latency_ms"] == 20.0, "no margin where nothing is measured"
     with pytest.raises(InfeasibleError, match="lowest predicted: latency_ms 1"):

@@ -79,11 +79,11 @@ class Zoo(Sums):
         found = [accuracy(self.networks[key[0]], self.data.validation) for key in keys]
         return [Judgement(one, one) for one in found]
 
-    def weigh(self, network, images):
+    def weigh(self, network, images=None):
         found = accuracy(network.module, self.data.validation, limit=images)
         return Judgement(found, found)
 
-    def train(self, names):
+    def train(self, names, *, pause=None):
         return {
             key: Made(module=self.networks[key[0]], input_shape=SHAPE, before=None) for key in names
         }

@@ -22,7 +22,7 @@ class Files:
     def __init__(self, loses=0.0, broken=()):
         self.loses, self.broken, self.judged = loses, broken, []
 
-    def judge(self, place, key, plain):
+    def judge(self, place, key, plain, trained=None):
         assert place.precision == "int8"
         self.judged.append(key)
         if key in self.broken:
@@ -49,8 +49,8 @@ def chooser(candidates, *, speed=2.0, files=None, told=None):
         ],
         files=files or Files(),
     )
-    made.open(BOX, Times(candidates))
-    made.open(INT8, Times(candidates, speed=speed))
+    made.pools.open(BOX, Times(candidates))
+    made.pools.open(INT8, Times(candidates, speed=speed))
     return made
 
 
@@ -150,7 +150,7 @@ def test_a_precision_that_loses_too_much_is_shut_for_that_target_only():
 def test_a_precision_that_fails_on_the_device_costs_no_other():
     candidates = Sums()
     made = chooser(candidates)
-    made.failed["box int8"] = MeasurementError("no kernel")
+    made.pools.failed["box int8"] = MeasurementError("no kernel")
     one = target()
     made.settle([one])
     assert made.choose(one).precision == "float32"
@@ -205,7 +205,7 @@ def test_what_training_wins_is_expected_and_learned():
     made.settle([one])
     first = made.choose(one)
     assert first.accuracy < 0.6 <= first.accuracy + 0.5 * (1 - first.accuracy)
-    made.trained(first, first.accuracy)  # it won nothing
+    made.judged.became(first.key, first.accuracy, first.accuracy)  # it won nothing
     made.dismiss(one, first)
     second = made.choose(one)
     assert second.accuracy >= 0.6

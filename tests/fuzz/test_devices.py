@@ -64,7 +64,7 @@ class Small(Sums):
     def network(self, key):
         return Network(network(*key), SHAPE)
 
-    def train(self, names):
+    def train(self, names, *, pause=None):
         return {
             key: Made(module=trace(network(*key), SHAPE).module, input_shape=SHAPE, before=None)
             for key in names

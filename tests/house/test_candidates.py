@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kendalltau
 
 from tailorbird.data.unfamiliar import unfamiliar
 from tailorbird.errors import ConfigError, InfeasibleError
 from tailorbird.fit.bench import bench_at
-from tailorbird.fit.candidates import Network
+from tailorbird.fit.candidates import Network, Trained
 from tailorbird.fit.choose import Chooser
 from tailorbird.fit.judge import Judge
 from tailorbird.house.candidates import HouseCandidates
@@ -20,7 +22,7 @@ from tailorbird.targets import Place, Target
 from tailorbird.task import CLASSIFICATION
 from tailorbird.train.evaluate import accuracy, agreement, logits
 from tailorbird.train.recipe import Recipe
-from tests.fakes import FakeDevice, FakeExporter
+from tests.fakes import FakeDevice, FakeExporter, Told
 from tests.house.makers import same
 from tests.pipeline.makers import job
 
@@ -69,7 +71,7 @@ def chooser_for(candidates, device, *, strategy=None, proposals=4):
         seed=0,
         progress=Silent(),
     )
-    chooser.open(place, timing)
+    chooser.pools.open(place, timing)
     return chooser
 
 
@@ -266,6 +268,44 @@ def test_what_was_timed_before_distilling_is_not_timed_again(run):
     assert candidates.latencies(pool.place).known[candidates.label(key)].median_ms == pytest.approx(
         pool.candidates[candidates.reference] - saved
     )
+
+
+def test_losses_are_weighed_by_what_became_of_trained_candidates(run):
+    candidates, told = candidates_of(open_house(run)), Told()
+    candidates.progress = told
+    family = candidates.family
+    own = {family.alternatives[index].name for index in candidates.kinds["own"]}
+    donors = {a.name for a in family.alternatives if a.origin == "narrow"}
+    assert own and own.isdisjoint(donors)
+    one, other = (tuple(family.of_names([min(some)]).tolist()) for some in (own, donors))
+    assert (candidates.kind(one), candidates.kind(other)) == ("own", "")
+    stages = family.stages(4)
+    assert all(share.sum() == pytest.approx(1.0) for share in stages.values())
+    ends = {a.name: family.blocks[a.block].nodes for a in family.alternatives}
+    early = min(ends, key=lambda name: family.teacher.index[ends[name][-1]])
+    assert stages[early][0] > 0 == stages[early][-1]
+    keys = [tuple(g) for g in family.space.sample(200, np.random.default_rng(0)).tolist()]
+    keys = [key for key in dict.fromkeys(keys) if any(key)]
+    weights = np.array([4.0, 1.0, 0.1, 0.1])
+
+    def became(key, weights=weights):
+        return -sum(float(family.losses[n] * stages[n] @ weights) for n in family.names(key))
+
+    plain = candidates.quality(np.array(keys))
+    truth = [became(key) for key in keys]
+    candidates.observe([Trained(key=key, share=0.5, quality=became(key)) for key in keys[:40]])
+    weighed = candidates.quality(np.array(keys))
+    assert kendalltau(weighed, truth).statistic > kendalltau(plain, truth).statistic
+    assert candidates.problem.loss.tolist() == [
+        candidates.family.losses[a.name] for a in family.alternatives
+    ]
+    assert "40 trained candidates are ranked with Kendall's tau" in told
+    more = [Trained(key=key, share=0.2, quality=became(key, np.ones(4))) for key in keys]
+    candidates.observe(more)
+    assert candidates.quality(np.array(keys)) == pytest.approx(plain), "sums are right after all"
+    candidates.observe([])
+    candidates.observe(more[:2])
+    assert candidates.quality(np.array(keys)) == pytest.approx(plain)
 
 
 def test_a_place_without_a_device_is_refused(run):

@@ -33,7 +33,8 @@ def die_at_write(number):
 
 
 def work(run):
-    run_job(job(run, limits=LIMITS, device=FakeDevice(base_ms=0.001, noise=0.04)))
+    device = FakeDevice(base_ms=0.001, noise=0.04)
+    run_job(job(run, limits=LIMITS, device=device, contenders=3))
 
 
 def run_once(run, *, seconds=None, write=0):

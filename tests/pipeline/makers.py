@@ -30,6 +30,7 @@ def job(run, *, limits=None, device=DEVICE, data=None, **changes):
         "run": Path(run),
         "options": replace(OPTIONS, memory_mb=2),
         "recipe": Recipe(epochs=2.0, batch_size=64, recalibrate_batches=1, precision="float32"),
+        "contenders": 1,
         "check_teacher": False,  # it is untrained
         "description": {"name": "tiny"},
     }

@@ -61,6 +61,8 @@ def test_a_house_is_estimated_by_what_its_job_asks_for(tmp_path):
     assert alone["distil"].size_bytes < usual["distil"].size_bytes
     trained = stages(tmp_path, training={"teacher": Recipe(epochs=3.0), "narrow": Recipe()})
     assert trained["train"].seconds > 0 and trained["train"].size_bytes > 0
+    rivals = stages(tmp_path, contenders=8)["retrain"]
+    assert 1.5 < rivals.seconds / usual["retrain"].seconds < 2.2
     few = stages(tmp_path, limits={"edge": {"latency": "0.6x"}})
     assert few["export"].seconds < usual["export"].seconds
 

@@ -352,10 +352,14 @@ def test_a_student_over_its_limit_is_replaced_or_reported(tmp_path):
 
 def test_fine_tuning_never_makes_a_student_worse_on_validation(tmp_path):
     run = run_in(tmp_path)
-    (target,) = fit(run, fleet(box=(DEVICE, ["0.8x"])), replace(OPTIONS, fine_tune=1.0)).targets
+    options = replace(OPTIONS, fine_tune=1.0, contenders=2)
+    (target,) = fit(run, fleet(box=(DEVICE, ["0.8x"])), options).targets
     assert target.met
     assert target.accuracy >= target.accuracy_before  # the validation split stands for the test
-    assert len(list((run.path / "fit" / "fine-tune").iterdir())) == 1
+    assert len(list((run.path / "fit" / "fine-tune").iterdir())) == 2
+    [rivals] = target.rounds
+    assert len(rivals.contenders) == 2 and sum(one.stayed for one in rivals.contenders) == 1
+    assert rivals.epochs == pytest.approx(1 / 3)
 
 
 def test_targets_that_choose_one_subnet_share_its_training_and_its_export(tmp_path):

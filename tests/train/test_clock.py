@@ -2,7 +2,7 @@ from itertools import count, repeat
 
 import pytest
 
-from tailorbird.train.clock import Clock
+from tailorbird.train.clock import Clock, Pause
 
 
 def ticking(step=1.0):
@@ -48,3 +48,24 @@ def test_what_earlier_sittings_spent_is_taken_off(spent):
 def test_time_that_is_spent_ends_the_run_at_the_step_at_hand():
     clock = Clock(1000, 4, limit=0.0, now=ticking())
     assert walked(clock) == [1]
+
+
+def test_a_pause_is_a_share_of_the_schedule_and_of_the_time():
+    clock = Clock(70, 10, pause=Pause(at=3 / 7))
+    assert (clock.total, clock.end) == (70, 30)
+    assert Clock(1, 10, pause=Pause(at=0.01)).end == 1
+    short = Clock(10_000, 4, limit=900.0, pause=Pause(at=0.25, spent=0.5), now=ticking())
+    made = 0
+    while made < short.end:
+        short.open()
+        made += 1
+        short.count(1, at=made)
+    whole = len(walked(Clock(10_000, 4, limit=450.0, now=ticking())))
+    assert made == pytest.approx(whole, rel=0.5), "half of the time for a quarter of the steps"
+    assert short.total == pytest.approx(4 * made, abs=4)
+
+
+def test_time_that_is_spent_ends_a_sitting_at_the_step_at_hand():
+    clock = Clock(1000, 4, limit=0.0, pause=Pause(at=0.5, spent=0.5), now=ticking())
+    clock.count(1, at=7)
+    assert (clock.end, clock.total) == (7, 14)

@@ -10,6 +10,7 @@ from torch import nn
 from tailorbird.data.images import ImageData, Normalisation, TensorSplit
 from tailorbird.errors import ConfigError, DataError, StoreError, TrainingError
 from tailorbird.progress import Silent
+from tailorbird.train.clock import Pause
 from tailorbird.train.evaluate import accuracy, agreement
 from tailorbird.train.fit import fit
 from tailorbird.train.recipe import Recipe
@@ -260,6 +261,43 @@ def test_interrupted_equals_uninterrupted(tmp_path, optimizer):
         ]
     again = run(tmp_path / "cut", Killed(0))
     assert same(state(again[0].module), state(whole[0].module))
+
+
+def test_paused_equals_uninterrupted_whoever_trains_beside(tmp_path):
+    data, teacher = make_data(), Probe(Net(seed=9))
+    recipe = Recipe(epochs=3.4, batch_size=16, learning_rate=0.01, ema=0.9, cutmix=1.0)
+
+    def run(folder, names, *, pause=None, progress=None):
+        students = [
+            Assignment(name=name, student=Net(seed=ord(name)), checkpoint=folder / name)
+            for name in names
+        ]
+        return retrain_all(
+            students, teacher, data, recipe=recipe, seed=3, progress=progress, pause=pause
+        )
+
+    whole = run(tmp_path / "whole", "ab")
+    steps = whole[0].history[-1].step
+    per_epoch = 3
+    assert steps == 10
+    cut = tmp_path / "cut"
+    paused = run(cut, "ac", pause=Pause(at=0.4))  # step 4, within the second epoch
+    assert [one.history[-1].step for one in paused] == [4, 4]
+    again = run(cut, "ac", pause=Pause(at=0.4))
+    assert same(state(again[0].module), state(paused[0].module)), "what is said of it, too"
+    assert again[0].accuracy == paused[0].accuracy
+    [behind] = run(cut, "b", pause=Pause(at=0.1))
+    assert behind.history[-1].step == 1
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, "ab", pause=Pause(at=0.6), progress=Killed(per_epoch))
+    further = run(cut, "ab", pause=Pause(at=0.6))  # the end of an epoch
+    assert [one.history[-1].step for one in further] == [6, 6]
+    assert [one.epochs for one in run(cut, "a", pause=Pause(at=0.1))] == [2.0], "never goes back"
+    for first, second in zip(whole, run(cut, "ab"), strict=True):
+        assert same(state(first.module), state(second.module))
+        assert [(e.step, e.loss, e.accuracy) for e in first.history] == [
+            (e.step, e.loss, e.accuracy) for e in second.history
+        ]
 
 
 def test_damaged_files_fall_back_to_the_state_before(tmp_path):

@@ -194,6 +194,9 @@ def fit(
     candidates: Annotated[
         int, typer.Option(help="Measured and evaluated per target and search.")
     ] = 4,
+    contenders: Annotated[
+        int, typer.Option(help="Fine-tuned per target, in rounds that leave the better half.")
+    ] = 1,
     rounds: Annotated[int, typer.Option(help="Searches, and attempts at a limit, at most.")] = 3,
     sessions: Annotated[
         int, typer.Option(help="Measurements of a student at most, until its limit is clear.")
@@ -229,6 +232,7 @@ def fit(
         subnets=subnets,
         images=images,
         candidates=candidates,
+        contenders=contenders,
         rounds=rounds,
         sessions=sessions,
         fine_tune=fine_tune,

@@ -48,6 +48,8 @@ class HousePlan:
         retrain: how students are retrained.
         rounds: searches and retrainings per target, at most.
         candidates: selections measured whole in each search.
+        contenders: selections of a target that are retrained, in rounds that leave the better half,
+            until one is left.
         sessions: measurements of a finished student at most, until its latency is clear of its
             limit; else the target is undecided.
         task: what the networks' outputs mean: classification, or package.module:name.
@@ -70,6 +72,7 @@ class HousePlan:
     retrain: Recipe = field(default_factory=Recipe)
     rounds: int = 3
     candidates: int = 4
+    contenders: int = 4
     sessions: int = MOST
     task: Named[Task] = field(default=Named("classification", CLASSIFICATION))
     strategy: Named[Strategy] | None = None
@@ -123,7 +126,7 @@ def check(document: Document, *, folder: Path, stem: str = "job") -> HousePlan:
         "retrain": partial(recipe, default="teaching"),
     }
     values: dict[str, Any] = read_fields(faults, (), document.data, FIELDS, readers)
-    faults.least(values, rounds=1, candidates=1, sessions=1, seed=0)
+    faults.least(values, rounds=1, candidates=1, contenders=1, sessions=1, seed=0)
     for key, find in (("task", named_task), ("strategy", named_strategy)):
         try:
             if (name := values[key]) is not None:
@@ -189,6 +192,7 @@ def build(plan: HousePlan, *, folder: Path) -> dict[str, Any]:
         "training": training,
         "rounds": plan.rounds,
         "candidates": plan.candidates,
+        "contenders": plan.contenders,
         "sessions": plan.sessions,
         "export": plan.export,
         "quantise": plan.quantise,

@@ -49,6 +49,7 @@ class Round:
         open: names of the targets that were not answered yet.
         aims: target's name -> how it is chosen for.
         pools: place's name -> the networks known there.
+        known: judgements of trained candidates that were known.
     """
 
     begun: str
@@ -56,6 +57,7 @@ class Round:
     open: tuple[str, ...]
     aims: Mapping[str, Aim]
     pools: Mapping[str, Past]
+    known: int = 0
 
 
 def request_of(target: Target, strategy: Strategy | None, **made_from: object) -> str:

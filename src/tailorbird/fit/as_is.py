@@ -143,6 +143,7 @@ def _proven(
                     reference=judges.reference(images),
                     precision=one.place.precision,
                     minutes=own.minutes,
+                    rounds=own.rounds,
                     as_is=name,
                 )
                 progress.say(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from tailorbird.measure.latencies import Latencies
+    from tailorbird.train.clock import Pause
 
 Key = tuple[int, ...]
 """Names a candidate: its genome. The same in every process that works on one run."""
@@ -84,6 +85,21 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What became of a candidate that was trained a share of its schedule.
+
+    Args:
+        key: its genome.
+        share: of the schedule.
+        quality: as `Judgement.quality`, of the trained network.
+    """
+
+    key: Key
+    share: float
+    quality: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Made:
     """A candidate trained further, as it is shipped.
 
@@ -142,6 +158,16 @@ class Candidates(Estimated, Protocol):
         is expected to win, before any has been trained.
         """
 
+    @property
+    def kinds(self) -> Mapping[str, Sequence[int]]:
+        """Kinds of candidates that quality before training does not compare: name -> indices of
+        the alternatives that such a candidate is made of; all else is of no kind. Empty where costs
+        don't add up.
+        """
+
+    def kind(self, key: Key) -> str:
+        """A candidate's kind; empty for none of `kinds`."""
+
     def prepare(self) -> None:
         """What is needed before the first place is opened; only called where something is open."""
 
@@ -185,19 +211,38 @@ class Candidates(Estimated, Protocol):
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
         """How candidates answer the validation images; what is known is not computed again."""
 
-    def weigh(self, network: Network, images: int) -> Judgement:
-        """How any network answers some validation images, by the same rule as `judge`.
+    def weigh(self, network: Network, images: int | None = None) -> Judgement:
+        """How any network answers the validation images, by the same rule as `judge`.
 
         Args:
             network: such as a file of a candidate.
-            images: how many at most; the choice is the same for every network.
+            images: how many at most; the choice is the same for every network. None for all.
         """
 
     def judged_as(self, key: Key) -> Network:
         """The candidate as `judge` looks at it, on the CPU in eval mode."""
 
-    def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
-        """Train candidates further, together; ``names`` are for messages."""
+    @property
+    def epochs(self) -> float:
+        """Of a candidate's whole training; 0 where candidates are not trained further."""
+
+    def training(self, key: Key) -> str:
+        """A short hash of all that a candidate's training comes from, itself included."""
+
+    def train(self, names: Mapping[Key, str], *, pause: Pause | None = None) -> Mapping[Key, Made]:
+        """Train candidates further, together.
+
+        What was trained before goes on from there; it ends as if it had never paused.
+
+        Args:
+            names: for messages; all different.
+            pause: where to stop for now; ``None`` for the end of the training.
+        """
+
+    def observe(self, trained: Sequence[Trained]) -> None:
+        """Take in what became of candidates that were trained, all that are known: a flow may
+        correct its estimate of quality by them.
+        """
 
     def as_they_are(self) -> Mapping[str, Made]:
         """Networks by name that need no training and may be shipped where they are better."""

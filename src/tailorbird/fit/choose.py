@@ -6,28 +6,18 @@ takes the best of its place's pool within its limits, as measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
-from statistics import fmean
-
-import numpy as np
 
 from tailorbird.errors import ExportError, InfeasibleError, MeasurementError, TailorbirdError
-from tailorbird.fit.candidates import (
-    Candidates,
-    Judgement,
-    Key,
-    Timing,
-    estimates,
-    latency_at,
-    rows,
-)
-from tailorbird.fit.pools import Aim, Choice, Files, Option, Past, Pool, own_place
-from tailorbird.fit.propose import Wish, propose
+from tailorbird.fit.candidates import Candidates, Key, latency_at
+from tailorbird.fit.judged import Judged
+from tailorbird.fit.pools import Aim, Choice, Files, Option, Pools, Standing, own_place
+from tailorbird.fit.propose import TIGHTEST, Wish, propose
 from tailorbird.fit.serve import spared_by
-from tailorbird.measure.counts import count, in_precision
 from tailorbird.progress import Progress
+from tailorbird.report.record import TrainingRound
 from tailorbird.search.selection import within
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import LATENCY, PLAIN, Place, Target
@@ -43,9 +33,6 @@ LADDER = (0.25, 0.4, 0.55, 0.7, 0.85)
 
 SMALLER = {"size_mb", "peak_memory_mb"}
 """What a lower precision saves even where it saves no time."""
-
-EXACT = 1e-6
-"""Estimates that are off by less are taken as exact."""
 
 SAFETY = 0.99
 """What is asked for after a miss, as a share of what would just have been enough."""
@@ -64,10 +51,7 @@ class Chooser:
         progress: told how it goes.
         places: a target's place in each precision that it may have, float32 first.
         files: judges candidates in other precisions; as they are in float32 without it.
-
-    Attributes:
-        failed: place's name -> why its device failed; that costs its own targets only.
-        slow: place's name -> that its precision makes the reference no faster than float32 does.
+        contenders: candidates that a target is to have to choose from by training them, at most.
     """
 
     candidates: Candidates
@@ -79,71 +63,12 @@ class Chooser:
     progress: Progress
     places: Callable[[Target], Sequence[Place]] = own_place
     files: Files | None = None
+    contenders: int = 1
 
     def __post_init__(self) -> None:
-        self.pools: dict[str, Pool] = {}
+        self.pools = Pools(self.candidates)
+        self.judged = Judged(self.candidates, self.pools, self.files, self.progress)
         self.aims: dict[str, Aim] = {}
-        self.failed: dict[str, MeasurementError | ExportError] = {}
-        self.slow: dict[str, str] = {}
-        self._counted: dict[Key, dict[str, float]] = {}
-        self._judged: dict[Key, Judgement] = {}
-        self._as_files: dict[Option, Judgement] = {}
-        self._closed: list[float] = []
-
-    def open(self, place: Place, timing: Timing | None, past: Past | None = None) -> None:
-        """Begin a place's pool, or take it up; a device that fails is noted in ``failed``."""
-        reference, past = self.candidates.reference, past or Past()
-        try:
-            latency = self.candidates.open(place, timing)
-            plain = latency if timing is None else timing.base_ms
-            base = {**self.counted(reference), LATENCY: plain}
-            self.pools[place.name] = Pool(place, timing, base, {reference: latency})
-            if place.precision != PLAIN and latency >= plain:
-                self.slow[place.name] = (
-                    f"{place.precision} is no faster than float32 here: the "
-                    f"{self.candidates.words.reference} takes {latency:.4g} ms, {plain:.4g} in "
-                    "float32"
-                )
-            first = self.candidates.checks(place, ())
-            self.measure(place.name, past.candidates, [*past.checks, *first])
-        except (MeasurementError, ExportError) as error:
-            self.failed[place.name] = error
-
-    def past(self, name: str) -> Past:
-        """What `open` needs to take up the pool of the place of that name."""
-        pool = self.pools[name]
-        return Past(tuple(pool.candidates), tuple(pool.checks))
-
-    def counted(self, key: Key) -> dict[str, float]:
-        """What is counted of a candidate: metric -> figure, latency left out."""
-        if key not in self._counted:
-            network = self.candidates.network(key)
-            self._counted[key] = count(network.module, network.input_shape).as_metrics()
-        return self._counted[key]
-
-    def measure(self, name: str, fresh: Sequence[Key], checks: Sequence[Key] = ()) -> None:
-        """Take candidates and checks into a pool, and correct the estimate by them.
-
-        Raises:
-            ExportError, MeasurementError: when the device fails.
-        """
-        pool, candidates = self.pools[name], self.candidates
-        if pool.timing is None:
-            keys = list(fresh)
-            if keys:
-                latencies = estimates(candidates, pool.place, keys).tolist()
-                pool.candidates |= dict(zip(keys, latencies, strict=True))
-            return
-        labels = {key: candidates.label(key) for key in (*fresh, *checks)}
-        timed = pool.timing.measure(
-            {label: partial(candidates.network, key) for key, label in labels.items()}
-        )
-        found = {key: timed[label].median_ms for key, label in labels.items()}
-        pool.candidates |= {key: found[key] for key in fresh}
-        pool.checks |= {key: found[key] for key in checks}
-        proposed = {k: ms for k, ms in pool.candidates.items() if k != candidates.reference}
-        if whole := {**pool.checks, **proposed}:
-            candidates.learn(pool.place, whole)
 
     def settle(self, targets: Sequence[Target]) -> None:
         """Search until the choices come near their limits, nothing new is found, or enough."""
@@ -162,9 +87,9 @@ class Chooser:
 
     def open_places(self, target: Target) -> list[str]:
         """Names of the places in which a target can be chosen for now, float32 first."""
-        shut = {*self.failed, *self.aim(target).without}
+        shut = {*self.pools.failed, *self.aim(target).without}
         if target.precisions is None and not {limit.metric for limit in target.bounds} & SMALLER:
-            shut |= self.slow.keys()
+            shut |= self.pools.slow.keys()
         return [
             place.name
             for place in self.places(target)
@@ -175,11 +100,15 @@ class Chooser:
         """Why precisions were not taken for a target."""
         names = [place.name for place in self.places(target)]
         open_ones, without = self.open_places(target), self.aim(target).without
-        slow = [self.slow[name] for name in names if name in self.slow and name not in open_ones]
+        slow = [
+            self.pools.slow[name]
+            for name in names
+            if name in self.pools.slow and name not in open_ones
+        ]
         failed = [
-            f"{place.precision}: {self.failed[place.name]}"
+            f"{place.precision}: {self.pools.failed[place.name]}"
             for place in self.places(target)
-            if place.name in self.failed and place.precision != PLAIN
+            if place.name in self.pools.failed and place.precision != PLAIN
         ]
         return [*slow, *failed, *(without[name] for name in names if name in without)]
 
@@ -202,109 +131,166 @@ class Chooser:
             InfeasibleError: when none is, with the lowest figures of the pools.
             MeasurementError, ExportError: when the device failed.
         """
+        return self._choose(target, sure=sure)[0]
+
+    def field(self, target: Target, *, sure: bool = False) -> list[Choice]:
+        """Candidates to be trained for a target: what `choose` gives, and others to beat it.
+
+        All keep the limits as measured, and no two are one network. Half of them are the best as
+        they are. But what is best before it is trained may be small, and larger ones win more: the
+        other half is the best of those that take `TIGHTEST` of a limit or more, in turn of the kind
+        of which there are fewest (see `Candidates.kinds`). Where accuracy is limited, half are the
+        fastest that may keep that limit, the others the fastest that do so if training wins half of
+        what is expected. There is one only where that is the reference, or was trained for this
+        target before: what was trained goes first.
+
+        Args, Raises: see `choose`.
+        """
+        first, options = self._choose(target, sure=sure)
+        known = {self.candidates.reference, *(one.key for one in self.aim(target).standings)}
+        if self.contenders == 1 or first.key in known:
+            return [first]
+        found, floor = [first], self.floor(target)
+
+        def take(some: Iterable[Option], most: int) -> None:
+            ranked = self._ranked(target, list(some), floor, sure=sure)
+            while len(found) < most and (one := next(ranked, None)) is not None:
+                if one.key not in {other.key for other in found}:
+                    found.append(one)
+
+        take(options, (self.contenders + 1) // 2)
+        bolder = [one for one in self._there(options) if self._bolder(target, one, floor)]
+        kinds = {key: self.candidates.kind(key) for _, key in options}
+        left = set(kinds.values())
+        while left and len(found) < self.contenders:
+            held = Counter(kinds[one.key] for one in found)
+            fewest, before = min(left, key=lambda kind: (held[kind], kind)), len(found)
+            take((one for one in bolder if kinds[one[1]] == fewest), before + 1)
+            if len(found) == before:
+                left.remove(fewest)
+        take(options, self.contenders)
+        return found
+
+    def order(self, target: Target, standings: Sequence[Standing]) -> list[Standing]:
+        """Contenders of a target that were trained as far, best first; see `choose`."""
+        floor = self.floor(target)
+        if floor is None:
+            return sorted(standings, key=lambda one: (-one.quality, self._latency(one)))
+        known = {(one.place, one.key): one for one in standings}
+
+        def rank(option: Option) -> tuple[bool, float]:
+            expected = self.judged.expected(option, known, sure=False)
+            keeps = expected >= floor
+            return not keeps, self._cost(target, option) if keeps else -expected
+
+        return sorted(standings, key=lambda one: rank((one.place, one.key)))
+
+    def floor(self, target: Target) -> float | None:
+        """The least accuracy on validation images that a target asks for."""
+        if target.accuracy(1.0) is None:
+            return None
+        return target.accuracy(self.judged.reference.accuracy)
+
+    def _choose(self, target: Target, *, sure: bool) -> tuple[Choice, list[Option]]:
+        """The choice, and what it was chosen from."""
         if not self.open_places(target):
             raise self._failure(target)
         limits, missed = self.limits(target), self.aim(target).missed
         floor = self.floor(target)
         for allowed in self._allowed(target):
             met = [option for option in self._kept(target, allowed) if option not in missed]
-            best = self._best(target, met, floor, sure=sure)
+            best = self._furthest(target, met, floor, sure=sure)
+            best = best or next(self._ranked(target, met, floor, sure=sure), None)
             if best is not None:
-                return best
+                return best, met
         undecided = self.aim(target).undecided
         if undecided is not None:
-            best = self._best(target, [undecided], floor, sure=sure)
+            best = next(self._ranked(target, [undecided], floor, sure=sure), None)
             if best is not None:
-                return best
+                return best, []
         raise self._infeasible(target, limits, floor)
 
-    def floor(self, target: Target) -> float | None:
-        """The least accuracy on validation images that a target asks for."""
-        if target.accuracy(1.0) is None:
-            return None
-        self.judge([self.candidates.reference])
-        return target.accuracy(self._judged[self.candidates.reference].accuracy)
-
-    def trained(self, choice: Choice, accuracy: float) -> None:
-        """Take in what a candidate's accuracy on validation images became."""
-        most = self._judged[self.candidates.reference].accuracy
-        if choice.key != self.candidates.reference and choice.accuracy < most:
-            self._closed.append((accuracy - choice.accuracy) / (most - choice.accuracy))
+    def _furthest(
+        self, target: Target, options: Sequence[Option], floor: float | None, *, sure: bool
+    ) -> Choice | None:
+        """Of those that have been trained for a target, the one that was trained furthest."""
+        known = {(one.place, one.key): one for one in self.aim(target).standings}
+        left = [known[option] for option in options if option in known]
+        self.judged.judge([one.key for one in left])
+        if floor is not None:
+            expected = [
+                self.judged.expected((one.place, one.key), known, sure=sure) for one in left
+            ]
+            left = [one for one, hope in zip(left, expected, strict=True) if hope >= floor]
+        left = self.order(target, left)
+        for one in sorted(left, key=lambda one: -one.share):
+            option = one.place, one.key
+            if self.judged.seen(option) or self.judged.see(option):
+                return self._choice(target, option)
+        return None
 
     def _failure(self, target: Target) -> MeasurementError | ExportError:
         for place in self.places(target):
-            if place.name in self.failed:
-                return self.failed[place.name]
+            if place.name in self.pools.failed:
+                return self.pools.failed[place.name]
         return ExportError("; ".join(self.aim(target).without.values()))
 
-    def _best(
+    def _ranked(
         self, target: Target, options: Sequence[Option], floor: float | None, *, sure: bool
-    ) -> Choice | None:
-        """The best of some options; ``None`` where none will do, or none can be made a file.
+    ) -> Iterator[Choice]:
+        """Some options, best first, without those that will not do or can't be made a file.
 
-        A file in a lower precision answers no better than its network, by and large. So options
-        are taken as good as their networks until their turn comes; then the file is judged.
+        Files are judged when their turn comes.
         """
-        self.judge([key for _, key in options])
-        left = list(options)
+        self.judged.judge([key for _, key in options])
+        left = self._there(options)
         while left:
             if floor is None:
                 best = max(left, key=self._rank)
             else:
-                left = [one for one in left if self._expected(one, sure=sure) >= floor]
+                left = [one for one in left if self.judged.expected(one, {}, sure=sure) >= floor]
                 if not left:
-                    return None
+                    return
                 best = min(left, key=lambda one: self._cost(target, one))
-            if self._seen(best):
-                name, key = best
-                return Choice(
-                    key=key,
-                    name=self.candidates.label(key),
-                    limits=self.limits(target),
-                    figures=self._figures(name, key),
-                    accuracy=self._judgement(best).accuracy,
-                    place=name,
-                    precision=self.pools[name].place.precision,
-                )
-            if not self._judge_file(best):
+            if self.judged.seen(best):
                 left.remove(best)
-        return None
+                yield self._choice(target, best)
+            elif not self.judged.see(best):
+                left.remove(best)
+
+    def _choice(self, target: Target, option: Option) -> Choice:
+        name, key = option
+        return Choice(
+            key=key,
+            name=self.candidates.label(key),
+            limits=self.limits(target),
+            figures=self.pools.figures(option),
+            accuracy=self.judged[option].accuracy,
+            place=name,
+            precision=self.pools[name].place.precision,
+        )
+
+    def _there(self, options: Sequence[Option]) -> list[Option]:
+        """Those that are still in their pools: what can't be made a file leaves them."""
+        return [(name, key) for name, key in options if key in self.pools[name].candidates]
 
     def _rank(self, option: Option) -> tuple[float, float]:
         name, key = option
-        return self._judgement(option).quality, -self.pools[name].candidates[key]
+        return self.judged[option].quality, -self.pools[name].candidates[key]
+
+    def _latency(self, standing: Standing) -> float:
+        return self.pools[standing.place].candidates[standing.key]
 
     def _cost(self, target: Target, option: Option) -> float:
-        return self._figures(*option)[spared_by(target)]
+        return self.pools.figures(option)[spared_by(target)]
 
-    def _expected(self, option: Option, *, sure: bool) -> float:
-        """The accuracy that an option is expected to have once it is trained further."""
-        found, reference = self._judgement(option).accuracy, self.candidates.reference
-        if sure or option[1] == reference:
-            return found
-        closes = fmean(self._closed) if self._closed else self.candidates.closes
-        return found + closes * max(0.0, self._judged[reference].accuracy - found)
-
-    def _judgement(self, option: Option) -> Judgement:
-        return self._as_files.get(option, self._judged[option[1]])
-
-    def _seen(self, option: Option) -> bool:
-        plain = self.pools[option[0]].place.precision == PLAIN
-        return plain or self.files is None or option in self._as_files
-
-    def _judge_file(self, option: Option) -> bool:
-        """See to it that an option has been judged as a file; whether that could be done."""
-        assert self.files is not None
-        name, key = option
-        try:
-            self._as_files[option] = self.files.judge(
-                self.pools[name].place, key, self._judged[key]
-            )
-        except (ExportError, MeasurementError) as error:
-            self.progress.say(f"{name}: {self.candidates.label(key)} is left out: {error}")
-            del self.pools[name].candidates[key]
-            return False
-        return True
+    def _bolder(self, target: Target, option: Option, floor: float | None) -> bool:
+        """Whether an option takes most of a limit; keeps accuracy even if training wins little."""
+        if floor is not None:
+            hopes = [self.judged.expected(option, {}, sure=sure) for sure in (True, False)]
+            return sum(hopes) / 2 >= floor
+        figures = self.pools.figures(option)
+        return any(figures[m] >= TIGHTEST * bound for m, bound in self._tight(target).items())
 
     def miss(
         self, target: Target, choice: Choice, slower: float, *, undecided: bool = False
@@ -321,6 +307,14 @@ class Chooser:
         if option not in aim.missed:
             aim.missed.append(option)
         aim.scale = min(aim.scale, SAFETY / max(slower, 1.0))
+
+    def stood(self, target: Target, standings: Sequence[Standing], done: TrainingRound) -> None:
+        """Note how the contenders of a target stood after a round of training."""
+        aim = self.aim(target)
+        new = {(one.place, one.key) for one in standings}
+        old = [one for one in aim.standings if (one.place, one.key) not in new]
+        aim.standings = (*old, *standings)
+        aim.rounds = (*aim.rounds, done)
 
     def dismiss(self, target: Target, choice: Choice) -> None:
         """Note that a choice is not accurate enough: it is not chosen again."""
@@ -343,28 +337,25 @@ class Chooser:
         """The target's bounds in their units."""
         return target.absolute(self.base(target))
 
-    def judge(self, keys: Sequence[Key]) -> None:
-        """See to it that candidates have been judged, all that are new at once."""
-        new = [key for key in dict.fromkeys(keys) if key not in self._judged]
-        if new:
-            self._judged |= dict(zip(new, self.candidates.judge(new), strict=True))
-
     # the search ---------------------------------------------------------------------------------
 
     def _search(self, targets: Sequence[Target]) -> int:
         """One search for all; the number of candidates that are new."""
-        bias = {name: self._bias(name) for target in targets for name in self.open_places(target)}
+        bias = {
+            name: self.pools.bias(name) for target in targets for name in self.open_places(target)
+        }
         wishes = [
-            Wish((target.name, name), bounds)
+            wish
             for target in targets
             for name in self.open_places(target)
-            for bounds in self._wishes(target, name, bias[name])
+            for wish in self._wishes(target, name, bias[name])
         ]
         found = propose(
             self.candidates,
             wishes,
             self.strategy,
             candidates=self.proposals,
+            kinds=list(self.candidates.kinds.values()) if self.contenders > 1 else (),
             seed=self.seed,
             progress=self.progress,
         )
@@ -380,56 +371,42 @@ class Chooser:
             new += len(fresh)
             checks = () if pool.searched else self.candidates.checks(pool.place, fresh)
             try:
-                self.measure(name, fresh, checks)
+                self.pools.measure(name, fresh, checks)
             except (MeasurementError, ExportError) as error:
-                self.failed[name] = error
+                self.pools.failed[name] = error
         self._judge_within(targets)
         return new
 
-    def _wishes(
-        self, target: Target, name: str, bias: Mapping[str, float]
-    ) -> list[dict[str, float]]:
+    def _wishes(self, target: Target, name: str, bias: Mapping[str, float]) -> list[Wish]:
         """Bounds to search under at a place; several where the accuracy is limited."""
         latency, tight = latency_at(self.pools[name].place), self._tight(target)
-        asked = [tight]
+        asked, used = [tight], LATENCY if LATENCY in tight else next(iter(tight), "")
         if self.floor(target) is not None:
-            spared = spared_by(target)
-            asked = [{**tight, spared: share * self.base(target)[spared]} for share in LADDER]
+            used = spared_by(target)
+            asked = [{**tight, used: share * self.base(target)[used]} for share in LADDER]
+        named = {metric: latency if metric == LATENCY else metric for metric in asked[0]}
         return [
-            {
-                latency if metric == LATENCY else metric: bound / bias.get(metric, 1.0)
-                for metric, bound in bounds.items()
-            }
+            Wish(
+                (target.name, name),
+                {named[metric]: b / bias.get(metric, 1.0) for metric, b in bounds.items()},
+                near=named[used],
+            )
             for bounds in asked
         ]
-
-    def _bias(self, name: str) -> dict[str, float]:
-        """Metric -> what is counted of a place's candidates, as a multiple of its estimate.
-
-        Sizes and memory are estimated roughly; what is counted is exact.
-        """
-        reference, precision = self.candidates.reference, self.pools[name].place.precision
-        keys = [key for key in self.pools[name].candidates if key != reference] or [reference]
-        estimated = self.candidates.cost(rows(keys))
-        found = {}
-        for metric in self.counted(keys[0]).keys() & estimated.keys():
-            exact = np.array([in_precision(self.counted(k), precision)[metric] for k in keys])
-            ratio = float(np.median(exact / estimated[metric]))
-            if abs(ratio - 1.0) > EXACT:
-                found[metric] = ratio
-        return found
 
     def _judge_within(self, targets: Sequence[Target]) -> None:
         keys: list[Key] = []
         for target in targets:
             if self.open_places(target):
                 keys += [key for _, key in self._kept(target, self._allowed(target)[-1])]
-        self.judge(keys)
+        self.judged.judge(keys)
 
     def _within_reach(self, target: Target) -> bool:
-        """Whether the reference itself keeps the limits: nothing is gained by a search."""
+        """Whether the reference itself keeps the limits, or a contender that has been trained:
+        nothing is gained by a search.
+        """
         names = self.open_places(target)
-        if not names:
+        if not names or self._goes_on(target):
             return True
         if self.floor(target) is not None:
             return False
@@ -438,19 +415,29 @@ class Chooser:
             (name, reference)
             for name in names
             if reference in self.pools[name].candidates
-            and within(self._figures(name, reference), tight)
+            and within(self.pools.figures((name, reference)), tight)
         }
         return not kept.issubset(self.aim(target).missed)
 
+    def _goes_on(self, target: Target) -> bool:
+        """Whether what was trained for a target may still do."""
+        missed, floor = self.aim(target).missed, self.floor(target)
+        kept = [one for one in self._kept(target, self._allowed(target)[-1]) if one not in missed]
+        return self._furthest(target, kept, floor, sure=False) is not None
+
     def _near(self, target: Target) -> bool:
+        """Whether there is enough to choose from, up to the limit."""
         try:
-            choice = self.choose(target)
+            field = self.field(target)
         except TailorbirdError:
             return False
-        if self.floor(target) is not None:
+        if self.floor(target) is not None or field[0].key == self.candidates.reference:
             return True
         bound = self._tight(target).get(LATENCY)
-        return bound is None or choice.figures[LATENCY] >= NEAR * bound
+        if bound is None:
+            return True
+        highest = max(one.figures[LATENCY] for one in field)
+        return len(field) >= self.contenders and highest >= NEAR * bound
 
     # limits -------------------------------------------------------------------------------------
 
@@ -477,19 +464,16 @@ class Chooser:
             (name, key)
             for name in self.open_places(target)
             for key in self.pools[name].candidates
-            if within(self._figures(name, key), bounds)
+            if within(self.pools.figures((name, key)), bounds)
         ]
-
-    def _figures(self, name: str, key: Key) -> dict[str, float]:
-        pool = self.pools[name]
-        counted = in_precision(self.counted(key), pool.place.precision)
-        return {**counted, LATENCY: pool.candidates[key]}
 
     def _infeasible(
         self, target: Target, limits: Mapping[str, float], floor: float | None
     ) -> InfeasibleError:
         words, names = self.candidates.words, self.open_places(target)
-        known = [self._figures(name, key) for name in names for key in self.pools[name].candidates]
+        known = [
+            self.pools.figures((name, key)) for name in names for key in self.pools[name].candidates
+        ]
         lowest = {metric: min(figures[metric] for figures in known) for metric in limits}
         asked = ", ".join(f"{metric} <= {bound:.4g}" for metric, bound in limits.items())
         reached = ", ".join(f"{metric} {value:.4g}" for metric, value in lowest.items())

@@ -7,64 +7,45 @@ or whose device fails, costs the others nothing. Equal students are trained and 
 In the run folder: ``students/TARGET/choice.json`` when a candidate is chosen, ``result.json`` when
 it is proven. Both carry the request that they answer, so that a changed target is done anew, an
 unchanged one is not. ``fit/search.json`` holds what a round of searches began with, so that one
-that was killed takes the same turns again: what it measured and judged is in stores.
+that was killed takes the same turns again: what it measured and judged is in stores, and what
+its contenders answered after each round of their training in ``fit/trained.json``.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from torch import fx
-
 from tailorbird.data.images import ImageData
-from tailorbird.errors import (
-    ConfigError,
-    InfeasibleError,
-    PrecisionError,
-    TailorbirdError,
-)
+from tailorbird.errors import ConfigError, PrecisionError, TailorbirdError
 from tailorbird.export.exporters import Exporter, OnnxExporter
 from tailorbird.fit.answers import Answers, Round, Student
 from tailorbird.fit.as_is import ship_as_is
-from tailorbird.fit.candidates import Candidates, Made, Network
+from tailorbird.fit.attempts import Attempt
+from tailorbird.fit.candidates import Candidates, Key, Made, Network
 from tailorbird.fit.choose import Chooser
-from tailorbird.fit.judge import Accuracies, Judges
+from tailorbird.fit.halving import Halving, rounds_of
+from tailorbird.fit.judge import Judges
+from tailorbird.fit.ledger import Ledger
 from tailorbird.fit.opening import Opening
+from tailorbird.fit.outcomes import Outcomes, answered
 from tailorbird.fit.places import places_for
 from tailorbird.fit.pools import Choice
-from tailorbird.fit.prove import Finished, Proof, prove
+from tailorbird.fit.prove import Proof, prove
 from tailorbird.fit.quantised import JudgedFiles, Quantiser, Rounding
-from tailorbird.fit.results import result_of
 from tailorbird.fit.serve import moves
 from tailorbird.fit.settings import FEWER, Settings, Until, check_targets
-from tailorbird.fit.ship import Shipping, clear, export_reference
-from tailorbird.measure.guarded import judged_at_most
+from tailorbird.fit.ship import Shipping, export_reference
 from tailorbird.progress import Progress, Silent
-from tailorbird.report.record import TargetResult
 from tailorbird.report.words import figure, in_words
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
 from tailorbird.search.strategy import Strategy
 from tailorbird.targets import LATENCY, PLAIN, Place, Target, places_of
 from tailorbird.task import CLASSIFICATION, Task
-
-
-@dataclass
-class _Attempt:
-    """One target on its way."""
-
-    target: Target
-    request: str
-    choice: Choice | None = None
-    made: Made | None = None
-    result: TargetResult | None = None
-    module: fx.GraphModule | None = None
-    seconds: float = 0.0
 
 
 def fit(
@@ -123,7 +104,7 @@ def fit(
         raise ConfigError(problems)
     return _Fitting(
         candidates,
-        [_Attempt(target, request(target)) for target in targets],
+        [Attempt(target, request(target)) for target in targets],
         places=places,
         data=data,
         folder=folder,
@@ -144,7 +125,7 @@ class _Fitting:
     def __init__(
         self,
         candidates: Candidates,
-        attempts: Sequence[_Attempt],
+        attempts: Sequence[Attempt],
         *,
         places: Mapping[str, Sequence[Place]],
         data: ImageData,
@@ -162,7 +143,7 @@ class _Fitting:
         self.data, self.folder, self.settings = data, folder, settings
         self.exporter, self.progress = exporter, progress
         self._make_reference, self._beside = reference, beside
-        self._strategy = strategy
+        self._strategy, self._known = strategy, 0
         self.answers = Answers(folder.path, trust)
         self._judges = Judges(data, lambda: self._reference, task)
         rounding = Rounding(
@@ -187,13 +168,31 @@ class _Fitting:
             progress=self.progress,
             places=self._precisions,
             files=JudgedFiles(self.candidates, self.shipping.quantiser, self.exporter),
+            contenders=self.settings.contenders if self.candidates.epochs > 0 else 1,
+        )
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        return Ledger(self.folder.path / "fit" / "trained.json")
+
+    @cached_property
+    def _outcomes(self) -> Outcomes:
+        return Outcomes(
+            self.candidates,
+            lambda: self.chooser,
+            judges=self._judges,
+            shipping=self.shipping,
+            answers=self.answers,
+            precisions=self._precisions,
+            rounds=self.settings.rounds,
+            progress=self.progress,
         )
 
     @cached_property
     def _opening(self) -> Opening:
         return Opening(
             self.candidates,
-            self.chooser,
+            self.chooser.pools,
             self.exporter,
             self.folder.stage,
             self.progress,
@@ -214,7 +213,7 @@ class _Fitting:
             self.progress.say(f"students/{name}: its target is not asked for now; it is kept")
         if any(attempt.result is None for attempt in self.attempts):
             self._fit(until)
-        return [self._student(attempt, until) for attempt in self.attempts]
+        return [self._outcomes.student(attempt, until) for attempt in self.attempts]
 
     def _fit(self, until: Until) -> None:
         self._try_devices()
@@ -240,6 +239,7 @@ class _Fitting:
             with self.folder.stage("export"):
                 self._prove(chosen, last=number >= self.settings.rounds - 1)
             names = [a.target.name for a in chosen if a.result is None]
+            self._known = len(self._ledger)
         self._serve()
         self.answers.forget()
 
@@ -254,7 +254,7 @@ class _Fitting:
             error = self._opening.try_out(place, others)
             if error is not None:
                 for attempt in there:
-                    self._give_up(attempt, error)
+                    self._outcomes.give_up(attempt, error)
 
     # rounds that survive a kill -----------------------------------------------------------------
 
@@ -276,6 +276,8 @@ class _Fitting:
                     every.setdefault(place.name, place)
         for name, place in every.items():
             self._opening.open(place, None if state is None else state.pools.get(name))
+        self._known = len(self._ledger) if state is None else state.known
+        self.candidates.observe(self._ledger.trained(self.candidates, self._known))
         return begun, number, names
 
     def _note(self, begun: str, number: int, names: Sequence[str]) -> None:
@@ -286,22 +288,24 @@ class _Fitting:
                 number=number,
                 open=tuple(names),
                 aims=self.chooser.aims,
-                pools={name: self.chooser.past(name) for name in self.chooser.pools},
+                pools={name: self.chooser.pools.past(name) for name in self.chooser.pools},
+                known=self._known,
             )
         )
 
     # one round ----------------------------------------------------------------------------------
 
-    def _choose(self, attempts: Sequence[_Attempt], *, last: bool) -> None:
+    def _choose(self, attempts: Sequence[Attempt], *, last: bool) -> None:
         start = time.perf_counter()
         self.chooser.settle([a.target for a in attempts])
         for attempt in attempts:
             if attempt.result is not None:
                 continue  # answered in this round, before a kill
             try:
-                attempt.choice = self.chooser.choose(attempt.target, sure=last)
+                attempt.field = self.chooser.field(attempt.target, sure=last)
+                attempt.choice = attempt.field[0]
             except TailorbirdError as error:
-                self._give_up(attempt, error)
+                self._outcomes.give_up(attempt, error)
                 continue
             self.answers.chosen(attempt.target.name, attempt.request, attempt.choice)
             self._tell(attempt.target, attempt.choice)
@@ -318,28 +322,34 @@ class _Fitting:
             f"{100 * choice.accuracy:.2f} % before {self.candidates.words.doing}"
         )
 
-    def _train(self, attempts: Sequence[_Attempt]) -> None:
-        """Train all students together; equal ones are one."""
-        owners: dict[tuple[int, ...], list[_Attempt]] = {}
+    def _train(self, attempts: Sequence[Attempt]) -> None:
+        """Train all contenders together, in rounds; equal ones are one."""
+        halving = Halving(
+            self.candidates,
+            self.chooser,
+            self._ledger,
+            rounds_of(self.chooser.contenders),
+            self.progress,
+        )
+        winners = halving.run({a.target.name: (a.target, a.field) for a in attempts})
+        owners: dict[Key, list[Attempt]] = {}
         for attempt in attempts:
-            assert attempt.choice is not None
-            owners.setdefault(attempt.choice.key, []).append(attempt)
-        if not owners:
-            return
-        names = {key: ", ".join(a.target.name for a in own) for key, own in owners.items()}
-        made = self.candidates.train(names)
-        for key, own in owners.items():
+            winner = winners[attempt.target.name]
+            attempt.choice, attempt.made = winner.choice, winner.made
+            self.answers.chosen(attempt.target.name, attempt.request, winner.choice)
+            owners.setdefault(winner.choice.key, []).append(attempt)
+        for own in owners.values():
             for number, attempt in enumerate(own):
-                module = made[key].module
-                attempt.made = made[key]
+                assert attempt.made is not None
+                module = attempt.made.module
                 attempt.module = module if number == 0 else copy.deepcopy(module)
-                attempt.seconds += made[key].seconds / len(own)
+                attempt.seconds += attempt.made.seconds / len(own)
 
-    def _prove(self, attempts: Sequence[_Attempt], *, last: bool) -> None:
+    def _prove(self, attempts: Sequence[Attempt], *, last: bool) -> None:
         """Export and measure; what is not within its limits is searched for again."""
         start = time.perf_counter()
         proofs = prove(
-            [self._finished(attempt) for attempt in attempts],
+            [attempt.finished(self.chooser.base(attempt.target)) for attempt in attempts],
             self.shipping,
             reference=None if self.settings.export.adds else self.candidates.reference,
             beside=self._reference_file,
@@ -355,48 +365,36 @@ class _Fitting:
             if isinstance(proof, PrecisionError):
                 self._shut(attempt, proof)
             elif isinstance(proof, TailorbirdError):
-                self._give_up(attempt, proof)
+                self._outcomes.give_up(attempt, proof)
             elif last or proof.certainty is None:
-                self._record(attempt, self._result(attempt, proof))
+                self._outcomes.record(attempt, self._outcomes.result(attempt, proof))
             elif not self._enough(attempt, proof):
                 self._miss(attempt, proof)
             elif self._accurate(attempt, proof):
-                self._record(attempt, self._result(attempt, proof))
+                self._outcomes.record(attempt, self._outcomes.result(attempt, proof))
 
-    def _finished(self, attempt: _Attempt) -> Finished:
-        choice, made, target = attempt.choice, attempt.made, attempt.target
-        assert choice is not None
-        assert made is not None
-        return Finished(
-            target=target,
-            place=target.place.at(choice.precision),
-            key=choice.key,
-            student=made,
-            base=self.chooser.base(target),
-        )
-
-    def _take(self, attempt: _Attempt, student: Made) -> None:
+    def _take(self, attempt: Attempt, student: Made) -> None:
         """What was shipped may have been trained on, for its precision."""
         assert attempt.made is not None
         if student.module is not attempt.made.module:
             attempt.seconds += student.seconds - attempt.made.seconds
             attempt.made, attempt.module = student, copy.deepcopy(student.module)
 
-    def _shut(self, attempt: _Attempt, error: PrecisionError) -> None:
+    def _shut(self, attempt: Attempt, error: PrecisionError) -> None:
         """A precision costs too much: another one is chosen, in a further round."""
         assert attempt.choice is not None
         self.chooser.shut(attempt.target, attempt.choice.place, str(error))
         self.progress.say(f"{attempt.target.name}: {error}; choosing again without it")
-        attempt.choice = attempt.made = attempt.module = None
+        attempt.again()
 
-    def _enough(self, attempt: _Attempt, proof: Proof) -> bool:
+    def _enough(self, attempt: Attempt, proof: Proof) -> bool:
         """Whether limits are kept, or are undecided once more as nothing tighter was found."""
         assert attempt.choice is not None
         option = attempt.choice.place, attempt.choice.key
         again = option == self.chooser.aim(attempt.target).undecided
         return proof.word == "met" or (proof.word == "undecided" and again)
 
-    def _miss(self, attempt: _Attempt, proof: Proof) -> None:
+    def _miss(self, attempt: Attempt, proof: Proof) -> None:
         """Search again: asked for is what keeps the limit if it comes out as much slower."""
         target, choice = attempt.target, attempt.choice
         assert choice is not None
@@ -408,17 +406,17 @@ class _Fitting:
             f"{target.name}: measured {figure(LATENCY, proof.measured[LATENCY])}, {how}; "
             "searching again"
         )
-        attempt.choice = attempt.made = attempt.module = None
+        attempt.again()
 
-    def _accurate(self, attempt: _Attempt, proof: Proof) -> bool:
+    def _accurate(self, attempt: Attempt, proof: Proof) -> bool:
         """Whether a limit on accuracy is kept, on validation images; else another is searched."""
         target, choice = attempt.target, attempt.choice
         assert choice is not None
         floor = self.chooser.floor(target)
         if floor is None:
             return True
-        found = self._accuracies(attempt, proof).validation.value
-        self.chooser.trained(choice, found)
+        found = self._outcomes.accuracies(attempt, proof).validation.value
+        self.chooser.judged.became(choice.key, choice.accuracy, found)
         if found >= floor:
             return True
         self.chooser.dismiss(target, choice)
@@ -426,7 +424,7 @@ class _Fitting:
             f"{target.name}: {100 * found:.2f} % on validation images, at least "
             f"{100 * floor:.2f} % is asked for; searching again"
         )
-        attempt.choice = attempt.made = attempt.module = None
+        attempt.again()
         return False
 
     def _serve(self) -> None:
@@ -444,7 +442,7 @@ class _Fitting:
         networks = self.candidates.as_they_are()
         for result in ship_as_is(
             networks,
-            _answered(held.values()),
+            answered(list(held.values())),
             bases,
             floors=floors,
             judges=self._judges,
@@ -457,10 +455,10 @@ class _Fitting:
             attempt = held[result.name]
             assert result.as_is is not None
             attempt.module = copy.deepcopy(networks[result.as_is].module)
-            self._record(attempt, result)
+            self._outcomes.record(attempt, result)
         modules = {name: attempt.module for name, attempt in held.items()}
         for move in moves(
-            _answered(held.values()),
+            answered(list(held.values())),
             bases,
             looks=self.settings.sessions,
             precisions=lambda target: [place.precision for place in self._precisions(target)],
@@ -469,99 +467,11 @@ class _Fitting:
             attempt = held[move.result.name]
             self.shipping.copy(self.shipping.home(move.source), move.result.name)
             attempt.module = copy.deepcopy(modules[move.source])
-            self._record(attempt, move.result)
+            self._outcomes.record(attempt, move.result)
             self.progress.say(
                 f"{move.result.name}: the student of {move.source} keeps its limits too and is "
                 "better; it is taken"
             )
-
-    # answers ------------------------------------------------------------------------------------
-
-    def _result(self, attempt: _Attempt, proof: Proof) -> TargetResult:
-        choice, made, target = attempt.choice, attempt.made, attempt.target
-        assert choice is not None
-        assert made is not None
-        expected = figure(LATENCY, choice.figures[LATENCY])
-        return result_of(
-            target,
-            proof,
-            self._accuracies(attempt, proof),
-            reference=self._judges.reference(judged_at_most(target.place.device)),
-            precision=choice.precision,
-            missed=f"measured over its limit after {self.settings.rounds} rounds",
-            otherwise=f"predicted, not measured: {expected} by {target.place.table}",
-            minutes=attempt.seconds / 60,
-            replaced=self.candidates.parts(choice.key),
-            notes=self.chooser.notes(target),
-        )
-
-    def _accuracies(self, attempt: _Attempt, proof: Proof) -> Accuracies:
-        """Of the file, as its device answers."""
-        choice, made = attempt.choice, attempt.made
-        assert choice is not None
-        assert made is not None
-        place = attempt.target.place.at(choice.precision)
-        return self._judges.of(
-            (choice.key, place.key),
-            self.shipping.answers(proof.shipped, place),
-            before=None if made.before is None else Network(made.before, made.input_shape),
-            images=judged_at_most(place.device),
-        )
-
-    def _give_up(self, attempt: _Attempt, error: TailorbirdError) -> None:
-        target = attempt.target
-        infeasible = isinstance(error, InfeasibleError)
-        result = TargetResult(
-            name=target.name,
-            device=target.place.key,
-            limits=self._limits(target),
-            asked=target.shares,
-            met=False,
-            lowest=error.lowest if isinstance(error, InfeasibleError) else {},
-            reason=str(error),
-            minutes=attempt.seconds / 60,
-        )
-        self.progress.say(f"{target.name}: {error}")
-        clear(self.shipping.home(target.name))
-        attempt.result = result
-        if infeasible:  # a device that does not answer is tried again by the next run
-            self.answers.record(attempt.request, result)
-
-    def _limits(self, target: Target) -> dict[str, float]:
-        """Bounds in their units; without a share of a latency that could not be measured."""
-        reference = self.candidates.reference
-        base = dict(self.chooser.counted(reference))
-        known = self.candidates.latencies(target.place).known.get(self.candidates.label(reference))
-        if any(place.name in self.chooser.pools for place in self._precisions(target)):
-            base = dict(self.chooser.base(target))
-        elif known is not None:
-            base[LATENCY] = known.median_ms
-        return {
-            limit.metric: limit.absolute(base)
-            for limit in target.bounds
-            if not limit.share or limit.metric in base
-        }
-
-    def _record(self, attempt: _Attempt, result: TargetResult) -> None:
-        attempt.result = result
-        self.answers.record(attempt.request, result)
-
-    def _student(self, attempt: _Attempt, until: Until) -> Student:
-        result = attempt.result
-        if result is None:
-            choice = attempt.choice
-            result = TargetResult(
-                name=attempt.target.name,
-                device=attempt.target.place.key,
-                limits=self.chooser.limits(attempt.target),
-                asked=attempt.target.shares,
-                measured=choice.figures if choice else {},
-                met=False,
-                reason=f"the run was asked to stop after '{until}'",
-                minutes=attempt.seconds / 60,
-                replaced=self.candidates.parts(choice.key) if choice else (),
-            )
-        return Student(result=result, module=attempt.module)
 
     # the reference ------------------------------------------------------------------------------
 
@@ -577,7 +487,3 @@ class _Fitting:
         return export_reference(
             self._reference, self.data, folder, exporter, name=name, batch=place.batch
         )
-
-
-def _answered(attempts: Iterable[_Attempt]) -> list[tuple[Target, TargetResult]]:
-    return [(a.target, a.result) for a in attempts if a.result is not None]

@@ -10,18 +10,17 @@ from tailorbird.errors import ExportError, MeasurementError
 from tailorbird.export.exporters import Exporter
 from tailorbird.fit.bench import bench_at, try_out
 from tailorbird.fit.candidates import Candidates
-from tailorbird.fit.choose import Chooser
-from tailorbird.fit.pools import Past
+from tailorbird.fit.pools import Past, Pools
 from tailorbird.progress import Progress
 from tailorbird.targets import PLAIN, Place
 
 
 class Opening:
-    """Opens places for a chooser; a fault of a device, or of a precision there, is noted.
+    """Opens places; a fault of a device, or of a precision there, is noted.
 
     Args:
         candidates: what is measured there.
-        chooser: keeps the pools, and what failed.
+        pools: those of the places, and what failed.
         exporter: makes files of its own format and precision; others come from `exporter_for`.
         stage: opened around each place to count its time.
         progress: told how it goes.
@@ -31,14 +30,14 @@ class Opening:
     def __init__(
         self,
         candidates: Candidates,
-        chooser: Chooser,
+        pools: Pools,
         exporter: Exporter,
         stage: Callable[[str], AbstractContextManager[None]],
         progress: Progress,
         *,
         lacks: Callable[[Precision], ExportError | None] = lambda _: None,
     ) -> None:
-        self._candidates, self._chooser, self._exporter = candidates, chooser, exporter
+        self._candidates, self._pools, self._exporter = candidates, pools, exporter
         self._stage, self._progress, self._lacks = stage, progress, lacks
 
     def try_out(
@@ -55,7 +54,7 @@ class Opening:
         try:
             try_out(place.device, self._exporter)
         except (MeasurementError, ExportError) as error:
-            self._chooser.failed[place.name] = error
+            self._pools.failed[place.name] = error
             return error
         for other in dict.fromkeys(one for one in precisions if one.precision != PLAIN):
             try:
@@ -63,7 +62,7 @@ class Opening:
                     raise fault
                 try_out(place.device, self._exporter, other.precision)
             except (MeasurementError, ExportError) as error:
-                self._chooser.failed[other.name] = error
+                self._pools.failed[other.name] = error
                 self._progress.say(f"{other.name} is left out: {error}")
         return None
 
@@ -74,7 +73,7 @@ class Opening:
             place: in some precision.
             past: what was known there before a kill; what its store holds where ``None``.
         """
-        failed = self._chooser.failed
+        failed = self._pools.failed
         if place.name in failed:
             return
         with self._stage(self._candidates.words.opening.format(place=place.name)):
@@ -86,6 +85,6 @@ class Opening:
             if past is None:  # what was measured there before any kill, or for other targets
                 known = map(self._candidates.named, () if timing is None else timing.known)
                 past = Past(checks=tuple(key for key in known if key is not None))
-            self._chooser.open(place, timing, past)
-        if place.name in self._chooser.slow:
-            self._progress.say(f"{place.name}: {self._chooser.slow[place.name]}")
+            self._pools.open(place, timing, past)
+        if place.name in self._pools.slow:
+            self._progress.say(f"{place.name}: {self._pools.slow[place.name]}")

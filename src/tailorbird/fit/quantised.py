@@ -226,10 +226,12 @@ class JudgedFiles:
     def __init__(self, candidates: Candidates, quantiser: Quantiser, exporter: Exporter) -> None:
         self.candidates, self.quantiser, self.exporter = candidates, quantiser, exporter
 
-    def judge(self, place: Place, key: Key, plain: Judgement) -> Judgement:
+    def judge(
+        self, place: Place, key: Key, plain: Judgement, trained: Network | None = None
+    ) -> Judgement:
         """As good as its network, less what the file loses on some of the images."""
         assert place.device is not None
-        network = self.candidates.judged_as(key)
+        network = trained or self.candidates.judged_as(key)
         exporter = exporter_for(format_of(place.device), place.precision, own=self.exporter)
         run, open_batch = runs(place.device, exporter), ExportOptions(dynamic_batch=True)
         calibration = self.quantiser.calibration(network, place.precision, run, open_batch)

@@ -8,7 +8,7 @@ from tailorbird.device import Precision
 from tailorbird.fit.judge import Accuracies
 from tailorbird.fit.prove import Proof
 from tailorbird.measure.rounds import DRIFT
-from tailorbird.report.record import TargetResult
+from tailorbird.report.record import TargetResult, TrainingRound
 from tailorbird.report.words import undecided
 from tailorbird.targets import ACCURACY, LATENCY, PLAIN, RATE, Target
 
@@ -23,6 +23,7 @@ def result_of(
     missed: str = "",
     otherwise: str = "",
     minutes: float,
+    rounds: Sequence[TrainingRound] = (),
     replaced: Sequence[str] = (),
     as_is: str | None = None,
     notes: Sequence[str] = (),
@@ -38,6 +39,7 @@ def result_of(
         missed: what is said before figures that are over their limits.
         otherwise: why it isn't met where none is.
         minutes: spent on this target.
+        rounds: in which its contenders were trained.
         replaced: what the network is made of.
         as_is: the given network that it is, if it was not made.
         notes: what else is to be known, such as why a precision was not taken.
@@ -75,6 +77,7 @@ def result_of(
         if met
         else _reason(proof, over, missed, otherwise if accurate else _less(accuracies, least)),
         minutes=minutes,
+        rounds=tuple(rounds),
         replaced=tuple(replaced),
         code=proof.code,
         unstored=proof.unstored,

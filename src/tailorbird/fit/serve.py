@@ -198,5 +198,6 @@ def _as(
         lowest={},
         reason=None,
         minutes=own.minutes,
+        rounds=own.rounds,
         found_for=other.found_for or other.name,
     )

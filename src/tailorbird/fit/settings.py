@@ -27,6 +27,7 @@ class Settings:
     Args:
         rounds: most searches in a row, and most attempts at a target's limits.
         candidates: proposed per target and search.
+        contenders: of a target that are trained, in rounds, to find the best.
         sessions: measurements of a finished student at most, until its limit is clear.
         export: of the files.
         quantise: of files in lower precisions.
@@ -38,13 +39,14 @@ class Settings:
 
     rounds: int = 3
     candidates: int = 4
+    contenders: int = 1
     sessions: int = MOST
     export: ExportOptions = field(default_factory=ExportOptions)
     quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"rounds": 1, "candidates": 1, "sessions": 1, "seed": 0}
+        least = {"rounds": 1, "candidates": 1, "contenders": 1, "sessions": 1, "seed": 0}
         problems = [
             f"{name}: expected {bound} or more, got {getattr(self, name)}"
             for name, bound in least.items()
@@ -56,7 +58,7 @@ class Settings:
     def asked(self) -> dict[str, object]:
         """The settings as a request counts them: those that came later only where they are set."""
         found = {**asdict(self), "export": self.export.asked()}
-        later = {"sessions": MOST, "quantise": asdict(QuantiseOptions())}
+        later = {"contenders": 1, "sessions": MOST, "quantise": asdict(QuantiseOptions())}
         return {k: v for k, v in found.items() if k not in later or v != later[k]}
 
 

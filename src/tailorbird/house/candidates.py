@@ -6,6 +6,7 @@ those of isolated blocks and are corrected by whole networks that were measured.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -21,8 +22,18 @@ from tailorbird.data.resizing import AtSize
 from tailorbird.data.unfamiliar import scoring_split
 from tailorbird.errors import ConfigError
 from tailorbird.estimate.additive import correct
+from tailorbird.estimate.block_quality import learn, stages_for
 from tailorbird.family import AdditiveProblem, Floats
-from tailorbird.fit.candidates import Judgement, Key, Made, Network, Timing, Words, latency_at
+from tailorbird.fit.candidates import (
+    Judgement,
+    Key,
+    Made,
+    Network,
+    Timing,
+    Trained,
+    Words,
+    latency_at,
+)
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.build import House
@@ -41,6 +52,7 @@ from tailorbird.progress import Progress, each
 from tailorbird.runfolder import short_hash
 from tailorbird.space import Genomes, Space
 from tailorbird.targets import Place
+from tailorbird.train.clock import Pause
 from tailorbird.train.evaluate import logits, logits_and_targets
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
@@ -48,6 +60,9 @@ from tailorbird.train.retrain import Assignment, retrain_all
 
 NOISE = 0.01
 """Standard error of one measured latency, as a share of the teacher's."""
+
+OWN = ("teacher", "identity")
+"""Origins of alternatives that hold no layers of donors."""
 
 WORDS = Words(
     reference="teacher",
@@ -89,6 +104,7 @@ class HouseCandidates:
         self._isolated: dict[str, Mapping[str, float]] = {}
         self._corrected: HouseFamily | None = None
         self._answered: dict[tuple[bool, int | None], Tensor] = {}
+        self._observed = ""
 
     # estimated ----------------------------------------------------------------------------------
 
@@ -123,6 +139,20 @@ class HouseCandidates:
     def genome(self, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
         """The genome (genes,) that chooses alternatives by their indices."""
         return self.family.genome(chosen)
+
+    @property
+    def kinds(self) -> Mapping[str, Sequence[int]]:
+        """Candidates of the teacher's own layers: these have not been trained to work without those
+        that were left out, nor with what others became, so they win most by retraining.
+        """
+        made = self.family.alternatives
+        own = [index for index, one in enumerate(made) if one.origin in OWN]
+        return {"own": own} if 0 < len(own) < len(made) else {}
+
+    def kind(self, key: Key) -> str:
+        """Whether a candidate holds nothing of donors."""
+        known = {one.name: one.origin for one in self.family.alternatives}
+        return "own" if all(known[name] in OWN for name in self.family.names(key)) else ""
 
     # measured -----------------------------------------------------------------------------------
 
@@ -217,8 +247,8 @@ class HouseCandidates:
             for n in self.family.names(key)
         )
 
-    def weigh(self, network: Network, images: int) -> Judgement:
-        """By the same rule, on some of the images."""
+    def weigh(self, network: Network, images: int | None = None) -> Judgement:
+        """By the same rule, on some of the images or all."""
         return self._weighed(AtSize(network.module, network.input_shape), images)
 
     def judged_as(self, key: Key) -> Network:
@@ -261,7 +291,17 @@ class HouseCandidates:
 
     # trained further ----------------------------------------------------------------------------
 
-    def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
+    @property
+    def epochs(self) -> float:
+        """As the recipe says."""
+        return self.recipe.epochs
+
+    def training(self, key: Key) -> str:
+        """A short hash of the alternatives, the recipe and the seed."""
+        names = self.family.names(key)
+        return short_hash({"names": names, "recipe": asdict(self.recipe), "seed": self.seed})
+
+    def train(self, names: Mapping[Key, str], *, pause: Pause | None = None) -> Mapping[Key, Made]:
         """Retrain students in one pass of the teacher per batch; the teacher stays as it is."""
         made = {
             key: Made(
@@ -273,16 +313,15 @@ class HouseCandidates:
             if key == self.reference
         }
         names = {key: name for key, name in names.items() if key not in made}
-        return made | self._retrained(names) if names else made
+        return made | self._retrained(names, pause) if names else made
 
-    def _retrained(self, names: Mapping[Key, str]) -> dict[Key, Made]:
+    def _retrained(self, names: Mapping[Key, str], pause: Pause | None) -> dict[Key, Made]:
         """Students of at least one replaced block."""
         blocks = {a.name: self.house.sample.blocks[a.block] for a in self.family.alternatives}
         answers = self.house.teacher.output  # compared anyway
         assignments = []
         for key, name in names.items():
             replaced = self.family.names(key)
-            made_from = {"names": replaced, "recipe": asdict(self.recipe), "seed": self.seed}
             student = self._induced(key)
             assignments.append(
                 Assignment(
@@ -295,7 +334,7 @@ class HouseCandidates:
                         and blocks[one].output != answers
                         and hasattr(student, f"replaced_{number}")  # zeros leave nothing behind
                     ),
-                    checkpoint=self.folder / short_hash(made_from),
+                    checkpoint=self.folder / self.training(key),
                 )
             )
         nodes = sorted({node for assignment in assignments for _, node in assignment.hints})
@@ -307,6 +346,7 @@ class HouseCandidates:
             seed=self.seed,
             task=self.house.task,
             progress=self.progress,
+            pause=pause,
         )
         made = {}
         for key, outcome in zip(names, outcomes, strict=True):
@@ -319,6 +359,33 @@ class HouseCandidates:
                 seconds=outcome.seconds,
             )
         return made
+
+    def observe(self, trained: Sequence[Trained]) -> None:
+        """Weigh losses by the stage of the teacher where they occur, if candidates that were
+        trained are ranked better so; see `tailorbird.estimate.block_quality`.
+        """
+        shares = Counter(one.share for one in trained)
+        if not shares:
+            return
+        most = max(shares, key=lambda share: (shares[share], -share))
+        became = {one.key: one.quality for one in trained if one.share == most}
+        became.pop(self.reference, None)
+        plain = self._counted.losses
+        stages = self.family.stages(stages_for(len(became)))
+        parts = {name: plain[name] * stages[name] for name in plain}
+        summed = [
+            np.sum([parts[name] for name in self.family.names(key)], axis=0) for key in became
+        ]
+        model = learn(np.array(summed), np.array(list(became.values()))) if summed else None
+        if model is None:
+            return
+        told = f"{model}; the first rank what is searched" if model.better else str(model)
+        if told != self._observed:
+            self.progress.say(told)
+        self._observed = told
+        weights = model.weights if model.better else np.ones(len(model.weights))
+        losses = {name: float(parts[name] @ weights) for name in plain}
+        self._corrected = replace(self.family, losses=losses)
 
     def as_they_are(self) -> Mapping[str, Made]:
         """The donors."""

@@ -127,6 +127,19 @@ class HouseFamily:
             dtype=np.int64,
         )
 
+    def stages(self, count: int) -> dict[str, Floats]:
+        """Alternative's name -> (count,) what share of its layers lies in each stage.
+
+        Args:
+            count: the teacher's layers in order, cut into so many stages of equal length.
+        """
+        count = max(1, count)
+        stage = np.arange(len(self.teacher.index)) * count // max(1, len(self.teacher.index))
+        covers = self._covers([a.block for a in self.alternatives])
+        layers = np.stack([covers[:, stage == one].sum(axis=1) for one in range(count)], axis=1)
+        shares = layers / layers.sum(axis=1, keepdims=True)
+        return {a.name: shares[row] for row, a in enumerate(self.alternatives)}
+
     def _chosen(self, genome: Sequence[int]) -> list[str]:
         return [
             alternatives[gene - 1].name

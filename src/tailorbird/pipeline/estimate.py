@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tailorbird.data.images import ImageData
+from tailorbird.fit.halving import trainings
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.build import CALIBRATION_IMAGES
@@ -299,7 +300,11 @@ def _fitting(
             "search",
             2 * searched * (per_target + judged * student.forward_s),
         ),
-        Stage("retrain", targets * one + beside, targets * COPIES * file),
+        Stage(
+            "retrain",
+            targets * trainings(job.contenders) * one + beside,
+            targets * job.contenders * COPIES * file,
+        ),
         Stage("export", targets * (3 * per_target + last * student.forward_s), 2 * targets * file),
         Stage("report", shown * (file_s + last * (speed.forward_s + speed.read_s))),
     ]

@@ -45,6 +45,8 @@ class Job:
         training: ``"teacher"`` or a donor's name -> how to train it before anything else.
         rounds: most searches per target, and most retrainings of a student that is over its limit.
         candidates: selections measured whole in each search.
+        contenders: of a target that are retrained, in rounds that leave the better half, until one
+            is left.
         sessions: measurements of a finished student at most, until its limit is clear.
         export: of the ONNX files.
         quantise: how files in int8 are made.
@@ -69,6 +71,7 @@ class Job:
     training: Mapping[str, Recipe] = field(default_factory=dict)
     rounds: int = 3
     candidates: int = 4
+    contenders: int = 4
     sessions: int = MOST
     export: ExportOptions = field(default_factory=ExportOptions)
     quantise: QuantiseOptions = field(default_factory=QuantiseOptions)
@@ -85,6 +88,7 @@ class Job:
         return Settings(
             rounds=self.rounds,
             candidates=self.candidates,
+            contenders=self.contenders,
             sessions=self.sessions,
             export=self.export,
             quantise=self.quantise,
@@ -95,7 +99,7 @@ class Job:
         problems = check_targets(self.targets)
         problems += [
             f"{name}: expected at least 1, got {getattr(self, name)}"
-            for name in ("rounds", "candidates", "sessions")
+            for name in ("rounds", "candidates", "contenders", "sessions")
             if getattr(self, name) < 1
         ]
         if not 0 <= self.seed < 2**63:

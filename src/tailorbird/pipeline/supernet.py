@@ -262,6 +262,7 @@ class Supernet:
         subnets: int = 200,
         images: int | None = None,
         candidates: int = 4,
+        contenders: int = 1,
         rounds: int = 3,
         sessions: int = MOST,
         fine_tune: float = 0.0,
@@ -283,6 +284,8 @@ class Supernet:
             subnets: evaluated for the accuracy predictor.
             images: of the validation split that each is evaluated on; ``None`` for all.
             candidates: subnets measured and evaluated per target and search.
+            contenders: of a target that are fine-tuned, in rounds that leave the better half, until
+                one is left.
             rounds: most searches in a row, and most attempts at a target's limits.
             sessions: measurements of a finished student at most, until its limit is clear.
             fine_tune: epochs that the students are fine-tuned; 0 for none.
@@ -302,6 +305,7 @@ class Supernet:
             subnets=subnets,
             images=images,
             candidates=candidates,
+            contenders=contenders,
             rounds=rounds,
             sessions=sessions,
             fine_tune=fine_tune,

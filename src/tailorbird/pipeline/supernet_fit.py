@@ -59,6 +59,8 @@ class FitOptions:
         subnets: evaluated for the accuracy predictor.
         images: of the validation split that each is evaluated on; ``None`` for all.
         candidates: subnets measured and evaluated per target and search.
+        contenders: subnets of a target that are fine-tuned, in rounds that leave the better half,
+            until one is left; their accuracies before that rank them well.
         rounds: searches at most, and attempts to get a student under its limit.
         sessions: measurements of a finished student at most, until its limit is clear.
         fine_tune: epochs that the students are fine-tuned after the full network; 0 for none.
@@ -75,6 +77,7 @@ class FitOptions:
     subnets: int = 200
     images: int | None = None
     candidates: int = 4
+    contenders: int = 1
     rounds: int = 3
     sessions: int = MOST
     fine_tune: float = 0.0
@@ -88,6 +91,7 @@ class FitOptions:
         least = {
             "subnets": 8,
             "candidates": 1,
+            "contenders": 1,
             "rounds": 1,
             "sessions": 1,
             "checks": 3,
@@ -248,6 +252,7 @@ def _settings(options: FitOptions, seed: int) -> Settings:
     return Settings(
         rounds=options.rounds,
         candidates=options.candidates,
+        contenders=options.contenders,
         sessions=options.sessions,
         export=options.export,
         quantise=options.quantise,
@@ -261,6 +266,8 @@ def _request(
     """A short hash of all that a target's result answers to."""
     known = {**asdict(options), **_settings(options, seed).asked()}
     left_out = {"layers_at_most", *(["sessions"] if options.sessions == MOST else [])}
+    if options.contenders == 1:
+        left_out.add("contenders")
     if options.quantise == QuantiseOptions():  # answers of before have none
         left_out.add("quantise")
     sizes = {name: value for name, value in known.items() if name not in left_out}

@@ -95,6 +95,7 @@ def page(report: RunReport) -> str:
         _section("Targets", _targets(report)),
         _section(f"{_safe(report.reference.capitalize())} {as_is}", _networks(report)),
         _section("What was replaced", _replaced(report.targets)),
+        _section("Contenders, round by round", _rounds(report.targets)),
         '<div class="columns">',
         _section("Cost of the stages", _stages(report)),
         _section("Candidates turned away", _pairs(("reason", "count"), report.rejections)),
@@ -232,6 +233,43 @@ def _replaced(targets: Sequence[TargetResult]) -> str:
         + "</ul></details>"
         for target in targets
         if target.replaced
+    )
+
+
+def _rounds(targets: Sequence[TargetResult]) -> str:
+    """Who was trained for each target, and who stayed after each round."""
+    head = [
+        ("epochs", "number"),
+        ("contender", ""),
+        ("precision", ""),
+        ("latency, ms", "number"),
+        ("before, %", "number"),
+        ("then, %", "number"),
+        ("trained on", ""),
+    ]
+    return "".join(
+        f"<details><summary>{_safe(target.name)}: {len(target.rounds)} rounds before the last"
+        "</summary>"
+        + _table(
+            head,
+            (
+                [
+                    _number(f"{one.epochs:.3g}"),
+                    _name(f"#{contender.number} {contender.name}"),
+                    _name(contender.precision),
+                    _number(bare("latency_ms", contender.latency_ms)),
+                    _number(percent(contender.before)),
+                    _number(percent(contender.accuracy)),
+                    ("yes", "yes") if contender.stayed else ("no", ""),
+                ]
+                for one in target.rounds
+                for contender in one.contenders
+            ),
+        )
+        + '<p class="soft">Accuracy is of validation images; the one that is left is trained '
+        "to the end.</p></details>"
+        for target in targets
+        if target.rounds
     )
 
 

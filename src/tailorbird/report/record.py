@@ -92,6 +92,42 @@ class Certainty:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A candidate of a target that was trained beside others, so that the best could be kept.
+
+    Args:
+        number: of the target's contenders, from 1.
+        name: tells what it is made of.
+        precision: that its file would compute in.
+        latency_ms: as it was measured or estimated before it was trained.
+        before: accuracy on validation images before it was trained, and
+        accuracy: after this round.
+        stayed: whether it was trained on.
+    """
+
+    number: int
+    name: str
+    precision: str
+    latency_ms: float
+    before: float
+    accuracy: float
+    stayed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRound:
+    """A round after which the better half of a target's contenders was kept.
+
+    Args:
+        epochs: of the recipe that had been done by its end.
+        contenders: those that were left in it.
+    """
+
+    epochs: float
+    contenders: tuple[Contender, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TargetResult:
     """What one target got.
 
@@ -122,6 +158,8 @@ class TargetResult:
         lowest: metric -> lowest reachable figure, where the limits can't be met.
         reason: why the target is not met.
         minutes: spent on this target alone.
+        rounds: in which contenders were trained; the last one, in which the student that is left
+            was trained to the end, is none of them.
         replaced: the teacher's blocks that were replaced, as ``"block -> alternative"``.
         code: import paths of the user's own code that rebuilding ``student.json`` needs.
         unstored: why there is no ``student.json``, only the exported file.
@@ -153,6 +191,7 @@ class TargetResult:
     lowest: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
     minutes: float = 0.0
+    rounds: tuple[TrainingRound, ...] = ()
     replaced: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     unstored: str | None = None

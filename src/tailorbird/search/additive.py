@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,12 +20,25 @@ from tailorbird.search.baselines import Exhaustive
 from tailorbird.search.many_targets import AllAtOnce
 from tailorbird.search.selection import Selection
 from tailorbird.search.strategy import Limits, SearchResult, Session, Strategy, Winner
+from tailorbird.space import Genome
 from tailorbird.threads import one_thread
 
 _SILENT = Silent()
 
 FEW = 20_000
 """Up to this many members a space is searched exhaustively."""
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """A strategy that knows more than the best member at a set of limits."""
+
+    def ranked(self, family: AdditiveFamily, bounds: Limits, *, count: int) -> list[Genome]:
+        """The best members (genes,) within the limits, best first: ``count`` of them if there are.
+
+        Raises:
+            InfeasibleError: when nothing keeps the limits.
+        """
 
 
 class _Additive:
@@ -86,6 +100,12 @@ class Exact(_Additive):
 
     def _solve(self, problem: AdditiveProblem, bounds: Limits, seed: int) -> Selection:
         return exact.solve(problem, bounds)[0]
+
+    @one_thread()
+    def ranked(self, family: AdditiveFamily, bounds: Limits, *, count: int) -> list[Genome]:
+        """See `Ranks.ranked`; each further member is one programme more, with a no-good cut."""
+        found = exact.solve(family.problem, bounds, count=count)
+        return [np.asarray(family.genome(one.chosen), dtype=np.int64) for one in found]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from tailorbird.fit.candidates import (
     Made,
     Network,
     Timing,
+    Trained,
     Words,
     latency_at,
     rows,
@@ -53,6 +54,7 @@ from tailorbird.supernet.layers import distinct_layers, single_layers
 from tailorbird.supernet.network import Supernet
 from tailorbird.supernet.predictor import Learned, learn, sampled
 from tailorbird.targets import Place
+from tailorbird.train.clock import Pause
 from tailorbird.train.evaluate import accuracy
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
@@ -169,6 +171,15 @@ class SupernetCandidates:
             raise SpaceError("accuracy predictor: nothing has been learned yet; call prepare()")
         return self.learned.predict(genomes)
 
+    @property
+    def kinds(self) -> Mapping[str, Sequence[int]]:
+        """None: all subnets share their weights."""
+        return {}
+
+    def kind(self, key: Key) -> str:
+        """None."""
+        return ""
+
     def prepare(self) -> None:
         """Evaluate some subnets, and learn a predictor of accuracy from them."""
         options, architectures = self.options, self.architectures
@@ -255,8 +266,8 @@ class SupernetCandidates:
         """By accuracy on validation images, several subnets in one pass."""
         return [Judgement(float(a), float(a)) for a in self.evaluate(rows(keys))]
 
-    def weigh(self, network: Network, images: int) -> Judgement:
-        """By accuracy on some of the validation images."""
+    def weigh(self, network: Network, images: int | None = None) -> Judgement:
+        """By accuracy on some of the validation images or all."""
         module = AtSize(network.module, network.input_shape)
         found = accuracy(module, self.data.validation, device=compute_device(), limit=images)
         return Judgement(found, found)
@@ -283,10 +294,24 @@ class SupernetCandidates:
 
     # trained further ----------------------------------------------------------------------------
 
-    def train(self, names: Mapping[Key, str]) -> Mapping[Key, Made]:
+    @property
+    def epochs(self) -> float:
+        """Of the fine-tuning."""
+        return self.options.fine_tune
+
+    def training(self, key: Key) -> str:
+        """A short hash of what a fine-tuned subnet comes from, whatever its targets."""
+        options = self.options
+        made_from = [key, options.fine_tune, options.seed, self.weights, self.data.fingerprint]
+        return short_hash(made_from)
+
+    def observe(self, trained: Sequence[Trained]) -> None:
+        """Accuracies are predicted by what was learned from subnets as they are."""
+
+    def train(self, names: Mapping[Key, str], *, pause: Pause | None = None) -> Mapping[Key, Made]:
         """Recalibrate subnets in one walk over the images; fine-tune them together if asked to."""
         plain = dict(zip(names, self._recalibrated(list(names)), strict=True))
-        tuned = self._fine_tuned(plain, names) if self.options.fine_tune > 0 else {}
+        tuned = self._fine_tuned(plain, names, pause) if self.options.fine_tune > 0 else {}
         made = {}
         for key, module in plain.items():
             after, seconds = tuned.get(key, (module, 0.0))
@@ -299,7 +324,7 @@ class SupernetCandidates:
         return made
 
     def _fine_tuned(
-        self, modules: Mapping[Key, nn.Module], names: Mapping[Key, str]
+        self, modules: Mapping[Key, nn.Module], names: Mapping[Key, str], pause: Pause | None
     ) -> dict[Key, tuple[nn.Module, float]]:
         """Train them on after the full network, in one pass of it per batch."""
         options, full = self.options, self.full_network
@@ -308,7 +333,7 @@ class SupernetCandidates:
                 Assignment(
                     name=names[key],
                     student=AtSize(module, self._shape(key)),
-                    checkpoint=self.folder / "fine-tune" / self._training(key),
+                    checkpoint=self.folder / "fine-tune" / self.training(key),
                 )
                 for key, module in modules.items()
             ],
@@ -319,6 +344,7 @@ class SupernetCandidates:
             ),
             seed=options.seed,
             progress=self.progress,
+            pause=pause,
         )
         tuned: dict[Key, tuple[nn.Module, float]] = {}
         for key, outcome in zip(modules, outcomes, strict=True):
@@ -326,12 +352,6 @@ class SupernetCandidates:
             assert isinstance(outcome.module, AtSize)
             tuned[key] = outcome.module.network, outcome.seconds
         return tuned
-
-    def _training(self, key: Key) -> str:
-        """A short hash of what a fine-tuned subnet comes from, whatever its targets."""
-        options = self.options
-        made_from = [key, options.fine_tune, options.seed, self.weights, self.data.fingerprint]
-        return short_hash(made_from)
 
     def _recalibrated(self, keys: Sequence[Key]) -> list[nn.Sequential]:
         """Subnets on their own, recalibrated in one walk, on the CPU in eval mode."""

@@ -6,9 +6,23 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 _TIMING_STEPS = 5
 """Steps after which their speed is trusted enough to shorten the schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    """Where a training run pauses: it goes on from there later, as if it had never stopped.
+
+    Args:
+        at: share of the schedule's steps that are made by then, above 0 and below 1.
+        spent: share of the time that may be spent by then, where it is limited.
+    """
+
+    at: float
+    spent: float = 1.0
 
 
 class Clock:
@@ -22,6 +36,7 @@ class Clock:
         planned: steps of the whole run.
         per_epoch: steps between two validations, whose time is spread over them.
         limit: in seconds; None for all the time there is.
+        pause: where this sitting ends; None for the end of the run.
         now: tells the time in seconds.
 
     Example:
@@ -38,11 +53,14 @@ class Clock:
         per_epoch: int = 1,
         *,
         limit: float | None = None,
+        pause: Pause | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.planned = self.total = planned
         self.per_epoch = per_epoch
-        self.limit = math.inf if limit is None else limit
+        self._share = 1.0 if pause is None else pause.at
+        spent = 1.0 if pause is None else pause.spent
+        self.limit = math.inf if limit is None else spent * limit
         self._now = now
         self._began = self._since = now()
         self._steps, self._stepping, self._validation = 0, 0.0, 0.0
@@ -51,6 +69,11 @@ class Clock:
         """Count on from what earlier sittings spent, in seconds, and from their `total`."""
         self._began -= spent
         self.total = total or self.total
+
+    @property
+    def end(self) -> int:
+        """The step that this sitting goes to: where it pauses, or the total."""
+        return min(self.total, max(1, round(self._share * self.total)))
 
     @property
     def seconds(self) -> float:
@@ -76,10 +99,10 @@ class Clock:
             return
         left = self.left
         if left <= 0:
-            self.total = at
+            self.total = max(at, int(at / self._share))
         elif self._steps >= _TIMING_STEPS:
             pace = self._stepping / self._steps + self._validation / self.per_epoch
-            possible = at + max(1, int(left / pace))
+            possible = int((at + max(1, int(left / pace))) / self._share)
             # A guess within 2 % of the plan is no reason to leave it.
             self.total = self.planned if possible >= 0.98 * self.planned else possible
 

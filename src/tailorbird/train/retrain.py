@@ -13,6 +13,7 @@ from tailorbird.errors import ConfigError, TrainingError
 from tailorbird.progress import Progress
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Teacher
+from tailorbird.train.clock import Pause
 from tailorbird.train.losses import CrossEntropy, Distillation, Hints, Term
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.student import Assignment, Epoch
@@ -99,6 +100,7 @@ def retrain_all(
     task: Task = CLASSIFICATION,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    pause: Pause | None = None,
 ) -> list[Trained]:
     """Retrain several students with one pass of the teacher per batch.
 
@@ -110,6 +112,8 @@ def retrain_all(
     Args:
         assignments: students with distinct names, their hints and checkpoints; none give none.
             Other args are those of `retrain`.
+        pause: where to pause, if not at the end; what is returned is the best state until then. A
+            later call goes on from the checkpoints, to the same end as if there had been no pause.
 
     Raises:
         ConfigError: for hints that don't fit, or a loss without any term.
@@ -146,4 +150,5 @@ def retrain_all(
         device=device,
         progress=progress,
         title="retrain",
+        pause=pause,
     )

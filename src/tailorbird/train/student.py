@@ -140,13 +140,22 @@ class Student:
         self.state.restore(tensors, record)
         self.before = cast("float", record["before"])
         self.total, self.done = cast("int", record["total"]), cast("bool", record["done"])
+        self._losses = cast("list[float]", record.get("losses", []))
         return True
 
     def save(self, epoch: int) -> None:
         """Write a checkpoint, if one is kept."""
         if self.store is not None:
             own: dict[str, Json] = {"before": self.before, "total": self.total, "done": self.done}
+            if self._losses:  # paused within an epoch
+                own["losses"] = list(self._losses)
             self.store.save(epoch, self.state.tensors(), self.state.record() | own)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether steps were made since the last validation: it was paused within an epoch."""
+        state = self.state
+        return state.stopped is None and 0 < state.step != state.history[-1].step
 
     @property
     def waits(self) -> bool:

@@ -21,7 +21,7 @@ from tailorbird.progress import Progress, Silent, each
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Answers, Teacher
 from tailorbird.train.checkpoint import Json, digest
-from tailorbird.train.clock import Clock
+from tailorbird.train.clock import Clock, Pause
 from tailorbird.train.evaluate import predictions
 from tailorbird.train.losses import Term
 from tailorbird.train.mixing import Mixer
@@ -94,6 +94,7 @@ def train(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     title: str = "train",
+    pause: Pause | None = None,
 ) -> list[Trained]:
     """Train several networks on the same batches; see `retrain_all` and `fit`.
 
@@ -101,6 +102,8 @@ def train(
         terms: the summands of a network's loss.
         task: what outputs mean.
         title: names the task and the kind of run in the checkpoint.
+        pause: where to pause, if not at the end: a call without it, or with a later one, goes on
+            from the checkpoints, to the same end as if there had been no pause.
 
     Raises:
         ConfigError: for networks that fit neither each other's names, the teacher nor the hints.
@@ -140,8 +143,10 @@ def train(
             for student, assignment in zip(students, assignments, strict=True)
             if not student.resume(assignment, common)
         ]
-        work = _Retraining(students, fresh, data, recipe=recipe, seed=seed, teacher=asked)
-        with (progress or Silent()).task(title, work.clock.planned) as shown:
+        work = _Retraining(
+            students, fresh, data, recipe=recipe, seed=seed, teacher=asked, pause=pause
+        )
+        with (progress or Silent()).task(title, work.clock.end) as shown:
             run(work, work.walk, work.clock, shown, every=look_steps(where))
         return [work.finish(student) for student in each(progress, f"{title}: judge", students)]
 
@@ -162,6 +167,7 @@ class _Retraining:
         recipe: Recipe,
         seed: int,
         teacher: Answers | None,
+        pause: Pause | None,
     ) -> None:
         self.students, self.group = students, list(fresh)
         self.recipe, self.seed, self.teacher = recipe, seed, teacher
@@ -180,8 +186,8 @@ class _Retraining:
         )
         planned = self.walk.steps(recipe.epochs)
         limit = None if recipe.minutes is None else 60 * recipe.minutes
-        self.clock = Clock(planned, self.walk.per_epoch, limit=limit)
-        waiting = self._waiting()
+        self.clock = Clock(planned, self.walk.per_epoch, limit=limit, pause=pause)
+        waiting = [student for student in students if student.waits]
         self.clock.resume(
             max((student.state.seconds for student in waiting), default=0.0),
             min((student.total or planned for student in waiting), default=planned),
@@ -191,7 +197,7 @@ class _Retraining:
             self.mixer = Mixer(
                 mixup=recipe.mixup, cutmix=recipe.cutmix, classes=students[0].classes
             )
-        self.made = 0
+        self.made, self.walking = 0, False
         self.pixels: list[Tensor] = []
         self.answers = self._answers(self.validation)
         limited = recipe.validation_limit
@@ -200,7 +206,9 @@ class _Retraining:
 
     @property
     def step(self) -> int:
-        """Where the student is that is furthest behind."""
+        """Where the walk is; between two epochs, where the student is that is furthest behind."""
+        if self.walking:  # past students, perhaps, that were paused within this epoch
+            return self.made
         return min((s.state.step for s in self._waiting()), default=self.clock.total)
 
     def begin(self) -> None:
@@ -213,7 +221,7 @@ class _Retraining:
 
     def open(self) -> None:
         """Train those who are furthest behind."""
-        self.made = self.step
+        self.made, self.walking = self.step, True
         self.group = [s for s in self._waiting() if s.state.step == self.made]
         for student in self.group:
             student.state.module.train()
@@ -248,12 +256,7 @@ class _Retraining:
         """Validate the group."""
         running = self._running()
         for student in running:
-            student.validate(
-                (self.validation, self.limited),
-                (self.deciding, self.decided),
-                epoch=self.made / self.walk.per_epoch,
-                seconds=self.clock.seconds,
-            )
+            self._look(student)
         if any(student.state.stopped is not None for student in running):
             walk = self.validation.batches(self.recipe.batch_size, device=self.device)
             blame_images([images.sum() for images, _ in walk], self.validation, "validation")
@@ -264,9 +267,16 @@ class _Retraining:
             student.done = self.made >= self.clock.total
             student.total, student.state.seconds = self.clock.total, self.clock.seconds
             student.save(-(-self.made // self.walk.per_epoch))
+        self.walking = False
 
     def finish(self, student: Student) -> Trained:
-        """Take the best state, with re-estimated statistics if they validate better."""
+        """Take the best state, with re-estimated statistics if they validate better.
+
+        A student that was paused within an epoch is validated for this, which leaves no trace in
+        its checkpoint.
+        """
+        if student.unseen:
+            self._look(student)
         module, state = student.release(), student.state
         recalibrated = False
         if self.recipe.recalibrate_batches and norm_layers(module):
@@ -313,8 +323,17 @@ class _Retraining:
             .value
         )
 
+    def _look(self, student: Student) -> None:
+        student.validate(
+            (self.validation, self.limited),
+            (self.deciding, self.decided),
+            epoch=student.state.step / self.walk.per_epoch,
+            seconds=self.clock.seconds,
+        )
+
     def _waiting(self) -> list[Student]:
-        return [student for student in self.students if student.waits]
+        """Students with steps to make in this sitting."""
+        return [s for s in self.students if s.waits and s.state.step < self.clock.end]
 
     def _running(self) -> list[Student]:
         return [student for student in self.group if student.state.stopped is None]

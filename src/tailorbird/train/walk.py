@@ -122,7 +122,10 @@ def look_steps(device: torch.device) -> int:
 def run(
     work: Work, walk: Walk, clock: Clock, task: Task, *, every: int, save_steps: int | None = None
 ) -> None:
-    """Make steps until the clock's total; the state is saved at the end of each epoch.
+    """Make steps until the clock's end; the state is saved there and at the end of each epoch.
+
+    A pause within an epoch is not the epoch's end: nothing is validated, so that a run which goes
+    on later ends as one that was never paused.
 
     Args:
         every: steps between two looks at the losses; there is one before each save in any case.
@@ -134,7 +137,7 @@ def run(
     task.advance(min(work.step, clock.planned))
     with clock.validating():
         work.begin()
-    while (start := work.step) < clock.total:
+    while (start := work.step) < clock.end:
         epoch, skipped = divmod(start, walk.per_epoch)
         work.open()
         clock.open()
@@ -148,7 +151,8 @@ def run(
                 clock.count(unsettled, at=work.step)
                 task.advance(unsettled, note)
                 unsettled = 0
-            if ended := _over(work, walk, clock):
+            ended = _over(work, walk, clock)
+            if ended and (work.step % walk.per_epoch == 0 or work.step >= clock.total):
                 with clock.validating():
                     work.close()
             if saves or ended:
@@ -163,5 +167,5 @@ def run(
 
 
 def _over(work: Work, walk: Walk, clock: Clock) -> bool:
-    """Whether the last step ended an epoch, or the run."""
-    return work.step % walk.per_epoch == 0 or work.step >= clock.total
+    """Whether the last step ended an epoch, or the sitting."""
+    return work.step % walk.per_epoch == 0 or work.step >= clock.end
