@@ -1,12 +1,15 @@
 """Training networks on labels or after a teacher: students that share a teacher's passes.
 
 Order and augmentation of an epoch follow from (seed, epoch), dropout from (seed, step), the same
-for every student. So a student trained beside others ends exactly as it would alone.
+for every student. So a student trained beside others ends exactly as it would alone. On a GPU their
+steps are recorded and replayed at the same time (`tailorbird.train.recorded`), to the same bits. On
+a CPU they come one after the other, each on all cores: threads of their own would round otherwise
+than one alone does, and hold the activations of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +21,8 @@ from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent, each
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Answers, Teacher
-from tailorbird.train.checkpoint import Json, digest
+from tailorbird.train.beside import Beside, Crew
+from tailorbird.train.checkpoint import Json, digest, prefixed, under
 from tailorbird.train.clock import Clock
 from tailorbird.train.evaluate import predictions
 from tailorbird.train.losses import Term
@@ -33,8 +37,9 @@ from tailorbird.train.precision import (
     set_layout,
 )
 from tailorbird.train.recipe import Recipe
+from tailorbird.train.recorded import CudaGraphs, Streams
 from tailorbird.train.seeds import derive
-from tailorbird.train.student import Assignment, Epoch, Student
+from tailorbird.train.student import Assignment, Batch, Epoch, Student
 from tailorbird.train.walk import Walk, look_steps, run
 
 _ORDER, _DROPOUT, _MIXING, _STATISTICS = range(4)
@@ -92,6 +97,7 @@ def train(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     title: str = "train",
+    beside: Beside | None = None,
 ) -> list[Trained]:
     """Train several networks on the same batches; see `retrain_all` and `fit`.
 
@@ -99,6 +105,7 @@ def train(
         terms: the summands of a network's loss.
         task: what outputs mean.
         title: names the task and the kind of run in the checkpoint.
+        beside: makes the students' steps; None for what suits the device.
 
     Raises:
         ConfigError: for networks that fit neither each other's names, the teacher nor the hints.
@@ -138,7 +145,15 @@ def train(
             for student, assignment in zip(students, assignments, strict=True)
             if not student.resume(assignment, common)
         ]
-        work = _Retraining(students, fresh, data, recipe=recipe, seed=seed, teacher=asked)
+        work = _Retraining(
+            students,
+            fresh,
+            data,
+            recipe=recipe,
+            seed=seed,
+            teacher=asked,
+            beside=beside or _beside(where, progress or Silent()),
+        )
         with (progress or Silent()).task(title, work.clock.planned) as shown:
             run(work, work.walk, work.clock, shown, every=look_steps(where))
         return [work.finish(student) for student in each(progress, f"{title}: judge", students)]
@@ -160,6 +175,7 @@ class _Retraining:
         recipe: Recipe,
         seed: int,
         teacher: Answers | None,
+        beside: Beside,
     ) -> None:
         self.students, self.group = students, list(fresh)
         self.recipe, self.seed, self.teacher = recipe, seed, teacher
@@ -184,7 +200,10 @@ class _Retraining:
             self.mixer = Mixer(
                 mixup=recipe.mixup, cutmix=recipe.cutmix, classes=students[0].classes
             )
-        self.made, self.rate = 0, 0.0
+        self.made, self.rate, self.dropout = 0, 0.0, 0
+        self.beside = beside
+        self.inputs: Mapping[str, Tensor] = {}
+        self.steps = {s.name: s.step(self._prepare, self._batch) for s in students}
         self.pixels: list[Tensor] = []
         self.answers = self._answers(None)
         limited = recipe.validation_limit
@@ -223,11 +242,11 @@ class _Retraining:
         self.rate = self.recipe.learning_rate * rate_factor(
             done, warmup=self.recipe.warmup, schedule=self.recipe.schedule
         )
-        dropout = derive(self.seed, _DROPOUT, self.made)
+        self.dropout = derive(self.seed, _DROPOUT, self.made)
         self.made += 1
-        for student in self._running():
-            reseed(self.device, dropout)
-            student.step(images, labels, answers, rate=self.rate)
+        inputs = {"images": images} | ({} if labels is None else {"labels": labels})
+        self.inputs = self.beside.take(inputs | prefixed("teacher/", answers))
+        self.beside.make([self.steps[student.name] for student in self._running()])
 
     def settle(self) -> str:
         """Stop students whose loss is not finite, unless the images are to blame."""
@@ -289,6 +308,14 @@ class _Retraining:
             stopped_step=state.stopped_step,
         )
 
+    def _prepare(self, student: Student) -> None:
+        reseed(self.device, self.dropout)
+        student.state.set_rate(self.rate)
+
+    def _batch(self) -> Batch:
+        inputs = self.inputs
+        return Batch(inputs["images"], inputs.get("labels"), under("teacher/", inputs))
+
     def _waiting(self) -> list[Student]:
         return [student for student in self.students if student.waits]
 
@@ -305,6 +332,10 @@ class _Retraining:
         return predictions(
             plain, self.validation, device=self.device, limit=limit, task=self.students[0].task
         )
+
+
+def _beside(device: torch.device, progress: Progress) -> Beside:
+    return Streams(CudaGraphs(device), progress.say) if device.type == "cuda" else Crew()
 
 
 def _check(assignments: Sequence[Assignment], data: ImageData) -> None:
