@@ -216,16 +216,18 @@ class Distillation:
         known |= {"data": self.data.fingerprint, "teacher": digest(self.teacher.module)}
         return known | {f"house.{name}": getattr(self.options, name) for name in options}
 
-    def enlist(self, alternative: Alternative) -> Trainee:
-        """A copy of the alternative with an optimiser of its own."""
+    def enlist(self, alternative: Alternative, *, recorded: bool = False) -> Trainee:
+        """A copy of the alternative with an optimiser of its own, for steps that are recorded."""
         block = self.sample.blocks[alternative.block]
         module = copy.deepcopy(self.sample.modules[alternative.name])
         module = module.to(self.device).requires_grad_().eval()
         example = torch.zeros(2, *block.in_shape, device=self.device)
         lay_out(module, example)
         guard, number_format = guard_for(module, example), self.format(module)
-        rate, on_gpu = self.options.learning_rate, self.device.type == "cuda"
-        make = partial(build_optimizer, "sgd", learning_rate=rate, fused=on_gpu, capturable=on_gpu)
+        rate = self.options.learning_rate
+        make = partial(
+            build_optimizer, "sgd", learning_rate=rate, fused=recorded, capturable=recorded
+        )
         state: State[Any] = State(module, make, dict)
         return Trainee(alternative, block, state, number_format, guard, draws(module, example))
 
@@ -247,12 +249,13 @@ class Bunch:
         self, job: Distillation, alternatives: Sequence[Alternative], clock: Clock
     ) -> None:
         self.job, self.clock, self.walk = job, clock, job.walk
-        self.trainees = [job.enlist(alternative) for alternative in alternatives]
+        self.beside = job.beside()
+        recorded = self.beside.records
+        self.trainees = [job.enlist(one, recorded=recorded) for one in alternatives]
         names = {name for t in self.trainees for name in (t.block.input, t.block.output)}
         teacher = capture(job.teacher, sorted(names)).to(job.device).requires_grad_(False)
         lay_out(teacher, torch.zeros(2, *job.teacher.input_shape, device=job.device))
         self.teacher, self.format = teacher, job.format(job.teacher.module)
-        self.beside = job.beside()
         self.steps = {trainee.record.name: self._step(trainee) for trainee in self.trainees}
         self.seen: Mapping[str, Tensor] = {}
         self.made, self.rate = 0, 0.0

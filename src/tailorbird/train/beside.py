@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,13 @@ class Step:
 
 
 class Beside(Protocol):
-    """Makes the steps of several networks."""
+    """Makes the steps of several networks.
+
+    Attributes:
+        records: whether steps are recorded: then the rate has to be a tensor that they read.
+    """
+
+    records: ClassVar[bool]
 
     def take(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where steps find the tensors of a batch that they all read, by name."""
@@ -84,6 +90,8 @@ class Crew:
         >>> sorted(made)
         [0, 1, 2, 3]
     """
+
+    records: ClassVar[bool] = False
 
     workers: int = 1
     threads: int = 1

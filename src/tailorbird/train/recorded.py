@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class Streams:
         say: told, once, which networks train as written, and why.
         most: lanes at most.
     """
+
+    records: ClassVar[bool] = True
 
     def __init__(
         self, recorder: Recorder, say: Callable[[str], None], *, most: int = STREAMS

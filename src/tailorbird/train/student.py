@@ -96,6 +96,7 @@ class Student:
         task: what its outputs mean.
         example: two images (2, C, H, W) on the device, for a dry run.
         answers: what the teacher says to them, by node name; empty without a teacher.
+        recorded: whether its steps are to be recorded.
 
     Raises:
         ConfigError: listing hints that name no submodule or node, or differ in shape.
@@ -112,6 +113,7 @@ class Student:
         device: torch.device,
         example: Tensor,
         answers: Mapping[str, Tensor],
+        recorded: bool = False,
     ) -> None:
         self.name, self.recipe, self.device = assignment.name, recipe, device
         self.task = task
@@ -125,7 +127,7 @@ class Student:
             learning_rate=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
-            capturable=device.type == "cuda",
+            capturable=recorded,
         )
         self.state = State(module, make, Epoch, ema=recipe.ema)
         self.state.best = snapshot(module)

@@ -118,6 +118,7 @@ def train(
     where = compute_device(device)
     with reproducible(where):
         example = data.train.sample(2).to(where)
+        beside = beside or _beside(where, progress or Silent())
         asked = None if teacher is None else Answers(teacher, recipe, where, example)
         known = {} if asked is None else asked.answer(example)
         students: list[Student] = []
@@ -133,6 +134,7 @@ def train(
                         device=where,
                         example=example,
                         answers=known,
+                        recorded=beside.records,
                     )
                 )
             except ConfigError as error:
@@ -152,7 +154,7 @@ def train(
             recipe=recipe,
             seed=seed,
             teacher=asked,
-            beside=beside or _beside(where, progress or Silent()),
+            beside=beside,
         )
         with (progress or Silent()).task(title, work.clock.planned) as shown:
             run(work, work.walk, work.clock, shown, every=look_steps(where))
