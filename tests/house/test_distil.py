@@ -12,7 +12,7 @@ from tailorbird.errors import DataError, StoreError
 from tailorbird.graph.surgery import capture
 from tailorbird.house.alternative import Sample
 from tailorbird.house.bunches import in_halves, plan_bunches
-from tailorbird.house.distil import Distillation, distil
+from tailorbird.house.distil import Distillation, company, distil
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Silent
 from tailorbird.train.beside import Crew
@@ -341,3 +341,13 @@ def test_recorded_steps_train_to_the_same_bits_also_after_a_kill(tmp_path):
     assert said == []
     assert [tape.recorded for tape in tapes] == [0, len(bunch), len(bunch)]
     assert min(tape.replayed for tape in tapes[1:]) > len(bunch)
+
+
+def test_a_cpu_gives_each_alternative_its_share_of_the_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    try:
+        assert company(torch.device("cpu"), 3, print)() == Crew(workers=3, threads=2)
+        assert company(torch.device("cpu"), 1, print)() == Crew(workers=1, threads=7)
+    finally:
+        torch.set_num_threads(before)

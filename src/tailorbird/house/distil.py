@@ -10,8 +10,8 @@ weights, and activations and gradients of as many alternatives as run at a time.
 
 An alternative's result does not depend on its bunch, nor on how many run beside it: it sees the
 same batches, draws its own random numbers, has an optimiser of its own, and its step has the same
-number of torch's threads, which follows from the house and the machine. So a run that is killed, or
-whose bunches are halved for memory, ends with the same weights.
+number of torch's threads, which follows from the house, its options and the machine. So a run that
+is killed, or whose bunches are halved for memory, ends with the same weights.
 
 Alternatives of equal structure are not stacked into one (`torch.func.vmap`): of 97 in the house of
 the CIFAR-10 ResNets 75 differ, so that at most a quarter of the work would be asked for less often,
@@ -104,7 +104,7 @@ def distil(
     done = {a.name: sample.modules[a.name] for a in sample.alternatives if not a.trainable}
     device, sizes = compute_device(), step_sizes(sample, trainable, options)
     abreast = side_by_side(sizes, _most_abreast(device), options, device)
-    beside = _beside(device, abreast, (progress or Silent()).say)
+    beside = company(device, abreast, (progress or Silent()).say)
     job = Distillation(teacher, sample, data, options, seed, store, device, now, beside)
     bunches = plan_bunches(
         teacher, sample, trainable, options, device=device, abreast=abreast, sizes=sizes
@@ -297,7 +297,8 @@ class Bunch:
         peak = self.job.options.learning_rate
         self.rate = cosine(self.made, self.clock.total, peak=peak)
         self.seen = self.beside.take(self._look(images))
-        self.beside.make([self.steps[trainee.record.name] for trainee in self._running()])
+        heaviest_first = sorted(self._running(), key=lambda trainee: -trainee.record.macs)
+        self.beside.make([self.steps[trainee.record.name] for trainee in heaviest_first])
         self.pixels.append(images.sum())
         self.made += 1
 
