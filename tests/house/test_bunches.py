@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import fx, nn
 
-from tailorbird.house.bunches import in_halves, step_bytes
+from tailorbird.house.bunches import in_halves, plan_bunches, step_bytes
 from tailorbird.train.precision import lay_out
+
+from .makers import OPTIONS, small_sample, teacher
 
 
 class Flat(nn.Module):
@@ -66,3 +70,21 @@ def test_other_errors_are_not_taken_for_memory():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         in_halves("abc", broken, print)
+
+
+def test_bunches_leave_room_for_all_that_run_at_a_time():
+    sample = small_sample()
+    trainable = [a for a in sample.alternatives if a.trainable]
+    sizes = {a.name: 10_000_000 for a in trainable}  # beside which the rest is little
+
+    def bunches(device, abreast, memory_mb):
+        options = replace(OPTIONS, memory_mb=memory_mb)
+        where = torch.device(device)
+        return plan_bunches(
+            teacher(), sample, trainable, options, device=where, abreast=abreast, sizes=sizes
+        )
+
+    assert len(bunches("cpu", 1, 60)) == 1
+    assert max(map(len, bunches("cpu", 4, 60))) == 2
+    assert max(map(len, bunches("cpu", 4, 120))) == len(trainable)
+    assert max(map(len, bunches("cuda", 4, 30))) == 2

@@ -6,14 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tailorbird.errors import DataError, StoreError
 from tailorbird.graph.surgery import capture
 from tailorbird.house.alternative import Sample
 from tailorbird.house.bunches import in_halves, plan_bunches
-from tailorbird.house.distil import Distillation, distil
+from tailorbird.house.distil import Distillation, company, distil
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Silent
+from tailorbird.train.beside import Crew
+from tailorbird.train.recorded import Streams
+from tests.train.tape import Tape
 
 from .makers import OPTIONS, Killed, Watched, images, same, small_sample, teacher, weights
 
@@ -32,10 +36,22 @@ def run(folder, *, sample=None, progress=None, seed=0, spent=0.0, now=time.monot
     )
 
 
-def job(folder, **options):
-    options = replace(OPTIONS, **options)
-    cpu = torch.device("cpu")
-    return Distillation(teacher(), small_sample(), images(), options, 0, HouseStore(folder), cpu)
+def job(folder, *, sample=None, beside=Crew, **options):
+    return Distillation(
+        teacher(),
+        sample or small_sample(),
+        images(),
+        replace(OPTIONS, **options),
+        0,
+        HouseStore(folder),
+        torch.device("cpu"),
+        beside=beside,
+    )
+
+
+def train(work, bunch, *, progress=None):
+    with (progress or Silent()).task("distil", 1) as task:
+        return work.train(bunch, number=0, seconds=math.inf, task=task)
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +181,7 @@ def test_out_of_memory_halves_the_bunch_and_drops_nothing(tmp_path, reference):
         sizes.append(len(bunch))
         if len(bunch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        with Silent().task("distil", 1) as task:
-            return whole.train(bunch, number=0, seconds=math.inf, task=task)
+        return train(whole, bunch)
 
     bunch = trainable(small_sample())
     done = in_halves(bunch, tight, whole.give_up)
@@ -180,8 +195,7 @@ def test_a_half_does_not_go_on_from_the_state_of_the_whole(tmp_path, reference):
     with pytest.raises(Killed):
         run(tmp_path, progress=Watched(3))
     half = trainable(small_sample())[:2]
-    with Silent().task("distil", 1) as task:
-        done = job(tmp_path).train(half, number=0, seconds=math.inf, task=task)
+    done = train(job(tmp_path), half)
     assert equal(done, {name: reference[name] for name in done})
 
 
@@ -278,3 +292,62 @@ def test_what_earlier_processes_spent_is_taken_off_the_minutes(tmp_path):
         run(tmp_path / str(spent), progress=progress, **options)
         made.append(progress.steps)
     assert made[0] > 2 * made[1] > 0
+
+
+def dropping():
+    """The sample with dropout in the first two that are trained."""
+    sample = small_sample()
+    modules = copy.deepcopy(sample.modules)
+    for alternative in trainable(sample)[:2]:
+        module = modules[alternative.name]
+        layers = {n: part for n, part in module.named_modules() if isinstance(part, nn.Conv2d)}
+        name, layer = next(iter(layers.items()))
+        module.set_submodule(name, nn.Sequential(layer, nn.Dropout(0.1)))
+    return replace(sample, modules=modules)
+
+
+def test_neither_company_nor_workers_nor_a_kill_change_the_bits(tmp_path):
+    sample, bunch = dropping(), trainable(small_sample())[:4]
+    alone = {}
+    for number, alternative in enumerate(bunch):
+        alone |= train(job(tmp_path / f"{number}", sample=sample), [alternative])
+    crew = job(tmp_path / "crew", sample=sample, beside=lambda: Crew(workers=3, threads=1))
+    with pytest.raises(Killed):
+        train(crew, bunch, progress=Watched(3))
+    rest = Watched()
+    assert equal(train(crew, bunch, progress=rest), alone)
+    assert rest.resumed == [2]
+    plain = train(job(tmp_path / "plain"), bunch)
+    differ = [name for name in alone if not same(alone[name], plain[name])]
+    assert set(differ) <= {a.name for a in bunch[:2]}, "only those with dropout may differ"
+    assert differ
+
+
+def test_recorded_steps_train_to_the_same_bits_also_after_a_kill(tmp_path):
+    sample, bunch, tapes, said = dropping(), trainable(small_sample())[:4], [], []
+
+    def recorded(room=4):
+        tapes.append(Tape(room))
+        return Streams(tapes[-1], said.append)
+
+    options = {"sample": sample, "epochs": 4.0}
+    written = train(job(tmp_path / "0", **options, beside=lambda: recorded(0)), bunch)
+    assert len(said) == 1
+    assert "too little memory" in said.pop()
+    work = job(tmp_path / "1", **options, beside=recorded)
+    with pytest.raises(Killed):
+        train(work, bunch, progress=Watched(6))
+    assert equal(train(work, bunch), written)
+    assert said == []
+    assert [tape.recorded for tape in tapes] == [0, len(bunch), len(bunch)]
+    assert min(tape.replayed for tape in tapes[1:]) > len(bunch)
+
+
+def test_a_cpu_gives_each_alternative_its_share_of_the_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    try:
+        assert company(torch.device("cpu"), 3, print)() == Crew(workers=3, threads=2)
+        assert company(torch.device("cpu"), 1, print)() == Crew(workers=1, threads=7)
+    finally:
+        torch.set_num_threads(before)

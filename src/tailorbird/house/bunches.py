@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -30,41 +30,90 @@ def plan_bunches(
     options: HouseOptions,
     *,
     device: torch.device | None = None,
+    abreast: int = 1,
+    sizes: Mapping[str, int] | None = None,
 ) -> list[list[Alternative]]:
     """Split into bunches that fit ``options.memory_mb``, in the teacher's order of blocks.
 
     Counted as float32, which bounds bfloat16 from above: the images; the blocks' inputs and
-    outputs; the teacher's pass, which frees as it goes, as its three largest tensors; what the
-    largest alternative needs for its step (`step_bytes`); for each alternative its weights, momenta
-    and best weights, and once the largest one's gradients. Between epochs the activations are gone
-    and the bunch's state is written, which takes two more copies of it for a moment.
+    outputs, twice on a GPU, where each batch's are copied to where recorded steps read them; the
+    teacher's pass, which frees as it goes, as its three largest tensors; what the largest
+    alternatives that run at a time need for their steps (`step_sizes`); for each alternative its
+    weights, momenta and best weights. Between epochs the activations are gone and the bunch's state
+    is written, which takes two more copies of it for a moment.
 
     On CPUs this is multiplied by ``CPU_OVERHEAD``. Not counted: the data set and the house itself.
     An alternative that alone exceeds the budget is trained in a bunch of its own.
+
+    Args:
+        abreast: how many run at a time; see `side_by_side`.
+        sizes: what `step_sizes` gave, where that is known.
     """
     order = teacher.index
     ordered = sorted(alternatives, key=lambda a: (order[sample.blocks[a.block].output], a.name))
     per_image = {layer.name: 4 * math.prod(layer.shape) for layer in teacher.layers if layer.shape}
     fixed = 3 * max(per_image.values()) + 4 * math.prod(teacher.input_shape)
-    on_cpu = (device or compute_device()).type == "cpu"
-    budget = 1e6 * options.memory_mb / (CPU_OVERHEAD if on_cpu else 1.0)
+    device = device or compute_device()
+    budget, twice = _budget(options, device), 1 if device.type == "cpu" else 2
+    sizes = sizes or step_sizes(sample, alternatives, options)
     bunches: list[list[Alternative]] = []
     kept: set[str] = set()
-    params = largest = 0
+    params = 0
+    largest: list[int] = []
     for alternative in ordered:
         block = sample.blocks[alternative.block]
-        needs = step_bytes(sample.modules[alternative.name], block.in_shape)
-        own = options.batch_size * needs + 4 * alternative.params
+        own = sizes[alternative.name]
         grown = kept | {block.input, block.output}
-        seen = options.batch_size * (sum(per_image.get(n, 0) for n in grown) + fixed)
+        seen = options.batch_size * (twice * sum(per_image.get(n, 0) for n in grown) + fixed)
         state = 12 * (params + alternative.params)
-        if bunches and state + max(seen + max(largest, own), 2 * state) <= budget:
+        steps = sorted([*largest, own])[-abreast:]
+        if bunches and state + max(seen + sum(steps), 2 * state) <= budget:
             bunches[-1].append(alternative)
-            kept, params, largest = grown, params + alternative.params, max(largest, own)
+            kept, params, largest = grown, params + alternative.params, steps
         else:
             bunches.append([alternative])
-            kept, params, largest = {block.input, block.output}, alternative.params, own
+            kept, params, largest = {block.input, block.output}, alternative.params, [own]
     return bunches
+
+
+def step_sizes(
+    sample: Sample, alternatives: Sequence[Alternative], options: HouseOptions
+) -> dict[str, int]:
+    """Alternative's name -> bytes that its step holds at its peak: activations and gradients."""
+    return {
+        a.name: options.batch_size
+        * step_bytes(sample.modules[a.name], sample.blocks[a.block].in_shape)
+        + 4 * a.params
+        for a in alternatives
+    }
+
+
+def side_by_side(
+    sizes: Mapping[str, int], most: int, options: HouseOptions, device: torch.device
+) -> int:
+    """How many alternatives run at a time: as many of the largest as half the budget holds.
+
+    Follows from the whole house, so that it stays the same when a part of it is trained already.
+
+    Args:
+        sizes: what `step_sizes` gave for all that are to be trained.
+        most: what the device can do.
+
+    Returns:
+        From 1 to ``most``; at most half as many as there are, so that none waits long for the last.
+
+    Example:
+        >>> sizes, cpu = {f"a{n}": 100_000_000 for n in range(6)}, torch.device("cpu")
+        >>> [side_by_side(sizes, 8, HouseOptions(memory_mb=m), cpu) for m in (200, 1000, 4000)]
+        [1, 2, 3]
+    """
+    fitting = _budget(options, device) / 2 // max(1, *sizes.values(), 1)
+    return max(1, min(most, len(sizes) // 2, int(fitting)))
+
+
+def _budget(options: HouseOptions, device: torch.device) -> float:
+    """Bytes of live tensors that the options allow."""
+    return 1e6 * options.memory_mb / (CPU_OVERHEAD if device.type == "cpu" else 1.0)
 
 
 def in_halves(

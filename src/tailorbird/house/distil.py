@@ -2,13 +2,20 @@
 
 Each batch passes the teacher once; what enters and leaves every sampled block is kept, and each
 alternative of the bunch takes one step on its own block's pair. The graphs of two alternatives
-never meet, so each is run forward, backward and freed before the next: a step costs one teacher
-forward plus the sum of the alternatives' own forward and backward passes, and memory holds the
-kept activations, every alternative's weights, and activations and gradients of one alternative.
+never meet, so some run beside each other, each forward, backward and freed before the next: on a
+CPU one per core (`tailorbird.train.beside.Crew`), on a GPU recorded as CUDA graphs on a few streams
+(`tailorbird.train.recorded`). A step costs one teacher forward plus the alternatives' own forward
+and backward passes, and memory holds the kept activations (twice on a GPU), every alternative's
+weights, and activations and gradients of as many alternatives as run at a time.
 
-An alternative's result does not depend on its bunch: it sees the same batches, draws its own random
-numbers, and has an optimiser of its own. So a run that is killed, or whose bunches are halved for
-memory, ends with the same weights.
+An alternative's result does not depend on its bunch, nor on how many run beside it: it sees the
+same batches, draws its own random numbers, has an optimiser of its own, and its step has the same
+number of torch's threads, which follows from the house, its options and the machine. So a run that
+is killed, or whose bunches are halved for memory, ends with the same weights.
+
+Alternatives of equal structure are not stacked into one (`torch.func.vmap`): of 97 in the house of
+the CIFAR-10 ResNets 75 differ, so that at most a quarter of the work would be asked for less often,
+and a stacked convolution rounds otherwise than its parts, by what it is stacked with.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -29,13 +37,15 @@ from tailorbird.graph.blocks import Block
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample
-from tailorbird.house.bunches import in_halves, plan_bunches
+from tailorbird.house.bunches import in_halves, plan_bunches, side_by_side, step_sizes
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.store import HouseStore
 from tailorbird.progress import Progress, Silent, Task
 from tailorbird.task import Score
+from tailorbird.train.beside import Beside, Crew, Step
 from tailorbird.train.checkpoint import Checkpoint, Json, digest, prefixed, under
 from tailorbird.train.clock import Clock
+from tailorbird.train.draws import draws
 from tailorbird.train.mutation import Guard, guard_for
 from tailorbird.train.optimisers import build_optimizer, cosine
 from tailorbird.train.precision import (
@@ -48,6 +58,7 @@ from tailorbird.train.precision import (
     resolve,
     set_layout,
 )
+from tailorbird.train.recorded import STREAMS, CudaGraphs, Streams
 from tailorbird.train.seeds import generator
 from tailorbird.train.state import State
 from tailorbird.train.walk import Walk, run
@@ -89,10 +100,15 @@ def distil(
         DataError: naming images that hold NaN or infinity, once they have spoilt a loss.
         StoreError: for the state of a bunch that was begun otherwise; says what differs.
     """
-    job = Distillation(teacher, sample, data, options, seed, store, compute_device(), now)
     trainable = [a for a in sample.alternatives if a.trainable]
     done = {a.name: sample.modules[a.name] for a in sample.alternatives if not a.trainable}
-    bunches = plan_bunches(teacher, sample, trainable, options, device=job.device)
+    device, sizes = compute_device(), step_sizes(sample, trainable, options)
+    abreast = side_by_side(sizes, _most_abreast(device), options, device)
+    beside = company(device, abreast, (progress or Silent()).say)
+    job = Distillation(teacher, sample, data, options, seed, store, device, now, beside)
+    bunches = plan_bunches(
+        teacher, sample, trainable, options, device=device, abreast=abreast, sizes=sizes
+    )
     steps = job.walk.steps(options.epochs)
     limit = None if options.minutes is None else 60 * options.minutes
     clock = Clock(limit=limit, now=now)
@@ -115,6 +131,18 @@ def distil(
     return done
 
 
+def _most_abreast(device: torch.device) -> int:
+    """How many alternatives the device can run beside each other, memory apart."""
+    return STREAMS if device.type == "cuda" else torch.get_num_threads()
+
+
+def _beside(device: torch.device, abreast: int, say: Callable[[str], None]) -> Callable[[], Beside]:
+    """For each bunch, what makes its alternatives' steps."""
+    if device.type == "cuda":
+        return lambda: Streams(CudaGraphs(device), say, most=abreast)
+    return lambda: Crew(abreast, torch.get_num_threads() // abreast)
+
+
 @dataclass
 class Trainee:
     """An alternative under training."""
@@ -124,6 +152,12 @@ class Trainee:
     state: State[Any]
     format: Format
     guard: Guard
+    draws: bool
+
+    @property
+    def scale(self) -> str:
+        """What the mean square of its block's output is called among a bunch's tensors."""
+        return _scale(self.block.output)
 
 
 @dataclass(frozen=True)
@@ -138,6 +172,7 @@ class Distillation:
     store: HouseStore
     device: torch.device
     now: Callable[[], float] = time.monotonic
+    beside: Callable[[], Beside] = Crew
 
     @property
     def walk(self) -> Walk:
@@ -181,8 +216,8 @@ class Distillation:
         known |= {"data": self.data.fingerprint, "teacher": digest(self.teacher.module)}
         return known | {f"house.{name}": getattr(self.options, name) for name in options}
 
-    def enlist(self, alternative: Alternative) -> Trainee:
-        """A copy of the alternative with an optimiser of its own."""
+    def enlist(self, alternative: Alternative, *, recorded: bool = False) -> Trainee:
+        """A copy of the alternative with an optimiser of its own, for steps that are recorded."""
         block = self.sample.blocks[alternative.block]
         module = copy.deepcopy(self.sample.modules[alternative.name])
         module = module.to(self.device).requires_grad_().eval()
@@ -190,8 +225,11 @@ class Distillation:
         lay_out(module, example)
         guard, number_format = guard_for(module, example), self.format(module)
         rate = self.options.learning_rate
-        make = partial(build_optimizer, "sgd", learning_rate=rate, fused=False)
-        return Trainee(alternative, block, State(module, make, dict), number_format, guard)
+        make = partial(
+            build_optimizer, "sgd", learning_rate=rate, fused=recorded, capturable=recorded
+        )
+        state: State[Any] = State(module, make, dict)
+        return Trainee(alternative, block, state, number_format, guard, draws(module, example))
 
     def format(self, module: nn.Module) -> Format:
         """The number format that ``module`` runs in."""
@@ -211,12 +249,16 @@ class Bunch:
         self, job: Distillation, alternatives: Sequence[Alternative], clock: Clock
     ) -> None:
         self.job, self.clock, self.walk = job, clock, job.walk
-        self.trainees = [job.enlist(alternative) for alternative in alternatives]
+        self.beside = job.beside()
+        recorded = self.beside.records
+        self.trainees = [job.enlist(one, recorded=recorded) for one in alternatives]
         names = {name for t in self.trainees for name in (t.block.input, t.block.output)}
         teacher = capture(job.teacher, sorted(names)).to(job.device).requires_grad_(False)
         lay_out(teacher, torch.zeros(2, *job.teacher.input_shape, device=job.device))
         self.teacher, self.format = teacher, job.format(job.teacher.module)
-        self.made = 0
+        self.steps = {trainee.record.name: self._step(trainee) for trainee in self.trainees}
+        self.seen: Mapping[str, Tensor] = {}
+        self.made, self.rate = 0, 0.0
         self.pixels: list[Tensor] = []
         self.checkpoint: Checkpoint | None = None
 
@@ -252,16 +294,11 @@ class Bunch:
 
     def make(self, images: Tensor, labels: Tensor | None) -> None:
         """Pass the teacher once; let each trainee make its step, and free what that took."""
-        job, total = self.job, self.clock.total
-        seen = self.ask(images)
-        scales = _Scales(seen)
-        rate = cosine(self.made, total, peak=job.options.learning_rate)
-        for trainee in self._running():
-            number = int(trainee.record.name[1:])
-            reseed(job.device, hash((job.seed, number, self.made)) % 2**63)
-            with trainee.guard():
-                torch.autograd.backward(self._loss(trainee, seen, scales))
-            trainee.state.advance(rate, CLIP_NORM)
+        peak = self.job.options.learning_rate
+        self.rate = cosine(self.made, self.clock.total, peak=peak)
+        self.seen = self.beside.take(self._look(images))
+        heaviest_first = sorted(self._running(), key=lambda trainee: -trainee.record.macs)
+        self.beside.make([self.steps[trainee.record.name] for trainee in heaviest_first])
         self.pixels.append(images.sum())
         self.made += 1
 
@@ -278,7 +315,7 @@ class Bunch:
         Raises:
             DataError: where a loss is not finite because images are not.
         """
-        sums = {trainee.record.name: 0.0 for trainee in self.trainees}
+        losses: dict[str, list[Tensor]] = {t.record.name: [] for t in self.trainees}
         pixels: list[Tensor] = []
         for trainee in self.trainees:
             trainee.state.module.eval()
@@ -286,15 +323,14 @@ class Bunch:
         # Files often come sorted by class: the images that decide are drawn from all of them.
         order = generator(self.job.seed) if len(split) > VALIDATION_IMAGES else None
         for images, _ in split.batches(size, generator=order, device=self.job.device):
-            seen = self.ask(images)
-            scales = _Scales(seen)
-            for trainee in self.trainees:
-                sums[trainee.record.name] += float(self._loss(trainee, seen, scales))
+            seen = self._look(images)
+            judge = partial(self._judge, seen=seen, losses=losses)
+            self.beside.call([partial(judge, trainee) for trainee in self.trainees])
             pixels.append(images.sum())
             if len(pixels) * size >= VALIDATION_IMAGES:
                 break
         for trainee in self._running():
-            loss = sums[trainee.record.name] / len(pixels)
+            loss = sum(map(float, losses[trainee.record.name])) / len(pixels)
             if math.isfinite(loss):
                 epoch = self.made / self.walk.per_epoch
                 trainee.state.offer(trainee.state.module, Score(0.0, loss), epoch)
@@ -344,25 +380,53 @@ class Bunch:
             seen: dict[str, Tensor] = self.teacher(images)
         return seen
 
-    def _loss(
-        self, trainee: Trainee, seen: Mapping[str, Tensor], scales: Mapping[str, Tensor]
-    ) -> Tensor:
+    @torch.no_grad()
+    def _look(self, images: Tensor) -> Mapping[str, Tensor]:
+        """What `ask` says, and the mean square of what leaves each block, for all that mimic it."""
+        seen = self.ask(images)
+        outputs = {trainee.block.output for trainee in self.trainees}
+        squares = {name: seen[name].float().square().mean() for name in sorted(outputs)}
+        return {**seen, **{_scale(k): value.clamp_min(1e-12) for k, value in squares.items()}}
+
+    def _step(self, trainee: Trainee) -> Step:
+        number, overwrites = int(trainee.record.name[1:]), trainee.guard is not nullcontext
+
+        def prepare() -> None:
+            if trainee.draws:
+                reseed(self.job.device, hash((self.job.seed, number, self.made)) % 2**63)
+            trainee.state.set_rate(self.rate)
+
+        def compute() -> None:
+            with trainee.guard():
+                torch.autograd.backward(self._loss(trainee, self.seen))
+            trainee.state.update(CLIP_NORM)
+
+        return Step(
+            name=trainee.record.name,
+            network=trainee.state.module,
+            prepare=prepare,
+            compute=compute,
+            conclude=trainee.state.count,
+            changed=trainee.state.changed,
+            alone=trainee.draws or overwrites,
+            unrecordable="they overwrite what their backward pass needs" if overwrites else None,
+        )
+
+    def _judge(
+        self, trainee: Trainee, *, seen: Mapping[str, Tensor], losses: dict[str, list[Tensor]]
+    ) -> None:
+        with torch.no_grad():  # counts for one thread
+            losses[trainee.record.name].append(self._loss(trainee, seen))
+
+    def _loss(self, trainee: Trainee, seen: Mapping[str, Tensor]) -> Tensor:
         """Squared error over the teacher's mean square: 1 is no better than answering zero."""
         images = seen[trainee.block.input]
         with autocast(self.job.device, trainee.format):
             output = trainee.state.module(images.float() if trainee.format == "float32" else images)
         error = (output.float() - seen[trainee.block.output].float()).square().mean()
-        loss: Tensor = error / scales[trainee.block.output]
+        loss: Tensor = error / seen[trainee.scale]
         return loss
 
 
-class _Scales(dict[str, Tensor]):
-    """Node -> mean square of its tensor, computed once a batch for all that mimic it."""
-
-    def __init__(self, seen: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._seen = seen
-
-    def __missing__(self, name: str) -> Tensor:
-        scale = self[name] = self._seen[name].float().square().mean().clamp_min(1e-12)
-        return scale
+def _scale(node: str) -> str:
+    return f"mean square of {node}"

@@ -66,6 +66,7 @@ def build_optimizer(
     momentum: float = 0.9,
     decayed: Collection[str] | None = None,
     fused: bool = True,
+    capturable: bool = False,
 ) -> torch.optim.Optimizer:
     """The named optimiser over the module's trainable parameters.
 
@@ -77,9 +78,24 @@ def build_optimizer(
         momentum: of SGD; the first moment's decay of the other two.
         decayed: names of the parameters that may decay; None for all but biases and norms.
         fused: off: no fused kernels, which round differently.
+        capturable: keep the rate as a tensor beside the parameters, so that steps can be recorded
+            as a CUDA graph; see `unrecordable`. Needs ``fused``.
     """
     groups = parameter_groups(module, weight_decay, decayed=decayed)
-    return _BUILDERS[name](groups, learning_rate, momentum, fused)
+    rate: Rate = learning_rate
+    if capturable and unrecordable(name) is None:
+        rate = torch.tensor(learning_rate, device=next(module.parameters()).device)
+    return _BUILDERS[name](groups, rate, momentum, fused)
+
+
+def unrecordable(name: OptimizerName) -> str | None:
+    """Why steps of the named optimiser can't be recorded as a CUDA graph; None if they can.
+
+    Example:
+        >>> unrecordable("sgd"), unrecordable("adabelief")
+        (None, 'AdaBelief counts its steps in Python')
+    """
+    return "AdaBelief counts its steps in Python" if name == "adabelief" else None
 
 
 def rate_factor(done: float, *, warmup: float, schedule: Schedule) -> float:
@@ -111,9 +127,12 @@ def cosine(number: int, total: int, *, peak: float, warmup: int = 0) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all groups."""
+    """Set the learning rate of all groups, in place where it is a tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -174,9 +193,10 @@ def _states(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Ma
 
 
 Groups = list[dict[str, object]]
+Rate = float | Tensor
 
 
-def _sgd(groups: Groups, rate: float, momentum: float, fused: bool) -> torch.optim.Optimizer:
+def _sgd(groups: Groups, rate: Rate, momentum: float, fused: bool) -> torch.optim.Optimizer:
     optimizer = torch.optim.SGD(
         groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=fused or None
     )
@@ -189,18 +209,24 @@ def _sgd(groups: Groups, rate: float, momentum: float, fused: bool) -> torch.opt
     return optimizer
 
 
-def _adamw(groups: Groups, rate: float, momentum: float, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused or None)
+def _adamw(groups: Groups, rate: Rate, momentum: float, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        groups,
+        lr=rate,
+        betas=(momentum, 0.999),
+        fused=fused or None,
+        capturable=isinstance(rate, Tensor),
+    )
 
 
-def _adabelief(groups: Groups, rate: float, momentum: float, _: bool) -> torch.optim.Optimizer:
+def _adabelief(groups: Groups, rate: Rate, momentum: float, _: bool) -> torch.optim.Optimizer:
     from timm.optim.adabelief import AdaBelief
 
     optimizer: torch.optim.Optimizer = AdaBelief(groups, lr=rate, betas=(momentum, 0.999))
     return optimizer
 
 
-_BUILDERS: dict[OptimizerName, Callable[[Groups, float, float, bool], torch.optim.Optimizer]] = {
+_BUILDERS: dict[OptimizerName, Callable[[Groups, Rate, float, bool], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adabelief": _adabelief,
     "adamw": _adamw,

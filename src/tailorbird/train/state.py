@@ -79,11 +79,23 @@ class State(Generic[Figures]):
 
     def advance(self, rate: float, clip_norm: float | None) -> None:
         """Make a step with the gradients that are there: clip, update, average; they are freed."""
+        self.set_rate(rate)
+        self.update(clip_norm)
+        self.count()
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate."""
+        set_rate(self.optimizer, rate)
+
+    def update(self, clip_norm: float | None) -> None:
+        """What `advance` does on the device; nothing here depends on the step's number."""
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
-        set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def count(self) -> None:
+        """What `advance` does last: the average's weight depends on the step's number."""
         self.step += 1
         if self.average is not None:
             self.average.update(self.module, step=self.step)
@@ -100,6 +112,12 @@ class State(Generic[Figures]):
     def finite(self) -> bool:
         """Whether all weights are numbers."""
         return all(bool(p.isfinite().all()) for p in self.module.parameters())
+
+    def changed(self) -> list[Tensor]:
+        """What forward passes and `update` change: weights, buffers, the optimiser's state."""
+        states = self.optimizer.state.values()
+        kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return [*self.module.parameters(), *self.module.buffers(), *kept]
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores as tensors; `record` has the rest."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,13 @@ from tailorbird.copying import copy_network
 from tailorbird.data.images import Split
 from tailorbird.errors import ConfigError, TrainingError
 from tailorbird.task import Score, Task
+from tailorbird.train.beside import Step
 from tailorbird.train.checkpoint import Checkpoint, Json, digest
+from tailorbird.train.draws import draws
 from tailorbird.train.evaluate import score
 from tailorbird.train.losses import Seen, Term, total
 from tailorbird.train.mutation import guard_for
-from tailorbird.train.optimisers import build_optimizer
+from tailorbird.train.optimisers import build_optimizer, unrecordable
 from tailorbird.train.precision import autocast, lay_out, resolve
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.state import UNSCORED, State, snapshot
@@ -73,6 +76,21 @@ Judges = tuple[Split, Tensor | None]
 """Images, and the answers (n,) that are right there; ``None`` where labels say so."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a step is made on.
+
+    Args:
+        images: (n, C, H, W), mixed where the recipe says so.
+        labels: (n,), or mixed (n, classes); None without.
+        teacher: what it says to the images, by node name; empty without one.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    teacher: Mapping[str, Tensor]
+
+
 class Student:
     """A student's own copy with everything that its training changes.
 
@@ -82,6 +100,7 @@ class Student:
         task: what its outputs mean.
         example: two images (2, C, H, W) on the device, for a dry run.
         answers: what the teacher says to them, by node name; empty without a teacher.
+        recorded: whether its steps are to be recorded.
 
     Raises:
         ConfigError: listing hints that name no submodule or node, or differ in shape.
@@ -98,6 +117,7 @@ class Student:
         device: torch.device,
         example: Tensor,
         answers: Mapping[str, Tensor],
+        recorded: bool = False,
     ) -> None:
         self.name, self.recipe, self.device = assignment.name, recipe, device
         self.task = task
@@ -111,6 +131,7 @@ class Student:
             learning_rate=recipe.peak(1),  # set before every step
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
+            capturable=recorded,
         )
         self.state = State(module, make, Epoch, ema=recipe.ema)
         self.state.best = snapshot(module)
@@ -120,12 +141,14 @@ class Student:
         self._hooks = self._listen(assignment.hints)
         self.classes = self._rehearse(example, answers, assignment.hints)
         self._guard = guard_for(module, example)
+        self._draws = draws(module, example)
         self.before, self.rate = 0.0, 0.0
         self.total = 0
         self.done = False
         self.store: Checkpoint | None = None
         self._pending: list[Tensor] = []
         self._losses: list[float] = []
+        self._loss = torch.zeros((), device=device)
 
     def resume(self, assignment: Assignment, identity: Mapping[str, Json]) -> bool:
         """Continue from the assignment's checkpoint, if it has any; whether there was one."""
@@ -162,28 +185,43 @@ class Student:
         """Whether there is more to train."""
         return self.state.stopped is None and not self.done
 
-    def step(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        teacher: Mapping[str, Tensor],
-        *,
-        rate: float,
-    ) -> None:
-        """Losses, backward, clip, optimiser, average."""
+    def step(self, prepare: Callable[[Student], None], batch: Callable[[], Batch]) -> Step:
+        """A step, to be made again and again: losses, backward, clip, optimiser, average.
+
+        Args:
+            prepare: comes first; sets the rate, and seeds what draws.
+            batch: gives what the step is made on.
+        """
+        overwrites = self._guard is not nullcontext
+        reason = "they overwrite what their backward pass needs" if overwrites else None
+        return Step(
+            name=self.name,
+            network=self.state.module,
+            prepare=lambda: prepare(self),
+            compute=lambda: self._compute(batch()),
+            conclude=self._conclude,
+            changed=self.state.changed,
+            alone=self._draws or overwrites,
+            unrecordable=reason or unrecordable(self.recipe.optimizer),
+        )
+
+    def _compute(self, batch: Batch) -> None:
         with self._guard():
             with autocast(self.device, self.precision):
-                logits = self.state.module(images.contiguous(memory_format=self.format))
-            seen = Seen(logits.float(), labels, teacher, self.activations)
+                logits = self.state.module(batch.images.contiguous(memory_format=self.format))
+            seen = Seen(logits.float(), batch.labels, batch.teacher, self.activations)
             loss = total(self.terms, seen)
             if loss is None:
                 number = self.state.step + 1
                 raise TrainingError(f"'{self.name}': no term of the loss applies", step=number)
             torch.autograd.backward(loss)
         self.activations.clear()
-        self.rate = rate
-        self.state.advance(rate, self.recipe.clip_norm)
-        self._pending.append(loss.detach())
+        self.state.update(self.recipe.clip_norm)
+        self._loss.copy_(loss.detach())
+
+    def _conclude(self) -> None:
+        self.state.count()
+        self._pending.append(self._loss.clone())
 
     def settle(self) -> float:
         """Fetch the losses since the last call: the one place where the loop waits for the device.

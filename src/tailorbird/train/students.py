@@ -1,12 +1,15 @@
 """Training networks on labels or after a teacher: students that share a teacher's passes.
 
 Order and augmentation of an epoch follow from (seed, epoch), dropout from (seed, step), the same
-for every student. So a student trained beside others ends exactly as it would alone.
+for every student. So a student trained beside others ends exactly as it would alone. On a GPU their
+steps are recorded and replayed at the same time (`tailorbird.train.recorded`), to the same bits. On
+a CPU they come one after the other, each on all cores: threads of their own would round otherwise
+than one alone does, and hold the activations of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +23,8 @@ from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent, each
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.answers import Answers, Teacher
-from tailorbird.train.checkpoint import Json, digest
+from tailorbird.train.beside import Beside, Crew
+from tailorbird.train.checkpoint import Json, digest, prefixed, under
 from tailorbird.train.clock import Clock, Pause
 from tailorbird.train.evaluate import predictions
 from tailorbird.train.losses import Term
@@ -35,8 +39,9 @@ from tailorbird.train.precision import (
     set_layout,
 )
 from tailorbird.train.recipe import Recipe
+from tailorbird.train.recorded import CudaGraphs, Streams
 from tailorbird.train.seeds import derive
-from tailorbird.train.student import Assignment, Epoch, Student
+from tailorbird.train.student import Assignment, Batch, Epoch, Student
 from tailorbird.train.walk import Walk, look_steps, run
 
 _ORDER, _DROPOUT, _MIXING, _STATISTICS = range(4)
@@ -95,6 +100,7 @@ def train(
     progress: Progress | None = None,
     title: str = "train",
     pause: Pause | None = None,
+    beside: Beside | None = None,
 ) -> list[Trained]:
     """Train several networks on the same batches; see `retrain_all` and `fit`.
 
@@ -104,6 +110,7 @@ def train(
         title: names the task and the kind of run in the checkpoint.
         pause: where to pause, if not at the end: a call without it, or with a later one, goes on
             from the checkpoints, to the same end as if there had been no pause.
+        beside: makes the students' steps; None for what suits the device.
 
     Raises:
         ConfigError: for networks that fit neither each other's names, the teacher nor the hints.
@@ -116,6 +123,7 @@ def train(
     where = compute_device(device)
     with reproducible(where):
         example = data.train.sample(2).to(where)
+        beside = beside or _beside(where, progress or Silent())
         asked = None if teacher is None else Answers(teacher, recipe, where, example)
         known = {} if asked is None else asked.answer(example)
         students: list[Student] = []
@@ -131,6 +139,7 @@ def train(
                         device=where,
                         example=example,
                         answers=known,
+                        recorded=beside.records,
                     )
                 )
             except ConfigError as error:
@@ -144,7 +153,14 @@ def train(
             if not student.resume(assignment, common)
         ]
         work = _Retraining(
-            students, fresh, data, recipe=recipe, seed=seed, teacher=asked, pause=pause
+            students,
+            fresh,
+            data,
+            recipe=recipe,
+            seed=seed,
+            teacher=asked,
+            pause=pause,
+            beside=beside,
         )
         with (progress or Silent()).task(title, work.clock.end) as shown:
             run(work, work.walk, work.clock, shown, every=look_steps(where))
@@ -168,6 +184,7 @@ class _Retraining:
         seed: int,
         teacher: Answers | None,
         pause: Pause | None,
+        beside: Beside,
     ) -> None:
         self.students, self.group = students, list(fresh)
         self.recipe, self.seed, self.teacher = recipe, seed, teacher
@@ -198,6 +215,10 @@ class _Retraining:
                 mixup=recipe.mixup, cutmix=recipe.cutmix, classes=students[0].classes
             )
         self.made, self.walking = 0, False
+        self.factor, self.dropout = 0.0, 0
+        self.beside = beside
+        self.inputs: Mapping[str, Tensor] = {}
+        self.steps = {s.name: s.step(self._prepare, self._batch) for s in students}
         self.pixels: list[Tensor] = []
         self.answers = self._answers(self.validation)
         limited = recipe.validation_limit
@@ -236,12 +257,12 @@ class _Retraining:
             images = images.contiguous(memory_format=memory_format(images.shape[1:]))
         answers = {} if self.teacher is None else self.teacher.answer(images)
         done = (self.made + 1) / (self.clock.total + 1)
-        factor = rate_factor(done, warmup=self.recipe.warmup, schedule=self.recipe.schedule)
-        dropout = derive(self.seed, _DROPOUT, self.made)
+        self.factor = rate_factor(done, warmup=self.recipe.warmup, schedule=self.recipe.schedule)
+        self.dropout = derive(self.seed, _DROPOUT, self.made)
         self.made += 1
-        for student in self._running():
-            reseed(self.device, dropout)
-            student.step(images, labels, answers, rate=factor * self._peak(student))
+        inputs = {"images": images} | ({} if labels is None else {"labels": labels})
+        self.inputs = self.beside.take(inputs | prefixed("teacher/", answers))
+        self.beside.make([self.steps[student.name] for student in self._running()])
 
     def settle(self) -> str:
         """Stop students whose loss is not finite, unless the images are to blame."""
@@ -331,6 +352,15 @@ class _Retraining:
             seconds=self.clock.seconds,
         )
 
+    def _prepare(self, student: Student) -> None:
+        reseed(self.device, self.dropout)
+        student.rate = self.factor * self._peak(student)
+        student.state.set_rate(student.rate)
+
+    def _batch(self) -> Batch:
+        inputs = self.inputs
+        return Batch(inputs["images"], inputs.get("labels"), under("teacher/", inputs))
+
     def _waiting(self) -> list[Student]:
         """Students with steps to make in this sitting."""
         return [s for s in self.students if s.waits and s.state.step < self.clock.end]
@@ -348,6 +378,10 @@ class _Retraining:
         return predictions(
             plain, split, device=self.device, limit=limit, task=self.students[0].task
         )
+
+
+def _beside(device: torch.device, progress: Progress) -> Beside:
+    return Streams(CudaGraphs(device), progress.say) if device.type == "cuda" else Crew()
 
 
 def _check(assignments: Sequence[Assignment], data: ImageData) -> None:
