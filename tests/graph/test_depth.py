@@ -164,6 +164,37 @@ def test_awkward_sums_are_told_from_branches() -> None:
             torch.testing.assert_close(induce(graph, {part.block: body})(images), expected)
 
 
+class Nested(nn.Module):
+    """Three blocks in a row, each a branch that holds two branches in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 4), Head(4)
+        self.inner = nn.ModuleList(conv(4, 4) for _ in range(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for first, second, third in zip(*[iter(self.inner)] * 3, strict=True):
+            y = F.silu(first(x))
+            y = y + second(y)
+            y = y + third(y)
+            x = x + F.silu(y)
+        return self.head(x)
+
+
+def test_runs_lie_beside_each_other_and_in_branches() -> None:
+    graph = trace(lived_in(Nested()), (3, 6, 6))
+    assert len(parts(graph)) == 9
+    found = sorted((len(run.steps), run.block.nodes[0]) for run in runs(graph))
+    assert found == [(2, "inner_1"), (2, "inner_4"), (2, "inner_7"), (3, "inner_0")]
+    images = torch.randn(2, 3, 6, 6)
+    run = next(run for run in runs(graph) if len(run.steps) == 3)
+    gone = run.without((0,))
+    with torch.no_grad():
+        expected = Zeroed(graph, branch_ends(graph, gone)).run(images)
+        torch.testing.assert_close(without(graph, gone).module(images), expected)
+
+
 def test_chains_without_branches_lose_layers_that_keep_the_shape() -> None:
     layers = [conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()]
     for width, wide in ((8, 8), (8, 8), (8, 16), (16, 16)):

@@ -156,7 +156,7 @@ def _branch(
         inner = _closure(graph, branch, source)
         if not inner or any(not users[name] <= inner | {end} for name in inner):
             continue
-        if not any(graph.layer(name).params for name in inner):
+        if not any(graph.layer(name).macs or graph.layer(name).params for name in inner):
             continue
         members = _closure(graph, end, source)
         start = min(members, key=graph.index.__getitem__)
@@ -213,7 +213,7 @@ def _links(graph: LayerGraph) -> Iterator[Part]:
     last, users, trunk = heads(graph), _users(graph), _trunk(graph)
     for layer in graph.layers:
         heavy = layer.kind in HEAVY or layer.kind == "composite"
-        if not heavy or not layer.params or layer.name in last:
+        if not heavy or not layer.macs or layer.name in last:
             continue
         end = layer.name
         while (
@@ -254,15 +254,26 @@ def _trunk(graph: LayerGraph) -> set[str]:
 def _chains(graph: LayerGraph, found: Sequence[Part]) -> Iterator[list[Part]]:
     """Longest sequences of at least two parts, each fed by the one before it."""
     users = _users(graph)
-    chain: list[Part] = []
+    for level in _levels(found):
+        chain: list[Part] = []
+        for part in level:
+            if chain and not _feeds(graph, chain[-1].block.output, part.block.input, users):
+                if len(chain) > 1:
+                    yield chain
+                chain = []
+            chain.append(part)
+        if len(chain) > 1:
+            yield chain
+
+
+def _levels(found: Sequence[Part]) -> list[list[Part]]:
+    """Parts that lie in the same branch of another one, or in none: branches may hold branches."""
+    levels: dict[str, list[Part]] = {}
     for part in found:
-        if chain and not _feeds(graph, chain[-1].block.output, part.block.input, users):
-            if len(chain) > 1:
-                yield chain
-            chain = []
-        chain.append(part)
-    if len(chain) > 1:
-        yield chain
+        around = [other for other in found if part.end in other.branch and other is not part]
+        nearest = min(around, key=lambda other: len(other.branch), default=None)
+        levels.setdefault(nearest.end if nearest else _END, []).append(part)
+    return list(levels.values())
 
 
 def _feeds(graph: LayerGraph, output: str, entering: str, users: Mapping[str, set[str]]) -> bool:
