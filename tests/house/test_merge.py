@@ -134,3 +134,25 @@ def test_what_can_not_be_merged_is_counted_by_its_reason():
     assert rejections["merging: a layer of kind pool"] > 0  # of squeeze-and-excitation
     assert all("_se_" not in " ".join(merge.block.nodes) for merge in found)
     assert all(reason.startswith("merging: ") for reason in rejections)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 48}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 32, "window_size": 4, "depths": (1, 1), "num_heads": (2, 4)},
+        ),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}),
+        ("densenet121", {"growth_rate": 4, "block_config": (2, 2)}),
+    ],
+)
+def test_networks_of_any_kind_are_looked_through(name, arguments):
+    graph = trace(seeded(timm.create_model, model_name=name, **arguments).eval(), (3, 32, 32))
+    collector = Collector({})
+    add_merged(collector, graph, seen=seen())
+    for alternative in collector.alternatives:
+        block = collector.blocks[alternative.block]
+        given = collector.modules[alternative.name](torch.zeros(1, *block.in_shape))
+        assert given.shape[1:] == block.out_shape

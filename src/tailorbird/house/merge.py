@@ -76,8 +76,9 @@ def mergeable(
     """The blocks that are worth to become one convolution, by shapes alone.
 
     Of the blocks that begin at a layer these are two at most, one that stays the same and one that
-    loses activations. The convolution's share of the block's multiply-accumulates falls while a
-    block grows to the end of a bottleneck or a shortcut, and rises beyond: there it is taken.
+    loses activations. Of the latter, the convolution's share of the block's multiply-accumulates
+    falls while a block grows to the end of a bottleneck or a shortcut, and rises beyond: there it
+    is taken.
 
     Args:
         teacher: the traced network.
@@ -132,7 +133,7 @@ def merged(teacher: LayerGraph, merge: Merge, seen: Activations) -> LinearForm:
 def _from_one_start(
     teacher: LayerGraph, blocks: Sequence[Block], counted: Counter[str]
 ) -> list[Merge]:
-    """The first that is cheaper than what is a little longer, of either kind."""
+    """The cheapest that stays the same; the first that is cheaper than what is a little longer."""
     best: dict[bool, Merge] = {}
     reason = f"over {MOST:g} times the multiply-accumulates"
     try:
