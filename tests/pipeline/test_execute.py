@@ -11,7 +11,9 @@ import pytest
 from tailorbird.demo import DigitsNet
 from tailorbird.device import Format
 from tailorbird.errors import ConfigError, MeasurementError, StoreError
-from tailorbird.fit.serve import better
+from tailorbird.fit.candidates import Network
+from tailorbird.fit.judge import Judge
+from tailorbird.fit.serve import better, no_worse
 from tailorbird.fit.ship import DELIVERED
 from tailorbird.pipeline import ModelHouse
 from tailorbird.progress import Silent
@@ -82,6 +84,17 @@ def test_a_teacher_within_the_limit_is_chosen_and_a_better_student_of_another_ta
         source = by_name(report)[free.found_for]
         assert free.replaced == source.replaced
         assert free.measured["latency_ms"] == source.measured["latency_ms"]
+
+
+def test_no_student_is_shipped_where_a_donor_as_it_is_would_do(finished):
+    run, report = finished
+    asked, point = job(run), report.donors[0]
+    donor = Network(asked.donors["narrow"], (1, 8, 8))
+    score = Judge(replace(asked.data, test=None), donor).score(donor)
+    kept = [t for t in report.targets if t.met and point.latency_ms <= t.measured["latency_ms"]]
+    assert kept  # the donor is the fastest of all
+    for target in kept:
+        assert target.as_is == "narrow" or not no_worse(score, target), target
 
 
 def test_what_another_strategy_found_is_no_answer(with_house):

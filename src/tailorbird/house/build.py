@@ -182,8 +182,10 @@ def build_house(
                 rule=to_be_timed if timings else fewer_macs,
                 progress=progress,
             )
-            sample = replace(sample, pending=bool(timings))
-            store.save_sample(sample, progress)
+            store.save_sample(replace(sample, pending=bool(timings)), progress)
+            # From the disk, as a run that goes on has them: the order of submodules may differ.
+            sample = store.load_sample()
+            assert sample is not None
     if sample.pending:
         with stage("measure"):
             sample = _not_empty(keep_faster(teacher, sample, timings or {}, progress))

@@ -177,11 +177,11 @@ def identity(
 
 _FITTED = ("fit", "students", "finished.json")
 _SCORED = ("house/scores.json", *_FITTED)
-_DISTILLED = ("house/bunches", "house/trained", *_SCORED)
+_DISTILLED = ("retrain", "house/bunches", "house/trained", *_SCORED)
 
 REDONE: Mapping[str, tuple[str, ...]] = {
     "data.name": (),
-    "data.augmentation": ("retrain", *_DISTILLED),
+    "data.augmentation": _DISTILLED,
     "scores": ("retrain", *_SCORED),
     "house.minutes": (),
     "house.memory_mb": ("house/bunches",),
