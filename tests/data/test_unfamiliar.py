@@ -21,15 +21,15 @@ def flat(count=40, side=16):
 
 
 def test_they_are_a_split_like_others_without_labels():
-    made = unfamiliar(flat(), HALF, pasted=(0.25, 0.5))
+    made = unfamiliar(flat(), HALF, share=1.0, pasted=(0.25, 0.5))
     check_split(made)
     assert (len(made), made.labels) == (40, None)
 
 
 def test_each_is_a_part_of_itself_below_a_rectangle_of_one_other_if_asked_for():
-    plain = unfamiliar(flat(), HALF).images.flatten(1)
+    plain = unfamiliar(flat(), HALF, share=1.0).images.flatten(1)
     assert [set(image.tolist()) for image in plain] == [{own} for own in range(40)]
-    pixels = unfamiliar(flat(), HALF, pasted=(0.25, 0.5)).images.flatten(1)
+    pixels = unfamiliar(flat(), HALF, share=1.0, pasted=(0.25, 0.5)).images.flatten(1)
     partners = []
     for own, image in enumerate(pixels):
         (other,) = set(image.tolist()) - {own}
@@ -41,7 +41,7 @@ def test_each_is_a_part_of_itself_below_a_rectangle_of_one_other_if_asked_for():
 def test_parts_are_scaled_up_and_nothing_is_mirrored():
     ramp = (torch.arange(64) * 4 / 255).expand(6, 1, 64, 64)
     plain = Normalisation.identity(1)
-    pixels = unfamiliar(TensorSplit(ramp, None, plain), plain).images.float() / 255
+    pixels = unfamiliar(TensorSplit(ramp, None, plain), plain, share=1.0).images.float() / 255
     steps = (pixels[..., 1:] - pixels[..., :-1]).flatten(1).median(1).values
     assert (steps > 0).all(), "dark stays left"
     assert (steps < 0.95 * 4 / 255).all(), "a part fills the image"
@@ -50,11 +50,21 @@ def test_parts_are_scaled_up_and_nothing_is_mirrored():
 def test_a_seed_decides_and_no_global_state_is_touched():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     split = TensorSplit(torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8), None, HALF)
-    first, again, other = (unfamiliar(split, HALF, seed=seed).images for seed in (1, 1, 2))
+    first, again, other = (
+        unfamiliar(split, HALF, share=0.5, seed=seed).images for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_a_tenth_is_changed_and_the_rest_is_as_it_was():
+    data = digits(image_size=8)
+    made = unfamiliar(data.validation, data.normalisation)
+    same = (made.images == data.validation.images).flatten(1).all(1)
+    assert 216 - 22 <= int(same.sum()) <= 216 - 20  # a part of an empty corner may be equal
+    assert torch.equal(made.images[same], data.validation.images[same])
 
 
 def test_images_that_are_no_bytes_stay_as_they_are():

@@ -392,7 +392,7 @@ def test_a_holdout_scores_anew_and_keeps_what_is_trained(with_house):
     run = with_house()
     before, scores = trained(run), (run / "house" / "scores.json").read_text()
     told = run_job(job(run), until="house").decided
-    assert told.startswith("64 validation images, strongly cropped")
+    assert told.startswith("64 validation images, a tenth of them strongly cropped")
     assert (run / "house" / "scores.json").read_text() == scores
     apart = replace(images(), holdout=images().test)
     told = run_job(job(run, data=apart), until="house").decided

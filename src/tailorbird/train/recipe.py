@@ -148,7 +148,8 @@ class Recipe:
         if self.learning_rate is not None:
             return self.learning_rate
         batch = self.batch_size / _BATCH if self.optimizer == "sgd" else 1.0
-        gentle = min(1.0, math.sqrt(steps / _LONG)) ** (1.0 - min(1.0, max(0.0, lost)))
+        kept = 1.0 - min(1.0, max(0.0, lost))
+        gentle = math.pow(min(1.0, math.sqrt(steps / _LONG)), kept)
         return _PEAKS[self.optimizer] * batch * gentle
 
     @classmethod
