@@ -1,6 +1,7 @@
 """Contenders that are trained in rounds: who stays, what it costs, and what a kill changes."""
 
 import itertools
+import math
 
 import pytest
 from torch import nn
@@ -121,7 +122,7 @@ def test_the_one_that_becomes_best_is_kept_and_the_budget_is_told_and_kept(tmp_p
     sizes = [len(names) for names, _ in candidates.calls]
     assert sizes == [4, 2, 1]
     assert [goal for _, goal in candidates.calls] == [pytest.approx(s) for s in (1 / 7, 3 / 7, 1)]
-    assert "training 4 candidates of 1 targets in 3 rounds, 12 epochs in all at most" in told
+    assert "training 4 candidates of one target in 3 rounds, 12 epochs in all at most" in told
     assert "4 to epoch 1, 2 to epoch 3, 1 to epoch 7" in told
     assert 7 * candidates.trained == pytest.approx(12)
     assert candidates.calls[-1][0] == {won.choice.key: "one"}
@@ -320,6 +321,22 @@ def test_files_are_judged_again_once_they_are_trained(tmp_path, breaks):
     assert sum(trained for _, trained in files.judged) >= len(quick)
     assert winners["one"].choice in field
     assert any("an operator is unknown" in line for line in told.lines) == breaks
+
+
+def test_a_network_whose_answers_are_no_numbers_is_the_first_to_go(tmp_path):
+    class Broken(Learners):
+        def weigh(self, network, images=None):
+            found = super().weigh(network)
+            return Judgement(math.nan, 0.5) if network.module.key == worst else found
+
+    worst = raced(Learners(), [target()], tmp_path / "a")[1]["one"].choice.key
+    chooser, winners = raced(Broken(), [target()], tmp_path / "b")
+    first, _ = chooser.aim(target()).rounds
+    [dropped] = [one for one in first.contenders if one.name == Sums().label(worst)]
+    assert not dropped.stayed and dropped.accuracy == 0.0
+    assert winners["one"].choice.key != worst
+    assert worst not in {one.key for one in chooser.candidates.observed}
+    assert len(Ledger(tmp_path / "b" / "trained.json")) == 6, "and it can be read again"
 
 
 def test_a_damaged_ledger_is_begun_anew(tmp_path):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tailorbird.fit.candidates import Candidates, Judgement, Key, Made, Network
 from tailorbird.fit.choose import Chooser
-from tailorbird.fit.ledger import NETWORK, Entry, Ledger
+from tailorbird.fit.ledger import NETWORK, WORST, Entry, Ledger
 from tailorbird.fit.pools import Choice, Option, Standing
 from tailorbird.progress import Progress
 from tailorbird.report.record import Contender, TrainingRound
@@ -180,7 +180,8 @@ class Halving:
         entries: list[Entry] = []
         plain: dict[Key, Judgement] = {}
 
-        def note(key: Key, place: str, found: Judgement) -> None:
+        def note(key: Key, place: str, judged: Judgement) -> None:
+            found = judged if math.isfinite(judged.quality) else WORST
             training = self._candidates.training(key)
             if self._ledger.find(training, pause.at, place) is None:
                 entries.append(
@@ -256,8 +257,9 @@ class Halving:
             before, counts = share, [left_after(count) for count in counts]
             if share == 1.0:
                 break
+        targets = "one target" if len(races) == 1 else f"{len(races)} targets"
         self._progress.say(
-            f"{self._candidates.words.doing} {own} candidates of {len(races)} targets in "
+            f"{self._candidates.words.doing} {own} candidates of {targets} in "
             f"{len(steps)} rounds, {total:.3g} epochs in all at most: {', '.join(steps)}"
         )
 

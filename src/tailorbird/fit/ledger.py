@@ -18,6 +18,9 @@ from tailorbird.records import read_record
 NETWORK = ""
 """Stands for a place where the network itself was judged, in float32."""
 
+WORST = Judgement(quality=-1e9, accuracy=0.0)
+"""Stands for answers that are no numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -87,7 +90,9 @@ class Ledger:
         return [
             Trained(key=one.key, share=one.share, quality=one.quality)
             for one in self._entries[:first]
-            if one.place == NETWORK and candidates.training(one.key) == one.training
+            if one.place == NETWORK
+            and one.quality > WORST.quality
+            and candidates.training(one.key) == one.training
         ]
 
 
