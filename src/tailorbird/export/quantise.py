@@ -128,25 +128,32 @@ def percentiles(
         ranges: as `minmax` gives them on the same images.
         percents: share of values, in percent, that lie within.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    given = {value.name for value in watched.graph.input}
-    outputs = {value.name for value in watched.graph.output}
-    names = [name for name in ranges if name not in given]
-    watched.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in outputs
-    )
-    session = _session(watched, optimise=False)
     counts = {name: np.zeros(_BINS, np.int64) for name in ranges}
-    for batch in _batches(model, images):
-        found = dict(zip(names, session.run(names, batch), strict=True))
-        for name, values in (*found.items(), *batch.items()):
-            if name in counts:
-                counts[name] += _counted(values, ranges[name])
+    for found in watched(model, images, sorted(ranges)):
+        for name, values in found.items():
+            counts[name] += _counted(values, ranges[name])
     return [
         {name: _within(counts[name], ranges[name], percent) for name in ranges}
         for percent in percents
     ]
+
+
+def watched(
+    model: onnx.ModelProto, images: Images, names: Sequence[str]
+) -> Iterator[dict[str, Images]]:
+    """What tensors hold, batch by batch, each of one size; nothing is fused."""
+    open_ended = onnx.ModelProto()
+    open_ended.CopyFrom(model)
+    given = {value.name for value in open_ended.graph.input}
+    outputs = {value.name for value in open_ended.graph.output}
+    inner = [name for name in names if name not in given]
+    open_ended.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in inner if name not in outputs
+    )
+    session = _session(open_ended, optimise=False)
+    for batch in _batches(model, images):
+        found = dict(zip(inner, session.run(inner, batch), strict=True))
+        yield found | {name: values for name, values in batch.items() if name in names}
 
 
 def quantised(

@@ -7,7 +7,7 @@ from tailorbird.train.quantised.expand import expand
 from tailorbird.train.quantised.fakes import FakeConstant
 from tailorbird.train.quantised.match import fake_quantised
 from tailorbird.train.quantised.onnx_places import read_onnx
-from tailorbird.train.quantised.places import Bias, Constant, Grid, Place, Places
+from tailorbird.train.quantised.places import Constant, Grid, Place, Places
 from tests.train.quantised.makers import BATCH, as_written, quantise
 
 SHAPE = (1, 8, 8)
@@ -165,8 +165,11 @@ def test_grids_of_weights_are_those_of_onnxruntime(axis, symmetric):
     assert torch.allclose(FakeConstant(constant)(weights), wanted, atol=1e-6)
 
 
-def test_a_bias_is_rounded_to_products():
-    """A linear layer with a bias of 32 bits keeps to what its products can add up to."""
+@pytest.mark.parametrize(("held", "then"), [(0.13, 0.126), (0.2, 0.2)])
+def test_a_bias_is_rounded_to_products(held, then):
+    """A linear layer with a bias of 32 bits keeps to what its products can add up to, and begins
+    with the file's bias where that is more than rounded.
+    """
     layer = nn.Linear(2, 1)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.27, 0.5]]))
@@ -181,8 +184,10 @@ def test_a_bias_is_rounded_to_products():
         low=-127,
         high=127,
         symmetric=True,
+        bias=torch.tensor([held]),
+        bias_steps=torch.tensor([0.01]),
     )
-    bias = Bias(values=torch.tensor([0.13]), steps=torch.tensor([0.01]))
-    places = Places(activations=(), constants=(constant,), biases=(bias,))
+    places = Places(activations=(), constants=(constant,))
     network = fake_quantised(nn.Sequential(layer), places, torch.zeros(1, 2))
-    assert network(torch.zeros(1, 2)).item() == pytest.approx(0.13)
+    assert network(torch.zeros(1, 2)).item() == pytest.approx(held)
+    assert network.state_of_plain()["0.bias"].item() == pytest.approx(then)

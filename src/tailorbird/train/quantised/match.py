@@ -12,13 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tailorbird.copying import copy_network
 from tailorbird.train.quantised.expand import expand
 from tailorbird.train.quantised.fakes import FakeActivation, FakeConstant, FakeLayer, fold, scaled
-from tailorbird.train.quantised.places import Bias, Constant, Place, Places
+from tailorbird.train.quantised.places import Constant, Place, Places
 
 _STEPS = 0.75
 """How far weights may be from those of the file, in its steps; rounding gives a half."""
-
-_BIAS_STEPS = 2.0
-"""How far biases may be; folding leaves them off by rounding of float32."""
 
 _SHARE, _LEAST = 0.05, 0.02
 """How far an activation may be from the file's, as a share of its spread, and in steps."""
@@ -226,7 +223,7 @@ def _round_layers(graph: fx.GraphModule, places: Places, own: dict[str, str]) ->
         scale = None
         if "weight" in found:
             _take_bias(layer, norm, found["weight"][0])
-            scale = _input_scale(_folded(layer, norm)[1], found["weight"][0], places.biases)
+            scale = _input_scale(found["weight"][0])
         fake = FakeLayer(layer, fakes, norm=norm, input_scale=scale)
         _replace(graph, path, fake, behind, own)
     return used
@@ -249,28 +246,26 @@ def _take_bias(layer: nn.Module, norm: _BatchNorm | None, constant: Constant) ->
     if constant.bias is None or not isinstance(own, nn.Parameter) or bias is None:
         return
     if own.shape == constant.bias.shape:
-        own.add_(constant.bias - bias)
+        shift = constant.bias - bias
+        if constant.bias_steps is not None:  # up to a step it is nothing but rounded
+            shift = shift.where(shift.abs() > constant.bias_steps, 0.0)
+        own.add_(shift)
 
 
-def _input_scale(bias: Tensor | None, weight: Constant, biases: Sequence[Bias]) -> float | None:
+def _input_scale(weight: Constant) -> float | None:
     """By what the steps of a file's bias are those of its weights: the scale of the input."""
-    if bias is None:
+    if weight.bias_steps is None:
         return None
-    for held in biases:
-        if held.values.shape != bias.shape:
-            continue
-        if float(((bias.detach() - held.values).abs() / held.steps).amax()) > _BIAS_STEPS:
-            continue
-        ratios = held.steps / weight.steps.reshape(-1)
-        if float(ratios.amax()) <= float(ratios.amin()) * (1 + 1e-4):
-            return float(ratios[0])
+    ratios = weight.bias_steps / weight.steps.reshape(-1)
+    if float(ratios.amax()) <= float(ratios.amin()) * (1 + 1e-4):
+        return float(ratios[0])
     return None
 
 
 def _in_products(layer: nn.Linear, places: Places) -> bool:
     """Whether the file adds a linear layer's bias to its products, before it rounds."""
     match = _match(layer.weight, places.constants)
-    return match is not None and _input_scale(layer.bias, match[0], places.biases) is not None
+    return match is not None and _input_scale(match[0]) is not None
 
 
 def _layers(graph: fx.GraphModule) -> dict[str, list[fx.Node]]:

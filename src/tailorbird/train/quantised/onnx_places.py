@@ -7,6 +7,7 @@ what they were.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from tailorbird.errors import ExportError
-from tailorbird.train.quantised.places import Bias, Constant, Grid, Place, Places
+from tailorbird.train.quantised.places import Constant, Grid, Place, Places
 
 _EIGHT_BITS = (np.dtype(np.int8), np.dtype(np.uint8))
 _PASSING = frozenset(
@@ -56,16 +57,15 @@ def read_onnx(path: Path, images: Tensor) -> Places:
     images = images[: model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None]
     readers = Counter(name for node in model.graph.node for name in node.input)
     constants: list[Constant] = []
-    biases: list[Bias] = []
     pairs: dict[str, tuple[onnx.NodeProto, str]] = {}
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear":
             continue
         if node.input[0] in held:
             if held[node.input[0]].dtype in _EIGHT_BITS and held[node.input[0]].size > 1:
-                constants.append(constant_of(node, held))
-            elif held[node.input[0]].dtype == np.int32:
-                biases.append(_bias(node, held))
+                known = constant_of(node, held)
+                bias, steps = _bias(node.output[0], model, made, held)
+                constants.append(replace(known, bias=bias, bias_steps=steps))
             continue
         source = made.get(node.input[0])
         if source is not None and source.op_type == "QuantizeLinear":
@@ -84,7 +84,6 @@ def read_onnx(path: Path, images: Tensor) -> Places:
     return Places(
         activations=tuple(activations),
         constants=tuple(constants),
-        biases=tuple(biases),
         images=len(images),
     )
 
@@ -157,10 +156,22 @@ def constant_of(node: onnx.NodeProto, held: dict[str, npt.NDArray[Any]]) -> Cons
     )
 
 
-def _bias(node: onnx.NodeProto, held: dict[str, npt.NDArray[Any]]) -> Bias:
-    whole, scale = (held[name].astype(np.float32).ravel() for name in node.input[:2])
-    steps = np.broadcast_to(scale, whole.shape)
-    return Bias(values=torch.from_numpy(whole * steps), steps=torch.from_numpy(steps.copy()))
+def _bias(
+    weight: str,
+    model: onnx.ModelProto,
+    made: dict[str, onnx.NodeProto],
+    held: dict[str, npt.NDArray[Any]],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The bias beside some weights and its steps, where the file holds it as whole numbers."""
+    for reader in model.graph.node:
+        if list(reader.input[1:2]) != [weight] or len(reader.input) < 3:
+            continue
+        node = made.get(reader.input[2])
+        if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in held:
+            whole, scale = (held[name].astype(np.float32).ravel() for name in node.input[:2])
+            steps = np.broadcast_to(scale, whole.shape)
+            return torch.from_numpy(whole * steps), torch.from_numpy(steps.copy())
+    return None, None
 
 
 def _values(

@@ -71,6 +71,8 @@ class Constant:
         least: what it counts as at least, whatever the others are.
         bias: (channels,), what the file adds to products of these weights, where its tool may have
             shifted it.
+        bias_steps: (channels,), the scale of the layer's input times that of its weights, where
+            the bias is held in units of that; ``None`` for one in float32.
     """
 
     name: str
@@ -85,19 +87,7 @@ class Constant:
     share: float = 0.0
     least: float = 0.0
     bias: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bias:
-    """A bias that a file holds in units of its layer's products.
-
-    Args:
-        values: (channels,), the numbers that the whole ones stand for.
-        steps: (channels,), the scale of the layer's input times that of its weights.
-    """
-
-    values: Tensor
-    steps: Tensor
+    bias_steps: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +97,11 @@ class Places:
     Args:
         activations: in the order in which they are computed.
         constants: weights, and other constants that are held in 8 bits.
-        biases: those that are held in 32 bits.
         images: how many of the images were read with, from the first on; ``None`` for all.
     """
 
     activations: tuple[Place, ...]
     constants: tuple[Constant, ...]
-    biases: tuple[Bias, ...] = ()
     images: int | None = None
 
 
