@@ -136,8 +136,13 @@ def _most_abreast(device: torch.device) -> int:
     return STREAMS if device.type == "cuda" else torch.get_num_threads()
 
 
-def _beside(device: torch.device, abreast: int, say: Callable[[str], None]) -> Callable[[], Beside]:
-    """For each bunch, what makes its alternatives' steps."""
+def company(device: torch.device, abreast: int, say: Callable[[str], None]) -> Callable[[], Beside]:
+    """For each bunch, what makes its alternatives' steps.
+
+    Args:
+        abreast: how many run at a time; torch's threads are shared out among them.
+        say: told which train step by step on a GPU, and why.
+    """
     if device.type == "cuda":
         return lambda: Streams(CudaGraphs(device), say, most=abreast)
     return lambda: Crew(abreast, torch.get_num_threads() // abreast)
