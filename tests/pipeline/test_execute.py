@@ -315,13 +315,16 @@ def test_a_student_that_comes_out_too_slow_is_searched_for_again(tmp_path):
                 for path, found in zip(models, super().measure(models), strict=True)
             ]
 
-    # without donors: a whole donor would be the fastest from the start
-    alone = {"limits": {"edge": {"latency": "0.9x"}}, "donors": {}}
-    run_job(job(tmp_path / "built", **alone), until="house")
+    # Without donors and depth: a whole donor, or a branch less, would be fast from the start.
+    def asked(run, **how):
+        made = job(run, limits={"edge": {"latency": "0.9x"}}, donors={}, **how)
+        return replace(made, options=replace(made.options, depth=False))
+
+    run_job(asked(tmp_path / "built"), until="house")
 
     def one(name, device):
         run = shutil.copytree(tmp_path / "built", tmp_path / name)
-        return run_job(job(run, device=device, **alone)).targets[0]
+        return run_job(asked(run, device=device)).targets[0]
 
     plain = one("plain", DEVICE)
     room = plain.limits["latency_ms"] / plain.measured["latency_ms"]
