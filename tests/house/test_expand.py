@@ -22,6 +22,7 @@ def expanded():
     """A teacher wide enough for multiples of 8 to matter, and a house of pruned variants only."""
     graph = trace(net(width=16), (1, 8, 8))
     options = replace(OPTIONS, teacher_blocks=8, donor_blocks=0, pruned=24, identity=False)
+    options = replace(options, merged=False)
     return graph, sample_house(graph, {}, images(), options, seed=0)
 
 
