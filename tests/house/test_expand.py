@@ -16,7 +16,7 @@ from .makers import OPTIONS, images, net
 def expanded():
     """A teacher wide enough for multiples of 8 to matter, and a house of pruned variants only."""
     graph = trace(net(width=16), (1, 8, 8))
-    only = {"identity": False, "depth": False}
+    only = {"identity": False, "depth": False, "merged": False}
     options = replace(OPTIONS, teacher_blocks=8, donor_blocks=0, pruned=24, **only)
     return graph, sample_house(graph, {}, images(), options, seed=0)
 
