@@ -83,7 +83,9 @@ def unfamiliar(
     pixels, told = _pixels(split, normalisation, memory_mb)
     draws = _Draws.of(len(pixels), area, pasted, torch.Generator().manual_seed(seed))
     made = pixels.clone()
-    for own in draws.order[: max(1, round(share * len(pixels)))].split(_CHUNK):
+    count = max(1, round(share * len(pixels)))
+    for start in range(0, count, _CHUNK):
+        own = draws.order[start : min(start + _CHUNK, count)]
         changed = _parts(pixels[own].float(), draws.parts[own])
         if draws.pasted is not None:
             other = draws.partner[own]
