@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tailorbird.config.reader import Path_
 from tailorbird.config.sections import Faults, Field, fields_of, near_or_own, short
+from tailorbird.data.cluttered import cluttered_digits
 from tailorbird.data.images import IMAGENET, ImageData, Normalisation
 from tailorbird.data.preparation import Preparation, renormalised
 from tailorbird.data.sources import cifar, digits, folder, from_datasets, parquet
@@ -16,12 +17,16 @@ from tailorbird.factories import call_factory, is_factory
 
 DATA: Mapping[str, tuple[Callable[..., ImageData], Mapping[str, object]]] = {
     "digits": (digits, {}),
+    "cluttered_digits": (cluttered_digits, {}),
     "cifar10": (cifar, {"kind": "cifar10"}),
     "cifar100": (cifar, {"kind": "cifar100"}),
     "folder": (folder, {}),
     "parquet": (parquet, {}),
 }
 """Kind of images -> what reads them, and what the kind fixes. A new source is a line here."""
+
+_EMBEDDED = ("digits", "cluttered_digits")
+"""Kinds without files, whose normalisation is their own."""
 
 _LOCATIONS = ("root", "files", "test")
 """Keys that hold paths."""
@@ -127,7 +132,7 @@ def data_fields(kind: str) -> dict[str, Field]:
     if kind in DATA:
         source, fixed = DATA[kind]
         fields = fields_of(source, without=["seed", *fixed], normalisation=Field(object, None))
-        if kind == "digits":
+        if kind in _EMBEDDED:
             fields.pop("normalisation")
         return start | {name: one for name, one in fields.items() if name != "kind"}
     own = fields_of(
@@ -159,7 +164,7 @@ def images(faults: Faults, path: Path_, raw: object, *, base: Path) -> Images | 
     if values.get("normalisation") is not None:
         place = (*path, "normalisation")
         values["normalisation"] = _normalisation(faults, place, values["normalisation"])
-    if kind in DATA and kind != "digits":
+    if kind in DATA and kind not in _EMBEDDED:
         for key in _LOCATIONS:
             values |= {key: _located(base, values[key])} if values.get(key) is not None else {}
     return Images(values) if len(faults.found) == before else None
