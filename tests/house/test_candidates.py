@@ -203,7 +203,7 @@ def test_a_search_killed_between_measurements_ends_the_same(with_house):
             Target("edge", device, {"latency": "0.5x"}),
             Target("next", device, {"latency": "0.7x", "params": "0.97x"}),
         )
-        students = open_house(folder).fit(targets, until="search")
+        students = open_house(folder).fit(targets, contenders=1, until="search")
         return [(s.result.replaced, s.result.measured) for s in students]
 
     whole = Counting()
