@@ -9,6 +9,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+_WAIT = torch.ops.aten._local_scalar_dense.default
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found += function is _WAIT
+        return function(*args, **(kwargs or {}))
+
 
 class Recording(TorchDispatchMode):
     """Notes every operation with its numbers, and takes back what it wrote into older tensors."""
@@ -19,7 +31,7 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is torch.ops.aten._local_scalar_dense.default:
+        if function is _WAIT:
             raise RuntimeError("operation not permitted when stream is capturing\nand more words")
         for argument, value in zip(function._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -58,8 +70,8 @@ class Recording(TorchDispatchMode):
 class Tape:
     """A `Recorder` without a GPU. Lanes do as asked at once; what was asked is noted."""
 
-    def __init__(self, room=4, *, spoil=None):
-        self.room, self.spoil = room, spoil
+    def __init__(self, room=4, *, spoil=None, blind=False):
+        self.room, self.spoil, self.blind = room, spoil, blind
         self.recorded, self.replayed, self.used = 0, 0, []
         self._lane = None
 
@@ -74,11 +86,18 @@ class Tape:
         finally:
             self._lane = None
 
+    def waits(self, work):
+        with Waits() as waits:
+            work()
+        return waits.found > 0 and not self.blind
+
     def record(self, work, lane):
         recording = Recording()
         try:
             with recording:
                 work()
+        except RuntimeError as error:
+            raise RuntimeError("operation failed due to a previous error in it") from error
         finally:
             recording.take_back()
         self.recorded += 1

@@ -12,6 +12,7 @@ first steps ends in the same bits.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -38,6 +39,9 @@ class Recorder(Protocol):
 
     def lane(self, number: int) -> AbstractContextManager[object]:
         """Inside, what is asked for is done on that lane."""
+
+    def waits(self, work: Work) -> bool:
+        """Do ``work``, and say whether it waited for the device, which no recording can."""
 
     def record(self, work: Work, lane: int) -> Work:
         """Run ``work`` without doing any of it on the device; what does it all when called.
@@ -166,9 +170,11 @@ class _Recording:
         step.prepare()
         changed, plain = step.changed(), python_numbers(step.network)
         before = _copies(changed)
-        step.compute()
+        waits = recorder.waits(step.compute)
         after = _copies(changed)
-        if python_numbers(step.network) != plain:
+        if waits:
+            self.refused = "its passes wait for the device, as `if x.sum() > 0` does"
+        elif python_numbers(step.network) != plain:
             self.refused = "its passes count or draw in Python"
         elif [id(value) for value in step.changed()] != [id(value) for value in changed]:
             self.refused = "its state is not the same tensors after a step"
@@ -188,7 +194,7 @@ class _Recording:
             replay = recorder.record(self.step.compute, self.lane)
         except RuntimeError as error:
             self.step.network.zero_grad(set_to_none=True)
-            self.refused = str(error).strip().partition("\n")[0] or type(error).__name__
+            self.refused = _cause(error)
             return
         _put(changed, before)
         recorder.fork()
@@ -228,6 +234,18 @@ class CudaGraphs:
     def lane(self, number: int) -> AbstractContextManager[object]:
         """The lane's stream."""
         return torch.cuda.stream(self._streams[number])
+
+    def waits(self, work: Work) -> bool:
+        """As PyTorch tells it: a capture that fails leaves its memory in disorder."""
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                work()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        return any("synchronizing CUDA operation" in str(one.message) for one in told)
 
     def record(self, work: Work, lane: int) -> Work:
         """Capture; see `Recorder.record`."""
@@ -277,6 +295,13 @@ def _alike(held: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> bool:
         == (value.shape, value.dtype, value.device)
         for name, value in inputs.items()
     )
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first: an error while capturing is followed by one of the capture's end."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
