@@ -33,9 +33,10 @@ from tailorbird.data.unfamiliar import unfamiliar
 from tailorbird.graph.surgery import induce
 from tailorbird.graph.trace import trace
 from tailorbird.house.activations import Activations
-from tailorbird.house.donors import add_donor_stages, add_whole_donors
+from tailorbird.house.donors import add_donor_stages
 from tailorbird.house.ranking import Loss, losses_on, rank_correlation
 from tailorbird.house.sample import Collector
+from tailorbird.house.wholes import add_wholes
 from tailorbird.train.precision import compute_device
 
 SHAPE = (3, 32, 32)
@@ -90,17 +91,21 @@ def left_out(teacher: CifarResNet) -> dict[str, nn.Module]:
 
 
 def stitched(teacher: nn.Module, data: ImageData, root: Path) -> dict[str, nn.Module]:
-    """Each donor whole and stage by stage in the teacher's place, maps fitted, not trained."""
+    """Donors' stages in the teacher's place, maps fitted, not trained; whole donors; networks with
+    fewer branches.
+    """
     graph = trace(teacher, SHAPE)
     donors = {f"resnet{d}": trace(trained(d, root), SHAPE) for d in DEPTHS if d < max(DEPTHS)}
     collector, options = Collector({}), tb.HouseOptions()
     images, _ = next(iter(data.train.batches(64, generator=torch.Generator().manual_seed(0))))
     seen = Activations(images, limit=2**30)
-    add_whole_donors(collector, graph, donors, seen=seen, options=options)
     add_donor_stages(collector, graph, donors, seen=seen, options=options)
+    add_wholes(collector, graph, donors, seen=seen, options=options)
     sample = collector.sample()
     return {
-        f"{a.origin}: {a.block}": induce(graph, {sample.blocks[a.block]: sample.modules[a.name]})
+        f"{a.origin} {a.variant}: {a.block}": induce(
+            graph, {sample.blocks[a.block]: sample.modules[a.name]}
+        )
         for a in sample.alternatives
     }
 
