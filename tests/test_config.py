@@ -170,7 +170,7 @@ def test_missing_and_empty_sections():
         assert f"{key}: missing" in text
     text = "\n".join(problems("teacher:\ndata:\ntargets: []"))
     assert "teacher.model (line 1): missing, expected text; timm:NAME" in text
-    assert "data (line 2): expected a kind: one of digits, cifar10" in text
+    assert "data (line 2): expected a kind: one of digits, cluttered_digits, cifar10" in text
     assert "targets (line 3): expected a list with a name, a device and limits each" in text
 
 

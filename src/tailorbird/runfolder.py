@@ -29,7 +29,7 @@ from tailorbird.records import as_record, read_record
 CONFIG, ORIGIN = "config.yaml", "origin.json"
 """The resolved job, and the folder that its paths start from."""
 
-IDENTITY, FORMAT = "identity.json", 2
+IDENTITY, FORMAT = "identity.json", 3
 """What a run is made from, and the version of a run folder's layout that stands in it."""
 
 _NOTHING_MADE = {
@@ -269,7 +269,7 @@ def formatted(identity: Mapping[str, object]) -> dict[str, object]:
 def completed(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
     """What an earlier version wrote, with the keys that it did not know taken from ``new``.
 
-    Its fingerprint of images was over a few of them, which stands in ``new`` as well.
+    The first version's fingerprint of images was over a few of them; it stands in ``new`` as well.
 
     Raises:
         StoreError: for what a later version wrote.
@@ -287,7 +287,7 @@ def completed(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str,
     if version == FORMAT:
         return dict(old)
     found, known, data = _filled(old, new), old.get("data"), new.get("data")
-    if isinstance(known, dict) and isinstance(data, dict):
+    if version == 1 and isinstance(known, dict) and isinstance(data, dict):
         seen = known.get("fingerprint") == data.get("sampled")
         found["data"] = {**data, "name": known.get("name")} if seen else found["data"]
     return {**found, "format": FORMAT}

@@ -203,7 +203,7 @@ def test_donors_stages_with_fewer_blocks_are_stitched_in_and_distilled():
 
 
 def test_nothing_of_it_where_depth_is_off_and_nothing_twice():
-    few = replace(OPTIONS, pruned=0, donor_blocks=0)
+    few = replace(OPTIONS, pruned=0, donor_blocks=0, merged=False)
     on, off = (
         sample_house(teacher(), {}, images(), replace(few, depth=wanted), seed=0)
         for wanted in (True, False)
@@ -274,7 +274,9 @@ def test_a_student_with_zeros_is_trained_towards_what_is_left_and_is_cut(tmp_pat
         ),
         images(),
         folder=tmp_path / "retrain",
-        recipe=Recipe(epochs=1, batch_size=80, learning_rate=0.01, ce_weight=0, kl_weight=0),
+        recipe=Recipe(
+            epochs=1, batch_size=80, learning_rate=0.01, ce_weight=0, kl_weight=0, mse_weight=1
+        ),
         seed=0,
         progress=Silent(),
     )

@@ -444,7 +444,7 @@ class Killed(BaseException):
 
 def test_minutes_count_over_all_processes(tmp_path):
     asked = job(tmp_path / "run")
-    asked = replace(asked, options=replace(small(asked.options), epochs=40.0, minutes=2.0))
+    asked = replace(asked, options=replace(small(asked.options), epochs=4000.0, minutes=2.0))
     with pytest.raises(Killed):
         run_job(asked, until="house", progress=Told(until="distil"))
     RunFolder(tmp_path / "run").event("spent", stage="distil", seconds=1000.0)

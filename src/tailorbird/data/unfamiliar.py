@@ -112,7 +112,7 @@ def scored_on(data: ImageData) -> str:
         >>> print(scored_on(digits()).partition(", since")[0])
         216 validation images, a tenth of them strongly cropped
         >>> scored_on(replace(digits(), holdout=digits().validation))
-        '216 validation images, which no network was trained on'
+        '216 holdout images, which no network was trained on'
     """
     if data.holdout is None:
         return (

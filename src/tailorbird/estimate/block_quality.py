@@ -89,7 +89,7 @@ def learn(losses: Floats, quality: Floats) -> BlockModel | None:
         >>> rng = np.random.default_rng(0)
         >>> losses = rng.uniform(size=(12, 2))
         >>> model = learn(losses, -losses @ np.array([3.0, 1.0]))
-        >>> model.weights[0] > 1.5 * model.weights[1], model.better
+        >>> bool(model.weights[0] > 1.5 * model.weights[1]), model.better
         (True, True)
     """
     if losses.ndim != 2 or quality.shape != (len(losses),):

@@ -56,7 +56,8 @@ class Recipe:
         channels_last: images and weights in the layout that convolutions like, where the
             network can run in it.
         minutes: training ends when these are spent, with the schedule shortened to fit.
-        mixup: alpha of mixup, 0 for none.
+        mixup: alpha of mixup, 0 for none. Images of other tasks than classification are mixed
+            only where they have no labels.
         cutmix: alpha of CutMix, 0 for none; with both, each batch gets one of them.
         validation_limit: images used for the validation after each epoch (a seeded choice);
             None for all. The final figure is always measured on all.

@@ -21,7 +21,7 @@ from tailorbird.data.images import ImageData, Split, blame_images, resident
 from tailorbird.data.unfamiliar import UNFAMILIAR, scoring_split
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent, each
-from tailorbird.task import CLASSIFICATION, Task
+from tailorbird.task import CLASSIFICATION, Classification, Task
 from tailorbird.train.answers import Answers, Teacher
 from tailorbird.train.beside import Beside, Crew
 from tailorbird.train.checkpoint import Json, digest, prefixed, under
@@ -210,7 +210,9 @@ class _Retraining:
             min((student.total or planned for student in waiting), default=planned),
         )
         self.mixer = None
-        if recipe.mixup or recipe.cutmix:
+        # Targets of other tasks can't be mixed: a half of one and a half of another is no target.
+        mixes = isinstance(students[0].task, Classification) or not data.labelled
+        if mixes and (recipe.mixup or recipe.cutmix):
             self.mixer = Mixer(
                 mixup=recipe.mixup, cutmix=recipe.cutmix, classes=students[0].classes
             )
