@@ -275,7 +275,13 @@ def test_a_student_with_zeros_is_trained_towards_what_is_left_and_is_cut(tmp_pat
         images(),
         folder=tmp_path / "retrain",
         recipe=Recipe(
-            epochs=1, batch_size=80, learning_rate=0.01, ce_weight=0, kl_weight=0, mse_weight=1
+            epochs=1,
+            batch_size=80,
+            learning_rate=0.01,
+            ce_weight=0,
+            kl_weight=0,
+            mse_weight=1,
+            keep="last",
         ),
         seed=0,
         progress=Silent(),

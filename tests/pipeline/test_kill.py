@@ -50,7 +50,8 @@ def test_killed_runs_end_like_one_that_was_let_alone(tmp_path):
     assert len(kills) == PLANS
     assert sum(kills) >= KILLS, "too few processes were killed to tell"
     reference = RunReport.load(tmp_path / "reference" / "report.json")
-    assert all(target.met and target.replaced for target in reference.targets)
+    assert all(target.met for target in reference.targets)
+    assert any(target.replaced for target in reference.targets)
     for number in range(PLANS):
         report = RunReport.load(tmp_path / f"killed{number}" / "report.json")
         assert figures(replace(report, run="")) == figures(replace(reference, run="")), number

@@ -17,7 +17,7 @@ def test_a_phone_that_is_unplugged_midway_waits_until_it_is_back(tmp_path, monke
     edge = Target("edge", DEVICE, {"macs": "0.99x"})
     wanted = replace(asked, targets=(Target("phone", adb, bounds), edge))
     run_job(wanted, until="house")
-    device.does("leaves", "12")  # calls later, while networks are timed
+    device.does("leaves", "50")  # calls later, while networks are timed
     first = run_job(wanted)
     unplugged, edge = first.targets
     assert edge.met and not unplugged.met and not first.met
