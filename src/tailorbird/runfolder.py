@@ -275,8 +275,8 @@ def completed(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str,
         StoreError: for what a later version wrote.
 
     Example:
-        >>> completed({"data": {"name": "a"}}, {"format": 2, "data": {"name": "b", "flip": True}})
-        {'data': {'name': 'a', 'flip': True}, 'format': 2}
+        >>> completed({"data": {"name": "a"}}, {"format": 3, "data": {"name": "b", "flip": True}})
+        {'data': {'name': 'a', 'flip': True}, 'format': 3}
     """
     version = old.get("format", 1)
     if not isinstance(version, int) or version > FORMAT:
