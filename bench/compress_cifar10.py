@@ -300,6 +300,28 @@ def verdicts(
     return found
 
 
+def concluded(contests: Sequence[Contest], runs: Sequence[Run], spend: Scale) -> dict[str, object]:
+    """Print the table and the bars; the figures of all seeds."""
+    seeds, limits = [one.judged for one in runs], contests[0].limits
+    table = rows(seeds, limits, OURS)
+    plain = rows(seeds, [limit for limit in limits if limit[0] == ORT], FLOAT)
+    show([*table, *plain])
+    bars = verdicts(table, plain, runs)
+    for bar in bars:
+        print(f"{'met' if bar['met'] else 'MISSED':6} {bar['what']}: {bar['is']}")
+    return {
+        "rows": [asdict(row) for row in (*table, *plain)],
+        "bars": bars,
+        "results": [dict(one.results) for one in runs],
+        "minutes": [dict(one.minutes) for one in runs],
+        "seeds": [one.seed for one in contests],
+        "recipe": spend.recipe.as_record(),
+        "house": asdict(spend.house),
+        "images": len(contests[0].data.train),
+        "runtimes": {name: device.key for name, device in contests[0].runtimes.items()},
+    }
+
+
 def main() -> None:
     """Run everything, print the table, write the result."""
     parser = argparse.ArgumentParser(
@@ -320,25 +342,8 @@ def main() -> None:
     numbers = range(1 if arguments.quick else arguments.seeds)
     contests = [contest(arguments, spend, data, seed) for seed in numbers]
     runs = [run(one, spend) for one in contests]
-    seeds = [one.judged for one in runs]
-    limits = contests[0].limits
-    table = rows(seeds, limits, OURS)
-    plain = rows(seeds, [limit for limit in limits if limit[0] == ORT], FLOAT)
-    show([*table, *plain])
-    bars = verdicts(table, plain, runs)
-    for bar in bars:
-        print(f"{'met' if bar['met'] else 'MISSED':6} {bar['what']}: {bar['is']}")
-    figures = {
-        "rows": [asdict(row) for row in (*table, *plain)],
-        "bars": bars,
-        "results": [dict(one.results) for one in runs],
+    figures = concluded(contests, runs, spend) | {
         "unlabelled": [dict(one.unlabelled) for one in runs],
-        "minutes": [dict(one.minutes) for one in runs],
-        "seeds": list(numbers),
-        "recipe": spend.recipe.as_record(),
-        "house": asdict(spend.house),
-        "images": len(data.train),
-        "runtimes": {name: device.key for name, device in contests[0].runtimes.items()},
         "threads": torch.get_num_threads(),
     }
     if arguments.name or not arguments.quick:

@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import tailorbird as tb
-from compress_cifar10 import SHARES, Scale, first, run, runtimes, verdicts
-from contest import FLOAT, ORT, OURS, Contest
+from compress_cifar10 import SHARES, Scale, concluded, first, run, runtimes
+from contest import Contest
 from efficientnet_lite import lite
 from peers import Peer, torch_pruning
 from record import write_result
-from standings import rows, show
 from tailorbird.data.images import ImageData
 from tailorbird.data.sources import folder
 from tailorbird.report.terminal import terminal
@@ -141,20 +139,7 @@ def main() -> None:
     )
     contests = [contest(arguments, spend, data, seed) for seed in range(arguments.seeds)]
     runs = [run(one, spend) for one in contests]
-    limits = contests[0].limits
-    table = rows([one.judged for one in runs], limits, OURS)
-    plain = rows([one.judged for one in runs], [one for one in limits if one[0] == ORT], FLOAT)
-    show([*table, *plain])
-    figures = {
-        "rows": [asdict(row) for row in (*table, *plain)],
-        "bars": verdicts(table, plain, runs),
-        "results": [dict(one.results) for one in runs],
-        "minutes": [dict(one.minutes) for one in runs],
-        "recipe": spend.recipe.as_record(),
-        "house": asdict(spend.house),
-        "images": len(data.train),
-        "runtimes": {name: device.key for name, device in contests[0].runtimes.items()},
-    }
+    figures = concluded(contests, runs, spend)
     if not quick:
         print("written:", write_result("real_photos", figures, seed=0))
 

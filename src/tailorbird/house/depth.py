@@ -21,13 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from typing import TypeVar
 
-from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.depth import Part, Run, left_out, parts, runs, without
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations
-from tailorbird.house.donors import largest_block, stage_blocks, stitched
+from tailorbird.house.donors import largest_block, offer_stitched, stage_blocks
 from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import Collector
 from tailorbird.progress import each
@@ -181,31 +180,17 @@ def _add_donor_stages(
         thin, whole = without(donor, gone), _single_stages(donor, stem=options.stem)
         for key, source in _single_stages(thin, stem=options.stem).items():
             if key in own and key in whole and source.macs < whole[key].macs:
-                _offer_stitched(collector, teacher, own[key], thin, source, name=name, seen=seen)
+                offer_stitched(
+                    collector,
+                    own[key],
+                    source,
+                    teacher=teacher,
+                    donor=thin,
+                    name=name,
+                    seen=seen,
+                    variant=f"stitched, {STAGE_SHARE} of its depth",
+                )
         seen.forget(thin)
-
-
-def _offer_stitched(
-    collector: Collector,
-    teacher: LayerGraph,
-    block: Block,
-    thin: LayerGraph,
-    source: Block,
-    *,
-    name: str,
-    seen: Activations,
-) -> None:
-    """Offer a stage of a thinner donor for a stage of the teacher."""
-    variant = f"stitched, {STAGE_SHARE} of its depth"
-    if collector.known(block, name, source.key, variant):
-        return
-    try:
-        module = stitched(thin, source, teacher, block, seen)
-    except GraphError as error:
-        collector.rejections[f"donor: {str(error).split(':')[0][:80]}"] += 1
-        return
-    collector.blocks.setdefault(block.key, block)
-    collector.offer(block, module, origin=name, source=source.key, variant=variant)
 
 
 def _single_stages(graph: LayerGraph, *, stem: bool) -> dict[tuple[int, int], Block]:

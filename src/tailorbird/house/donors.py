@@ -81,9 +81,10 @@ def offer_stitched(
     donor: LayerGraph,
     name: str,
     seen: Activations,
+    variant: str = "stitched",
 ) -> None:
     """Offer a given block of a donor for a given block of the teacher, once."""
-    if collector.known(block, name, source.key, "stitched"):
+    if collector.known(block, name, source.key, variant):
         return
     collector.blocks.setdefault(block.key, block)
     try:
@@ -91,7 +92,7 @@ def offer_stitched(
     except GraphError as error:
         collector.rejections[f"donor: {_reason(error)}"] += 1
         return
-    collector.offer(block, module, origin=name, source=source.key, variant="stitched")
+    collector.offer(block, module, origin=name, source=source.key, variant=variant)
 
 
 def stage_blocks(graph: LayerGraph, *, stem: bool) -> dict[tuple[int, int], Block]:
