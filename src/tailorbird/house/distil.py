@@ -101,7 +101,11 @@ def distil(
         StoreError: for the state of a bunch that was begun otherwise; says what differs.
     """
     trainable = [a for a in sample.alternatives if a.trainable]
+    stored = {a.name: store.load_trained(a.name) for a in trainable}
     done = {a.name: sample.modules[a.name] for a in sample.alternatives if not a.trainable}
+    done |= {k: kept[0] for k, kept in stored.items() if kept and not kept[1].get("stopped")}
+    if None not in stored.values():
+        return done  # planning runs every alternative
     device, sizes = compute_device(), step_sizes(sample, trainable, options)
     abreast = side_by_side(sizes, _most_abreast(device), options, device)
     beside = company(device, abreast, (progress or Silent()).say)
@@ -115,13 +119,7 @@ def distil(
     clock.resume(spent)
     with (progress or Silent()).task("distil", steps * len(bunches)) as task:
         for number, bunch in enumerate(bunches):
-            missing = []
-            for alternative in bunch:
-                stored = store.load_trained(alternative.name)
-                if stored is None:
-                    missing.append(alternative)
-                elif not stored[1].get("stopped"):
-                    done[alternative.name] = stored[0]
+            missing = [alternative for alternative in bunch if stored[alternative.name] is None]
             if not missing:
                 task.advance(steps)
                 continue
