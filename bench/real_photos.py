@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,14 +40,18 @@ TEACHER, DONORS = 2, (0, 1)
 
 
 def photographs(root: Path) -> ImageData:
-    """Flowers, the folder ``val`` as test images."""
-    return folder(
+    """Flowers, the folder ``val`` as test images.
+
+    No network has seen the validation images: they choose, and are held out of all training.
+    """
+    data = folder(
         root / "flowers",
         image_size=SIDE,
         normalisation=tb.Normalisation((127 / 255,) * 3, (128 / 255,) * 3),
         validation=0.1,
         flip=True,
     )
+    return replace(data, holdout=data.validation)
 
 
 def tuned(number: int, data: ImageData, run_folder: Path, recipe: Recipe, seed: int) -> nn.Module:
