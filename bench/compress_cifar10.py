@@ -25,7 +25,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from torch import nn
 
 import tailorbird as tb
 from cifar_resnet import DEPTHS, trained
-from contest import FLOAT, ORT, OURS, OV, PART, UNLABELLED, Contest, Entry, named
+from contest import FLOAT, ORT, OURS, OV, PART, UNLABELLED, Contest, Entry, Search, named
 from peers import FastNas, Peer, residual_layers, torch_pruning
 from record import write_result
 from standings import Judged, Row, best_rival, rows, show
@@ -53,6 +53,11 @@ from tailorbird.train.recipe import Recipe
 
 SHAPE = (3, 32, 32)
 SHARES = {ORT: (0.75, 0.6, 0.4, 0.25), OV: (0.6, 0.4, 0.25, 0.15)}
+QUICK_SHARES = {ORT: (0.6, 0.25), OV: (0.25,)}
+CLEAR = (0.75, 0.4)
+"""Limits in ONNX Runtime where networks in float32 are to be well ahead."""
+
+QUICK_SEARCH = Search(rounds=1, candidates=2, contenders=2)
 PARTS = ("no donors", "half", "three quarters", "random choice")
 
 
@@ -67,6 +72,9 @@ class Scale:
     """Held-out images that FastNAS scores cuts on; twice as many training images calibrate them."""
     bisections: int = 8
     """Steps in which the pruners look for a limit."""
+    shares: Mapping[str, Sequence[float]] = field(default_factory=lambda: SHARES)
+    """Runtime's name -> limits as shares of the teacher's float32 latency there."""
+    search: Search = field(default_factory=Search)
     parts: bool = True
     """Whether parts of the house are tried, and labels withheld."""
 
@@ -84,7 +92,16 @@ def scale(arguments: argparse.Namespace) -> Scale:
     )
     recipe = Recipe(epochs=0.3 if quick else arguments.epochs)
     if quick:
-        return Scale(options, recipe, 2000, 16, 2, parts=False)
+        return Scale(
+            options,
+            recipe,
+            images=2000,
+            fastnas_images=16,
+            bisections=2,
+            shares=QUICK_SHARES,
+            search=QUICK_SEARCH,
+            parts=False,
+        )
     return Scale(options, recipe, parts=not arguments.no_parts)
 
 
@@ -207,8 +224,9 @@ def contest(arguments: argparse.Namespace, spend: Scale, data: ImageData, seed: 
         donors=networks,
         data=data,
         runtimes=runtimes(),
-        shares=SHARES,
+        shares=spend.shares,
         options=spend.house,
+        search=spend.search,
         recipe=spend.recipe,
         pruners=pruners(teacher, data, folder, spend),
         folder=folder,
@@ -283,7 +301,7 @@ def verdicts(
             what = f"{row.target}: points above the best rival ({rival.method}, {rival.network})"
             bar(what, round(row.top1 - rival.top1, 3), -0.1)
     others = [row for row in plain if not row.method.startswith(PART)]
-    for share in (0.75, 0.4):
+    for share in CLEAR:
         name = named(ORT, share, alone=True)
         own = next((r for r in plain if r.target == name and r.method == FLOAT), None)
         rival = best_rival(others, name)

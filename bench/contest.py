@@ -50,6 +50,15 @@ Prune = Callable[[Callable[[nn.Module], float], float], Peer]
 
 
 @dataclass(frozen=True)
+class Search:
+    """How far ours looks; see `ModelHouse.fit`."""
+
+    rounds: int = 3
+    candidates: int = 4
+    contenders: int = 4
+
+
+@dataclass(frozen=True)
 class Entry:
     """A file in the pool.
 
@@ -79,6 +88,7 @@ class Contest:
         runtimes: name -> device at one thread.
         shares: runtime's name -> limits as shares of the teacher's float32 latency there.
         options: of the house.
+        search: how far ours looks.
         recipe: of all retraining.
         pruners: method -> makes networks within a limit.
         folder: of this seed.
@@ -91,6 +101,7 @@ class Contest:
     runtimes: Mapping[str, Runtime]
     shares: Mapping[str, Sequence[float]]
     options: tb.HouseOptions
+    search: Search
     recipe: Recipe
     pruners: Mapping[str, Prune]
     folder: Path
@@ -138,7 +149,14 @@ class Contest:
         entries: list[Entry] = []
         results: dict[str, dict[str, object]] = {}
         folder = house.folder.path
-        for student in house.fit(targets, recipe=self.recipe, strategy=strategy):
+        for student in house.fit(
+            targets,
+            recipe=self.recipe,
+            strategy=strategy,
+            rounds=self.search.rounds,
+            candidates=self.search.candidates,
+            contenders=self.search.contenders,
+        ):
             result = student.result
             results[result.name] = {
                 "met": result.met,

@@ -23,8 +23,17 @@ import torch
 from torch import nn
 
 import tailorbird as tb
-from compress_cifar10 import SHARES, Scale, concluded, first, run, runtimes
-from contest import Contest
+from compress_cifar10 import (
+    QUICK_SEARCH,
+    QUICK_SHARES,
+    SHARES,
+    Scale,
+    concluded,
+    first,
+    run,
+    runtimes,
+)
+from contest import Contest, Search
 from efficientnet_lite import lite
 from peers import Peer, torch_pruning
 from record import write_result
@@ -102,8 +111,9 @@ def contest(arguments: argparse.Namespace, spend: Scale, data: ImageData, seed: 
         donors={f"lite{number}": networks[number] for number in DONORS},
         data=data,
         runtimes=runtimes(),
-        shares=SHARES,
+        shares=spend.shares,
         options=spend.house,
+        search=spend.search,
         recipe=spend.recipe,
         pruners={"torch-pruning": pruning(networks[TEACHER], spend.bisections)},
         folder=home,
@@ -140,6 +150,8 @@ def main() -> None:
         ),
         Recipe(epochs=0.3 if quick else arguments.epochs, batch_size=32),
         bisections=2 if quick else 8,
+        shares=QUICK_SHARES if quick else SHARES,
+        search=QUICK_SEARCH if quick else Search(),
         parts=False,
     )
     contests = [contest(arguments, spend, data, seed) for seed in range(arguments.seeds)]

@@ -1,15 +1,19 @@
 """CIFAR-10: on which images scores tell most about the loss on test images.
 
-    python bench/unseen_scores.py --data ../shared/data             # a minute on a GPU
-    python bench/unseen_scores.py --data ../shared/data --images 200 --test 600 --every 2
+    python bench/unseen_scores.py --data ../shared/data             # some minutes on a GPU
+    python bench/unseen_scores.py --data ../shared/data --images 1000 --test 5000 --every 3
 
 ResNet-56 with residual branches left out, with stages of its donors stitched in, and whole donors:
-none of them trained further. Each is compared with the ResNet-56 on validation images, which all
-of these networks have been trained on; on the same with a tenth of them cropped, as a house scores
-by default; on the same, all cropped, and with CutMix on top; and on test images, which nobody has
-seen. What counts is how well each of the others ranks the networks as the last does.
+none of them trained further. And networks that were trained apart: the four as they are published,
+which have seen the validation images, and some of them, whole and with branches left out, at three
+times of a training that spares these images.
 
-Stops and continues: what is known of a network is kept in ``--run``.
+Each is compared with the ResNet-56 on validation images; on the same strongly cropped, and with
+CutMix on top; on two of them laid over each other, as networks that were trained are compared; and
+on test images, which nobody has seen. What counts is how well each of the others ranks the networks
+as the last does.
+
+Stops and continues: what is trained, and what is known of a network, is kept in ``--run``.
 """
 
 from __future__ import annotations
@@ -17,19 +21,20 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 import tailorbird as tb
 from cifar_resnet import DEPTHS, CifarResNet, trained
+from compress_cifar10 import load
 from record import write_result
 from tailorbird.data.images import ImageData, Split, TensorSplit, spaced
-from tailorbird.data.sources import parquet
-from tailorbird.data.unfamiliar import unfamiliar
+from tailorbird.data.unfamiliar import blended
 from tailorbird.graph.surgery import induce
 from tailorbird.graph.trace import trace
 from tailorbird.house.activations import Activations
@@ -37,7 +42,12 @@ from tailorbird.house.donors import add_donor_stages
 from tailorbird.house.ranking import Loss, losses_on, rank_correlation
 from tailorbird.house.sample import Collector
 from tailorbird.house.wholes import add_wholes
+from tailorbird.report.terminal import terminal
+from tailorbird.train.clock import Pause
+from tailorbird.train.mixing import Mixer
 from tailorbird.train.precision import compute_device
+from tailorbird.train.recipe import Recipe
+from tailorbird.train.retrain import Assignment, retrain_all
 
 SHAPE = (3, 32, 32)
 TEST = "test"
@@ -46,17 +56,6 @@ NEAR = 0.1
 
 TOGETHER = 8
 """Networks judged with one pass of the teacher; what a kill can lose."""
-
-
-def load(root: Path) -> ImageData:
-    """CIFAR-10 with the normalisation that the networks were trained with."""
-    folder = root / "cifar10"
-    return parquet(
-        sorted(folder.glob("train-*.parquet")),
-        test=sorted(folder.glob("test-*.parquet")),
-        normalisation=tb.Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        validation=0.05,
-    )
 
 
 def part(split: Split | None, count: int) -> TensorSplit:
@@ -70,6 +69,62 @@ class Through(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+def cropped(split: TensorSplit, *, mixed: bool = False) -> TensorSplit:
+    """A part of each image scaled up; with a piece of another one on top."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        crop = v2.RandomResizedCrop(SHAPE[1:], scale=(0.5, 0.9), antialias=True)
+        images = torch.stack([crop(image) for image in split.images])
+    if mixed:
+        mixer = Mixer(mixup=0.0, cutmix=1.0, classes=10)
+        pairs = enumerate(torch.split(images.float(), 2))
+        images = torch.cat([mixer(pair, None, seed=number)[0] for number, pair in pairs])
+    return replace(split, images=images.round().to(torch.uint8), labels=None)
+
+
+def thinned(depth: int, root: Path, blocks: tuple[int, int, int]) -> CifarResNet:
+    """A published network with so many blocks in each stage, spread evenly, the first kept."""
+    network = trained(depth, root)
+    for name, count in zip(("layer1", "layer2", "layer3"), blocks, strict=True):
+        stage = getattr(network, name)
+        last = len(stage) - 1
+        kept = {round(1 + i * (last - 1) / max(1, count - 2)) for i in range(count - 1)}
+        for number in range(1, last + 1):
+            if number not in kept:
+                stage[number] = Through()
+    return network.eval()
+
+
+def apart(data: ImageData, root: Path, kept: Path, epochs: float) -> dict[str, nn.Module]:
+    """Networks as they are published, and others at three times of their training."""
+    found: dict[str, nn.Module] = {f"published {d}": trained(d, root) for d in DEPTHS}
+    fresh = {
+        "32": trained(32, root),
+        "20": trained(20, root),
+        "56 to 5, 7, 8": thinned(56, root, (5, 7, 8)),
+        "44 to 6, 7, 7": thinned(44, root, (6, 7, 7)),
+        "56 to 3, 4, 4": thinned(56, root, (3, 4, 4)),
+    }
+    for share in (1 / 3, 2 / 3, 1.0):
+        done = retrain_all(
+            [
+                Assignment(name=name, student=network, checkpoint=kept / name.replace(", ", "-"))
+                for name, network in fresh.items()
+            ],
+            trained(max(DEPTHS), root),
+            data,
+            recipe=Recipe(epochs=epochs, keep="last"),
+            seed=0,
+            progress=terminal(),
+            pause=None if share == 1.0 else Pause(at=share, spent=share),
+        )
+        found |= {
+            f"{name}, after {share:.2f} of {epochs:g} epochs": one.module
+            for name, one in zip(fresh, done, strict=True)
+        }
+    return found
 
 
 def left_out(teacher: CifarResNet) -> dict[str, nn.Module]:
@@ -134,31 +189,29 @@ def judge_all(
     return found
 
 
-def correlations(found: Mapping[str, Mapping[str, Loss]]) -> list[dict[str, object]]:
-    """Spearman's correlation of scores on each kind of images with losses on test images."""
+def correlations(
+    found: Mapping[str, Mapping[str, Loss]], groups: Mapping[str, Collection[str]]
+) -> list[dict[str, object]]:
+    """Spearman's correlation of what is lost on each kind of images with losses on test images."""
     tested = found[TEST]
-    groups: dict[str, list[str]] = {
-        "all": list(tested),
-        "near": [name for name, one in tested.items() if one.accuracy < NEAR],
-    }
-    rows: list[dict[str, object]] = []
-    for group, names in groups.items():
-        for kind in found:
-            scores = {name: found[kind][name].divergence for name in names}
-            rows.append(
-                {
-                    "networks": group,
-                    "count": len(names),
-                    "scored on": kind,
-                    "with divergence on test": rank_correlation(
-                        scores, {name: tested[name].divergence for name in names}
-                    ),
-                    "with accuracy lost on test": rank_correlation(
-                        scores, {name: tested[name].accuracy for name in names}
-                    ),
-                }
-            )
-    return rows
+    return [
+        {
+            "networks": group,
+            "count": len(names),
+            "scored on": kind,
+            "by": by,
+            **{
+                f"with {to} on test": rank_correlation(
+                    {name: getattr(found[kind][name], by) for name in names},
+                    {name: getattr(tested[name], to) for name in names},
+                )
+                for to in ("divergence", "accuracy")
+            },
+        }
+        for group, names in groups.items()
+        for kind in found
+        for by in ("divergence", "accuracy")
+    ]
 
 
 def main() -> None:
@@ -170,27 +223,39 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/unseen-scores"))
     parser.add_argument("--images", type=int, default=2500, help="validation images")
     parser.add_argument("--test", type=int, default=10_000, help="test images")
-    parser.add_argument("--every", type=int, default=1, help="only every nth network")
+    parser.add_argument("--epochs", type=float, default=3.0, help="of what is trained")
+    parser.add_argument("--every", type=int, default=1, help="only every nth that is not trained")
     asked = parser.parse_args()
-    data = load(asked.data)
+    data = load(asked.data, None)
     teacher = trained(max(DEPTHS), asked.data)
     plain = part(data.validation, asked.images)
     kinds: dict[str, Callable[[], Split]] = {
         "validation": lambda: plain,
-        "a tenth cropped": lambda: unfamiliar(plain, data.normalisation),
-        "cropped": lambda: unfamiliar(plain, data.normalisation, share=1.0),
-        "cropped and mixed": lambda: unfamiliar(
-            plain, data.normalisation, share=1.0, pasted=(0.25, 0.5)
-        ),
+        "cropped": lambda: cropped(plain),
+        "cropped and mixed": lambda: cropped(plain, mixed=True),
+        "two over each other": lambda: blended(plain, data.normalisation),
         TEST: lambda: part(data.test, asked.test),
     }
-    networks = {**left_out(teacher), **stitched(teacher, data, asked.data)}
-    networks = dict(list(networks.items())[:: asked.every])
+    fresh = {**left_out(teacher), **stitched(teacher, data, asked.data)}
+    fresh = dict(list(fresh.items())[:: asked.every])
+    others = apart(data, asked.data, asked.run / f"trained-{asked.epochs:g}", asked.epochs)
     kept = asked.run / f"{asked.images}-{asked.test}"
-    rows = correlations(judge_all(networks, kinds, teacher, kept))
+    found = judge_all({**others, **fresh}, kinds, teacher, kept)
+    others.pop(f"published {max(DEPTHS)}")  # which loses nothing
+    near = [name for name in fresh if found[TEST][name].accuracy < NEAR]
+    groups = {"not trained": list(fresh), "not trained, near": near, "trained apart": list(others)}
+    rows = correlations(found, groups)
     for row in rows:
-        print("  ".join(f"{v:.3f}" if isinstance(v, float) else f"{v!s:12}" for v in row.values()))
-    figures = {"images": asked.images, "test images": asked.test, "correlations": rows}
+        print("  ".join(f"{v:6.3f}" if isinstance(v, float) else f"{v!s:20}" for v in row.values()))
+    figures = {
+        "images": asked.images,
+        "test images": asked.test,
+        "epochs": asked.epochs,
+        "correlations": rows,
+        "networks": {
+            name: {kind: asdict(one[name]) for kind, one in found.items()} for name in found[TEST]
+        },
+    }
     print(write_result("unseen_scores", figures, seed=0))
 
 

@@ -30,15 +30,21 @@ class Known:
     def reference(self, images=None):
         return 0.9
 
-    def __init__(self, losses=None, **validation):
-        self.known, self.losses = validation, losses or {}
+    def __init__(self, losses=None, apart=None, **validation):
+        self.known, self.losses, self.apart = validation, losses or {}, apart or {}
 
     def validation(self, name, network):
         return Score(self.known[name], self.losses.get(name, 1 - self.known[name]))
 
+    def compared(self, name, network):
+        found = self.apart.get(name)
+        return self.validation(name, network) if found is None else Score(found, 9.0)
+
     def of(self, key, file, *, images=None):
         name, _ = key
-        return Accuracies(None, self.known[name] - 0.01, self.validation(name, file))
+        validation, compared = self.validation(name, file), self.compared(name, file)
+        apart = None if compared == validation else compared
+        return Accuracies(None, self.known[name] - 0.01, validation, apart)
 
 
 def donor(width):
@@ -126,6 +132,16 @@ def test_one_that_is_at_least_as_accurate_is_shipped(ship, accuracy, loss, shipp
     judges = Known(losses={"small": loss}, small=accuracy)
     found, _, exporter = ship(judges, {"small": donor(4)}, edge=student())
     assert ("edge" in found) == bool(exporter.exported) == shipped
+
+
+@pytest.mark.parametrize(("apart", "shipped"), [(0.64, False), (0.65, True), (0.7, True)])
+def test_what_it_knows_by_heart_does_not_count(ship, apart, shipped):
+    judges = Known(apart={"small": apart}, small=1.0)
+    own = student(validation=0.96, validation_loss=0.2, compared=0.65)
+    found, _, _ = ship(judges, {"small": donor(4)}, edge=own)
+    assert ("edge" in found) == shipped
+    if shipped:
+        assert (found["edge"].validation, found["edge"].compared) == (1.0, apart)
 
 
 def test_of_equal_networks_that_were_given_one_is_shipped_and_kept(ship):

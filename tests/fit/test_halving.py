@@ -67,7 +67,8 @@ class Learners(Sums):
             for key in names
         }
 
-    def weigh(self, network, images=None):
+    def weigh(self, network, images=None, *, trained=False):
+        assert trained, "on the images for those that were trained apart"
         self.event()
         key, share = network.module.key, network.module.share
         gain = share * self.wins(key)
@@ -243,7 +244,7 @@ class Graded(Learners):
         base = (key[0] + 2.5 * key[1]) / 41.5
         return base + share * self.closes * (1 - base)
 
-    def weigh(self, network, images=None):
+    def weigh(self, network, images=None, *, trained=False):
         found = self.accuracy(network.module.key, network.module.share)
         return Judgement(found, found)
 
@@ -316,7 +317,7 @@ def test_files_are_judged_again_once_they_are_trained(tmp_path, breaks):
     standings = {s.key: s for s in chooser.aim(one).standings if s.place == "box int8"}
     assert standings
     for key, standing in standings.items():
-        plain = candidates.weigh(Network(Student(key, standing.share), SHAPE))
+        plain = candidates.weigh(Network(Student(key, standing.share), SHAPE), trained=True)
         assert standing.quality == pytest.approx(plain.quality - (1.0 if breaks else 2.0))
     assert sum(trained for _, trained in files.judged) >= len(quick)
     assert winners["one"].choice in field
@@ -325,8 +326,8 @@ def test_files_are_judged_again_once_they_are_trained(tmp_path, breaks):
 
 def test_a_network_whose_answers_are_no_numbers_is_the_first_to_go(tmp_path):
     class Broken(Learners):
-        def weigh(self, network, images=None):
-            found = super().weigh(network)
+        def weigh(self, network, images=None, *, trained=False):
+            found = super().weigh(network, trained=trained)
             return Judgement(math.nan, 0.5) if network.module.key == worst else found
 
     worst = raced(Learners(), [target()], tmp_path / "a")[1]["one"].choice.key

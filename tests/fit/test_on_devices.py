@@ -79,7 +79,11 @@ class Zoo(Sums):
         found = [accuracy(self.networks[key[0]], self.data.validation) for key in keys]
         return [Judgement(one, one) for one in found]
 
-    def weigh(self, network, images=None):
+    @property
+    def comparing(self):
+        return self.data.choosing
+
+    def weigh(self, network, images=None, *, trained=False):
         found = accuracy(network.module, self.data.validation, limit=images)
         return Judgement(found, found)
 

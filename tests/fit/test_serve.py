@@ -55,6 +55,21 @@ def test_what_is_right_more_often_by_chance_is_not_better():
     assert taken(sure, (target("loose", 0.8), old)) == []
 
 
+def test_where_images_are_known_by_heart_others_compare():
+    knows = result("tight", 3.5, 1.0, compared=0.64)
+    own = result("loose", 7.0, 0.96, compared=0.66)
+    loose = target("loose", 0.8)
+    assert taken((target("tight", 0.4), knows), (loose, own)) == []
+    assert taken((target("tight", 0.4), replace(knows, compared=0.67)), (loose, own)) == [
+        ("loose", "tight")
+    ]
+    exact = Target("loose", BOX, {"accuracy": 0.97})
+    floors = {"loose": 0.97}
+    answered = [(target("tight", 0.4), knows), (exact, replace(own, met=False))]
+    [move] = moves(answered, BASES, looks=8, floors=floors)
+    assert move.source == "tight", "limits on accuracy are of images as they are"
+
+
 def test_nobody_takes_what_is_over_a_limit_less_accurate_or_from_elsewhere():
     tight, loose, own = target("tight", 0.4), target("loose", 0.8), result("loose", 7.0, 0.8)
     assert taken((tight, result("tight", 3.5, 0.7)), (loose, own)) == []

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from tailorbird.data.unfamiliar import unfamiliar
 from tailorbird.errors import ConfigError, InfeasibleError
 from tailorbird.fit.bench import bench_at
 from tailorbird.fit.candidates import Network, Trained
@@ -123,7 +122,7 @@ def test_what_is_judged_is_the_induced_network_s_accuracy(run, labelled):
 
 @pytest.mark.parametrize("apart", ["nothing", "unlabelled", "labelled"])
 @pytest.mark.parametrize("rank_by", ["divergence", "accuracy_loss", "distillation"])
-def test_quality_is_of_images_that_nobody_memorised_and_accuracy_of_labels(run, apart, rank_by):
+def test_quality_is_of_what_needs_no_labels_and_accuracy_of_labels(run, apart, rank_by):
     house = open_house(run)
     data, teacher = house.data, house.house.teacher.module
     test = data.test if apart == "labelled" else replace(data.test, labels=None)
@@ -135,7 +134,7 @@ def test_quality_is_of_images_that_nobody_memorised_and_accuracy_of_labels(run, 
     network = candidates._induced(key)
     chosen_by = test if apart == "labelled" else data.validation
     assert found.accuracy == accuracy(network, chosen_by)
-    seen = unfamiliar(data.validation, data.normalisation) if apart == "nothing" else test
+    seen = data.validation if apart == "nothing" else test
     if rank_by == "accuracy_loss":
         right = accuracy(network, seen) if seen.labelled else agreement(network, teacher, seen)
         assert found.quality == right
@@ -144,6 +143,28 @@ def test_quality_is_of_images_that_nobody_memorised_and_accuracy_of_labels(run, 
         assert found.quality == pytest.approx(-float(CLASSIFICATION.distil(told, known)))
         assert whole.quality == pytest.approx(0.0, abs=1e-6)
     assert candidates.weigh(candidates.network(key), 10**6).accuracy == found.accuracy
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_was_trained_is_weighed_on_images_that_nobody_knows_better(run, labelled):
+    house = open_house(run)
+    split = house.data.validation if labelled else replace(house.data.validation, labels=None)
+    candidates = candidates_of(house, split)
+    key = tuple(candidates.family.of_names([candidates.family.alternatives[0].name]).tolist())
+    network = candidates.network(key)
+    found, plain = (candidates.weigh(network, trained=trained) for trained in (True, False))
+    images = candidates.comparing
+    assert len(images) == 4 * len(split)
+    if labelled:
+        assert torch.equal(images.labels[: len(split)], split.labels)
+    else:
+        right = logits(house.house.teacher.module, split).argmax(1)
+        assert torch.equal(images.labels[: len(split)], right)
+    assert found.quality == accuracy(network.module, images)
+    assert found.accuracy == plain.accuracy
+    assert plain.quality != found.quality
+    seen = candidates_of(house, data=replace(house.data, holdout=house.data.validation))
+    assert seen.weigh(network, trained=True) == seen.weigh(network)
 
 
 def test_alternatives_are_added_up_by_the_score_that_is_asked_for(run):

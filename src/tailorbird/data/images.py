@@ -399,6 +399,13 @@ class ImageData:
         return self.holdout if told and self.holdout is not None else self.validation
 
     @property
+    def scoring(self) -> Split:
+        """What says how far networks are from their teacher, which needs no labels: ``holdout``,
+        or else ``validation``.
+        """
+        return self.validation if self.holdout is None else self.holdout
+
+    @property
     def augmentation(self) -> dict[str, float | bool | None]:
         """How training images are varied, as plain data; a split of another kind tells nothing."""
         train = self.train

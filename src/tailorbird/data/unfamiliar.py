@@ -1,209 +1,165 @@
-"""Images that networks have not memorised: what choices are made by.
+"""Images that networks have not memorised: what networks that were trained apart are compared on.
 
 Pretrained networks know the training images, and validation images are mostly taken out of these:
-there a network is nearly always right, and what a change costs it hardly shows. So choices use
-images that no network was trained on, `ImageData.holdout`, where there are any. Else of a tenth of
-the validation images a part is scaled up, which is not what networks know by heart: about as many
-as they would get wrong if all were new.
+there a network is nearly always right as it was given, and less so the longer it is trained without
+them, whatever it is worth on new images. So comparisons use images that no network was trained on,
+`ImageData.holdout`, where there are any with labels. Else two validation images each are laid over
+each other, one a little stronger, whose label is right (the images are those of mixup; Zhang et
+al., ICLR 2018). A network knows both by heart or neither, so that its memory speaks for both, and
+what tells them apart is what it has learned to see.
 
-Labels don't always say what is right there; the teacher does: how far a network's answers are from
-the teacher's is what it loses by not being the teacher.
-
-Changing all images, or putting parts of other images on top (CutMix; Yun et al., ICCV 2019), was
-tried, and ranks networks less well than plain validation images do: on images that are unlike any
-photograph networks which were trained apart differ where they are equally right on test images.
-`bench/unseen_scores.py` compares.
+Scaled-up parts, CutMix, noise, changed colours and rotations were tried as well: a network that
+knows an image by heart knows it in all these forms, and divergence from the teacher's answers there
+says who was trained by it. `bench/unseen_scores.py` compares.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tailorbird.data.images import ImageData, Normalisation, Split, TensorSplit, spaced
+from tailorbird.task import Classification, Task
 
-UNFAMILIAR = "a tenth cropped to 0.5 to 0.9"
-"""What images that `unfamiliar` makes are, for run folders: other ones have another number."""
+UNFAMILIAR = "two of them, one at 0.6"
+"""What images that `blended` makes are, for run folders: other ones compare otherwise."""
+
+STRONGER = 0.6
+"""Weight of the image whose label is right."""
+
+PAIRINGS, MOST = 4, 10_000
+"""How often each image is the stronger one, and how many there are at most."""
 
 MEMORY_MB = 512
 """Pixels that are held, in 10^6 bytes; of more, those of images evenly spaced over the split."""
 
-Range = tuple[float, float]
-"""From and to."""
-
-SHARE = 0.1
-"""Share of the images that are changed."""
-
-AREA: Range = (0.5, 0.9)
-"""Share of an image's area that its part has."""
-
-_RATIO = 4 / 3
-"""Most that a part's sides differ beyond those of the image."""
-
 _CHUNK = 256
 
+Answer = Callable[[Split], Tensor]
+"""What is right (n,) on a split's images, in their order, where they have no labels."""
 
-def unfamiliar(
-    split: Split,
-    normalisation: Normalisation,
-    *,
-    share: float = SHARE,
-    area: Range = AREA,
-    pasted: Range | None = None,
-    seed: int = 0,
-    memory_mb: int = MEMORY_MB,
-) -> TensorSplit:
-    """As many images, some changed so that memory of them helps little, without labels.
 
-    The same seed gives the same images. Nothing is mirrored, since digits and words must not be.
+def comparing(data: ImageData, task: Task, answer: Answer, *, pairings: int = PAIRINGS) -> Split:
+    """The images that networks are compared on which were trained apart.
 
-    Cost: one walk over the split; its pixels are held, as bytes where they are such.
+    Cost: where they have to be made, a walk over the validation images, with ``answer`` on them if
+    they have no labels.
 
     Args:
-        split: two images or more.
-        normalisation: that the split's batches come with.
-        share: of the images is changed, one at least.
-        area: share of an image's area that its part has.
-        pasted: share of the area that a rectangle of another image's part covers; None for none.
-        seed: of parts, partners and rectangles.
-        memory_mb: bound on the pixels.
-
-    Example:
-        >>> from tailorbird.data.sources import digits
-        >>> data = digits()
-        >>> made = unfamiliar(data.validation, data.normalisation)
-        >>> len(made), made.labelled, made.images.dtype
-        (216, False, torch.uint8)
+        data: with a holdout or without.
+        task: of the networks; only classes can be blended, others are compared on what there is.
+        answer: what a teacher says.
+        pairings: see `blended`.
     """
-    pixels, told = _pixels(split, normalisation, memory_mb)
-    draws = _Draws.of(len(pixels), area, pasted, torch.Generator().manual_seed(seed))
-    made = pixels.clone()
-    count = max(1, round(share * len(pixels)))
-    for start in range(0, count, _CHUNK):
-        own = draws.order[start : min(start + _CHUNK, count)]
-        changed = _parts(pixels[own].float(), draws.parts[own])
-        if draws.pasted is not None:
-            other = draws.partner[own]
-            above = _parts(pixels[other].float(), draws.parts[other])
-            where = _rectangles(draws.pasted[own], pixels.shape[2:])
-            changed = torch.where(where, above, changed)
-        made[own] = (changed if pixels.is_floating_point() else changed.round()).to(pixels.dtype)
-    return TensorSplit(made, None, told)
+    unseen = data.holdout is not None and data.choosing is data.holdout
+    if unseen or not isinstance(task, Classification):
+        return data.choosing
+    return blended(data.validation, data.normalisation, answer=answer, pairings=pairings)
 
 
-def scoring_split(data: ImageData) -> Split:
-    """The images that say how far networks are from the teacher."""
-    if data.holdout is not None:
-        return data.holdout
-    return unfamiliar(data.validation, data.normalisation)
-
-
-def scored_on(data: ImageData) -> str:
-    """What images decide, in words.
+def compared_on(data: ImageData) -> str:
+    """What images decide between trained networks, in words.
 
     Example:
         >>> from dataclasses import replace
         >>> from tailorbird.data.sources import digits
-        >>> print(scored_on(digits()).partition(", since")[0])
-        216 validation images, a tenth of them strongly cropped
-        >>> scored_on(replace(digits(), holdout=digits().validation))
-        '216 holdout images, which no network was trained on'
+        >>> print(compared_on(digits()).partition(", since")[0])
+        216 validation images, two laid over each other each time
+        >>> compared_on(replace(digits(), holdout=digits().validation))
+        '216 validation images, which no network was trained on'
     """
-    if data.holdout is None:
+    if data.holdout is None or data.choosing is not data.holdout:
         return (
-            f"{len(data.validation)} validation images, a tenth of them strongly cropped, since "
+            f"{len(data.validation)} validation images, two laid over each other each time, since "
             "networks may know them as they are"
         )
     name = "validation" if data.holdout is data.validation else "holdout"
     return f"{len(data.holdout)} {name} images, which no network was trained on"
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """What is random about each image.
+def blended(
+    split: Split,
+    normalisation: Normalisation,
+    *,
+    answer: Answer | None = None,
+    pairings: int = PAIRINGS,
+    most: int = MOST,
+    seed: int = 0,
+    memory_mb: int = MEMORY_MB,
+) -> TensorSplit:
+    """Each image with another one laid over it, and the label of the stronger.
+
+    The same seed gives the same images.
+
+    Cost: one walk over the split; pixels are held, as bytes where they are such.
 
     Args:
-        parts: (n, 4) height, width, and where in the rest of the image: row, column, in 0 to 1.
-        order: (n,) of the images, in which they are changed.
-        partner: (n,) whose part is put on top.
-        pasted: (n, 4) the same of the rectangle that it covers; None where nothing is.
+        split: of classes, or without labels.
+        normalisation: that the split's batches come with.
+        answer: gives labels where the split has none.
+        pairings: how often each image is the stronger one, each time above another.
+        most: images at most; of more, each is the stronger one less often, or not all are.
+        seed: of who meets whom.
+        memory_mb: bound on the pixels.
+
+    Example:
+        >>> from tailorbird.data.sources import digits
+        >>> data = digits()
+        >>> made = blended(data.validation, data.normalisation)
+        >>> len(made), made.labelled, made.images.dtype
+        (864, True, torch.uint8)
     """
-
-    parts: Tensor
-    order: Tensor
-    partner: Tensor
-    pasted: Tensor | None
-
-    @staticmethod
-    def of(count: int, area: Range, pasted: Range | None, generator: torch.Generator) -> _Draws:
-        """Draws for so many images; nobody is its own partner, where there are two."""
-        parts = _boxes(count, area, generator)
-        order = torch.randperm(count, generator=generator)
-        partner = torch.empty_like(order)
-        partner[order] = order.roll(1)
-        on_top = None if pasted is None else _boxes(count, pasted, generator)
-        return _Draws(parts, order, partner, on_top)
+    plain = _held(split, normalisation, most, memory_mb // max(1, pairings))
+    count = len(plain)
+    labels = plain.labels
+    if labels is None and answer is not None:
+        labels = answer(plain).cpu()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    times = max(1, min(pairings, count - 1, most // max(1, count)))
+    images = torch.cat([_blend(plain.images, _partners(order, 1 + n)) for n in range(times)])
+    return TensorSplit(
+        images, None if labels is None else labels.repeat(times), plain.normalisation
+    )
 
 
-def _boxes(count: int, area: Range, generator: torch.Generator) -> Tensor:
-    """Random boxes (n, 4): height and width as shares of the sides, and place in 0 to 1."""
-    drawn = torch.rand(count, 4, generator=generator)
-    size = area[0] + (area[1] - area[0]) * drawn[:, 0]
-    skew = torch.exp((2 * drawn[:, 1] - 1) * math.log(_RATIO) / 2)
-    sides = torch.stack([size.sqrt() * skew, size.sqrt() / skew], 1)
-    return torch.cat([sides.clamp(max=1.0), drawn[:, 2:]], 1)
+def _partners(order: Tensor, shift: int) -> Tensor:
+    """Whom each image (n,) meets; nobody itself, unless it is alone."""
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(shift)
+    return partner
 
 
-def _parts(images: Tensor, boxes: Tensor) -> Tensor:
-    """Of images (n, C, H, W) the parts in ``boxes`` (n, 4), scaled to the images' size."""
-    sides, place = boxes[:, :2], boxes[:, 2:]
-    middle = (2 * place - 1) * (1 - sides)
-    where = torch.zeros(len(images), 2, 3)
-    where[:, 0, 0], where[:, 1, 1] = sides[:, 1], sides[:, 0]
-    where[:, 0, 2], where[:, 1, 2] = middle[:, 1], middle[:, 0]
-    grid = F.affine_grid(where, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
+def _blend(images: Tensor, partner: Tensor) -> Tensor:
+    """Images (n, C, H, W) below others of their own."""
+    parts = []
+    for start in range(0, len(images), _CHUNK):
+        above = images[partner[start : start + _CHUNK]].float()
+        mixed = STRONGER * images[start : start + _CHUNK].float() + (1 - STRONGER) * above
+        parts.append((mixed if images.is_floating_point() else mixed.round()).to(images.dtype))
+    return torch.cat(parts)
 
 
-def _rectangles(boxes: Tensor, size: torch.Size) -> Tensor:
-    """Where an image of ``size`` (H, W) is covered by ``boxes`` (n, 4): (n, 1, H, W)."""
-    inside = []
-    for axis, length in enumerate(size):
-        side = (boxes[:, axis] * length).round()
-        start = (boxes[:, 2 + axis] * (length - side)).round()
-        at = torch.arange(length)
-        inside.append((at >= start[:, None]) & (at < (start + side)[:, None]))
-    rows, columns = inside
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
-
-
-def _pixels(
-    split: Split, normalisation: Normalisation, memory_mb: int
-) -> tuple[Tensor, Normalisation]:
-    """Pixels (n, C, H, W), and what normalises them: bytes, or as they are if they are none."""
-    count = len(split)
-    most = max(2, int(memory_mb * 1e6) // max(1, split.sample(1).numel()))
-    if count > most and (take := _taker(split)) is not None:
-        split = take(spaced(count, most))
-    parts: list[Tensor] = []
-    for images, _ in split.batches(_CHUNK):
-        parts.append(_bytes(images.cpu(), normalisation))
-        if sum(map(len, parts)) >= most:
-            break
-    if all(part.dtype == torch.uint8 for part in parts):
-        return torch.cat(parts)[:most], normalisation
-    plain = [normalisation(part) if part.dtype == torch.uint8 else part for part in parts]
-    return torch.cat(plain)[:most], Normalisation.identity(len(normalisation.mean))
-
-
-def _taker(split: Split) -> Callable[[Tensor], Split] | None:
+def _held(split: Split, normalisation: Normalisation, most: int, memory_mb: int) -> TensorSplit:
+    """The split in memory, at most so much of it: as bytes, or as it is if its pixels are none."""
+    size = split.sample(1).numel()
+    most = max(2, min(most, int(memory_mb * 1e6) // max(1, size)))
     take: Callable[[Tensor], Split] | None = getattr(split, "take", None)
-    return take
+    if len(split) > most and take is not None:
+        split = take(spaced(len(split), most))
+    pixels: list[Tensor] = []
+    labels: list[Tensor] = []
+    for images, targets in split.batches(_CHUNK):
+        pixels.append(_bytes(images.cpu(), normalisation))
+        labels += [] if targets is None else [targets.cpu()]
+        if sum(map(len, pixels)) >= most:
+            break
+    if any(part.dtype != torch.uint8 for part in pixels):
+        pixels = [normalisation(p) if p.dtype == torch.uint8 else p for p in pixels]
+        normalisation = Normalisation.identity(len(normalisation.mean))
+    right = torch.cat(labels)[:most] if labels else None
+    return TensorSplit(torch.cat(pixels)[:most], right, normalisation)
 
 
 def _bytes(images: Tensor, normalisation: Normalisation) -> Tensor:

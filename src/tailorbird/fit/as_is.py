@@ -40,8 +40,8 @@ def ship_as_is(
 
     See `tailorbird.fit.serve.no_worse`.
 
-    Cost: an evaluation on validation images for each network; an export and sessions for those that
-    are accurate enough for some target.
+    Cost: an evaluation on validation images and on those that compare networks for each of these;
+    an export and sessions for those that are accurate enough for some target.
 
     Args:
         networks: name -> network.
@@ -60,10 +60,9 @@ def ship_as_is(
     """
     held = {target.name: result for target, result in answered}
     taken: dict[str, TargetResult] = {}
-    scores = {
-        name: judges.validation(name, Network(one.module, one.input_shape))
-        for name, one in networks.items()
-    }
+    plain = {name: Network(one.module, one.input_shape) for name, one in networks.items()}
+    known = {name: judges.validation(name, one).value for name, one in plain.items()}
+    scores = {name: judges.compared(name, one) for name, one in plain.items()}
     for name in sorted(networks, key=lambda name: (-scores[name].value, scores[name].loss)):
         for precision in get_args(Precision):
             finished = [
@@ -76,7 +75,9 @@ def ship_as_is(
                 )
                 for target, _ in answered
                 if target.place.name in bases
-                and _wanted(target, scores[name], held[target.name], floors.get(target.name))
+                and _wanted(
+                    target, known[name], scores[name], held[target.name], floors.get(target.name)
+                )
                 for place in places(target)
                 if place.precision == precision
             ]
@@ -133,7 +134,14 @@ def _proven(
                 (name, one.place.key), aside.answers(proof.shipped, one.place), images=images
             )
             floor = floors.get(target.name)
-            wanted = _wanted(target, accuracies.validation, own, floor, proof.measured)
+            wanted = _wanted(
+                target,
+                accuracies.validation.value,
+                accuracies.compared or accuracies.validation,
+                own,
+                floor,
+                measured=proof.measured,
+            )
             if proof.word == "met" and wanted:
                 shipping.copy(aside.home(target.name), target.name)
                 found[target.name] = result_of(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from tailorbird.data.images import Split
 from tailorbird.device import Latency
 from tailorbird.family import Estimated, Floats
 from tailorbird.space import Genomes
@@ -211,13 +212,20 @@ class Candidates(Estimated, Protocol):
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
         """How candidates answer the validation images; what is known is not computed again."""
 
-    def weigh(self, network: Network, images: int | None = None) -> Judgement:
-        """How any network answers the validation images, by the same rule as `judge`.
+    def weigh(
+        self, network: Network, images: int | None = None, *, trained: bool = False
+    ) -> Judgement:
+        """How any network answers the validation images.
 
         Args:
             network: such as a file of a candidate.
             images: how many at most; the choice is the same for every network. None for all.
+            trained: quality is of `comparing`; else it is as `judge` gives it.
         """
+
+    @property
+    def comparing(self) -> Split:
+        """Images on which networks compare that were trained apart, with labels."""
 
     def judged_as(self, key: Key) -> Network:
         """The candidate as `judge` looks at it, on the CPU in eval mode."""

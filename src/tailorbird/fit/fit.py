@@ -145,7 +145,7 @@ class _Fitting:
         self._make_reference, self._beside = reference, beside
         self._strategy, self._known = strategy, 0
         self.answers = Answers(folder.path, trust)
-        self._judges = Judges(data, lambda: self._reference, task)
+        self._judges = Judges(data, lambda: self._reference, task, lambda: candidates.comparing)
         rounding = Rounding(
             reference=lambda: self._reference,
             task=task,

@@ -199,7 +199,7 @@ class Halving:
             network = Network(made[key].module, made[key].input_shape)
             if key not in plain:
                 known = self._ledger.find(self._candidates.training(key), pause.at)
-                plain[key] = known or self._candidates.weigh(network)
+                plain[key] = known or self._candidates.weigh(network, trained=True)
                 note(key, NETWORK, plain[key])
             if self._place(name) != NETWORK:
                 file = self._chooser.judged.trained((name, key), network, plain[key])

@@ -55,17 +55,21 @@ class Judge:
         """Share of right answers, or of those that agree with the reference without labels."""
         return self.score(network).value
 
-    def score(self, network: Network, *, images: int | None = None) -> Score:
+    def score(
+        self, network: Network, *, images: int | None = None, split: Split | None = None
+    ) -> Score:
         """The same, and the mean loss.
 
         Args:
             network: judged.
             images: at most so many; the choice is the same for every network.
+            split: other images, with labels.
         """
+        split = split or self.split
         return score(
             _at_size(network),
-            self.split,
-            answers=None if self.split.labelled else self._answers(images),
+            split,
+            answers=None if split.labelled else self._answers(images),
             device=compute_device(),
             limit=images,
             task=self.task,
@@ -92,11 +96,14 @@ class Accuracies:
         before: as it was before it was trained further, if it was.
         after: as it is shipped.
         validation: the same and the loss, on the images that are chosen by.
+        compared: the same on the images on which networks compare that were trained apart, where
+            these are others.
     """
 
     before: float | None
     after: float
     validation: Score
+    compared: Score | None = None
 
 
 class Judges:
@@ -106,13 +113,23 @@ class Judges:
         data: the images.
         reference: makes the reference.
         task: what outputs mean.
+        comparing: gives the images on which networks compare that were trained apart; those that
+            are chosen by where ``None``.
     """
 
-    def __init__(self, data: ImageData, reference: Callable[[], Network], task: Task) -> None:
+    def __init__(
+        self,
+        data: ImageData,
+        reference: Callable[[], Network],
+        task: Task,
+        comparing: Callable[[], Split] | None = None,
+    ) -> None:
         self._data, self._make, self._task = data, reference, task
+        self._comparing = comparing or (lambda: data.choosing)
         self._found: dict[Hashable, Accuracies] = {}
         self._references: dict[int | None, float] = {}
         self._validation: dict[tuple[Hashable, int | None], Score] = {}
+        self._compared: dict[tuple[Hashable, int | None], Score] = {}
 
     def reference(self, images: int | None = None) -> float:
         """The reference's accuracy, as `Accuracies.after`, on so many images at most."""
@@ -126,6 +143,16 @@ class Judges:
         if key not in self._validation:
             self._validation[key] = self._choosing.score(network, images=images)
         return self._validation[key]
+
+    def compared(self, key: Hashable, network: Network, *, images: int | None = None) -> Score:
+        """As `validation`, on the images on which networks compare that were trained apart."""
+        split = self._comparing()
+        if split is self._data.choosing:
+            return self.validation(key, network, images=images)
+        key = key, images
+        if key not in self._compared:
+            self._compared[key] = self._choosing.score(network, images=images, split=split)
+        return self._compared[key]
 
     def of(
         self,
@@ -149,7 +176,10 @@ class Judges:
             if self._data.test is not None:
                 after = self._last.score(network, images=images).value
             earlier = None if before is None else self._last.accuracy(before)
-            self._found[key] = Accuracies(earlier, after, validation)
+            compared = self.compared(key, network, images=images)
+            self._found[key] = Accuracies(
+                earlier, after, validation, None if compared is validation else compared
+            )
         return self._found[key]
 
     def some(self, network: Network, images: int) -> float:

@@ -250,8 +250,10 @@ class JudgedFiles:
             except ExportError:  # some networks hold the batch size that they are traced with
                 write(options=replace(open_batch, dynamic_batch=False))
             file = Answering(run, path, self.quantiser.data.normalisation, open_batch)
-            found = self.candidates.weigh(Network(file, network.input_shape), JUDGED)
-        beside = self.candidates.weigh(network, JUDGED)
+            found, beside = (
+                self.candidates.weigh(one, JUDGED, trained=trained is not None)
+                for one in (Network(file, network.input_shape), network)
+            )
         return Judgement(
             quality=plain.quality + found.quality - beside.quality,
             accuracy=plain.accuracy + found.accuracy - beside.accuracy,

@@ -66,6 +66,7 @@ def result_of(
         teacher_accuracy=reference,
         validation=accuracies.validation.value,
         validation_loss=accuracies.validation.loss,
+        compared=None if accuracies.compared is None else accuracies.compared.value,
         as_is=as_is,
         onnx=f"students/{target.name}/{proof.shipped.path.name}",
         precision=precision,

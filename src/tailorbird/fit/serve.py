@@ -73,51 +73,66 @@ def better(score: Score, own: TargetResult) -> bool:
 
     That is: more accurate on validation images, and of a lower loss there. On some hundred images
     chance often favours one of two equal networks in accuracy, and seldom in both; of equal ones a
-    target keeps its own, which had more room.
+    target keeps its own, which had more room. Where networks know validation images by heart, it is
+    the accuracy on others that decides (`TargetResult.compared`): losses there tell how sure of
+    itself a network is.
 
     Args:
-        score: of the network on validation images.
+        score: of the network, on the same images as the target's own.
         own: what the target got.
     """
+    known = standing(own)
     if not own.met:
         return True
-    if own.validation is None or own.validation_loss is None:  # an earlier version's
+    if known is None:
         return False
-    return score.value > own.validation and score.loss < own.validation_loss
+    return score.value > known.value and (own.compared is not None or score.loss < known.loss)
 
 
 def no_worse(score: Score, own: TargetResult) -> bool:
     """Whether a network that was given, and keeps a target's limits, is as good as its student.
 
-    That is: at least as accurate on validation images, and of no higher loss there if just as
-    accurate. What was given is known, and of equal ones the target gets it. Of two networks that
-    were given one has to be better.
+    That is: at least as accurate on the images that compare them, and of no higher loss there if
+    just as accurate. What was given is known, and of equal ones the target gets it. Of two networks
+    that were given one has to be better.
 
     Args:
-        score: of the network on validation images.
+        score: of the network, on the same images as the target's own.
         own: what the target got.
     """
     if own.as_is is not None or not own.met:
         return better(score, own)
-    if own.validation is None or own.validation_loss is None:  # an earlier version's
-        return False
-    return (score.value, -score.loss) >= (own.validation, -own.validation_loss)
+    if own.compared is not None:
+        return score.value >= own.compared
+    known = standing(own)
+    return known is not None and not known.beats(score)
+
+
+def standing(result: TargetResult) -> Score | None:
+    """A student's score on the images that compare students; ``None`` for an earlier version's."""
+    if result.compared is not None:
+        return Score(result.compared, 0.0)
+    if result.validation is None or result.validation_loss is None:
+        return None
+    return Score(result.validation, result.validation_loss)
 
 
 def preferred(
     target: Target,
+    accuracy: float,
     score: Score,
     own: TargetResult,
     floor: float | None,
-    measured: Mapping[str, float] | None = None,
     *,
+    measured: Mapping[str, float] | None = None,
     wins: Callable[[Score, TargetResult], bool] = better,
 ) -> bool:
     """Whether a network that keeps a target's limits on cost is what it wants more than its own.
 
     Args:
         target: whose it would be.
-        score: of the network on validation images.
+        accuracy: of the network on validation images.
+        score: of the network on the images that compare networks.
         own: what the target got.
         floor: the least accuracy there that the target asks for: what is accurate enough and
             faster is wanted then, or smaller, where the latency is limited as well.
@@ -126,7 +141,7 @@ def preferred(
     """
     if floor is None:
         return wins(score, own)
-    if score.value < floor:
+    if accuracy < floor:
         return False
     if not own.met or measured is None:
         return True
@@ -142,9 +157,10 @@ def spared_by(target: Target) -> str:
 
 def worth(result: TargetResult) -> tuple[bool, float]:
     """What students are compared by: those that are not within their own limits come last, others
-    by their accuracy on validation images.
+    by their accuracy on the images that compare them.
     """
-    return result.met, -1.0 if result.validation is None else result.validation
+    known = standing(result)
+    return result.met, -1.0 if known is None else known.value
 
 
 def _better(
@@ -162,10 +178,8 @@ def _better(
         if other.onnx is not None
         and other.certainty is not None
         and other.validation is not None
-        and other.validation_loss is not None
-        and preferred(
-            target, Score(other.validation, other.validation_loss), own, floor, other.measured
-        )
+        and (score := standing(other)) is not None
+        and preferred(target, other.validation, score, own, floor, measured=other.measured)
         and keeps(target, base, other.measured, other.certainty.sessions, looks) == "met"
     ]
     if floor is not None:

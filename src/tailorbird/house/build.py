@@ -12,7 +12,6 @@ import torch
 from torch import fx
 
 from tailorbird.data.images import ImageData
-from tailorbird.data.unfamiliar import scored_on, scoring_split
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.masks import ChannelMask, cut_masks
@@ -210,13 +209,12 @@ def build_house(
     stopped = len(sample.alternatives) - len(modules)
     if stopped:
         progress.say(f"house: {stopped} alternatives were stopped in distillation, see the report")
-    progress.say(f"house: alternatives are scored on {scored_on(data)}")
     with stage("score"):
         scores = score_accuracy(
             teacher,
             sample,
             modules,
-            scoring_split(data),
+            data.scoring,
             store=store,
             precision=options.precision,
             task=task,

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize
-from tailorbird.data.unfamiliar import scoring_split
+from tailorbird.data.unfamiliar import comparing
 from tailorbird.errors import ConfigError
 from tailorbird.estimate.additive import correct
 from tailorbird.estimate.block_quality import learn, stages_for
@@ -53,7 +53,7 @@ from tailorbird.runfolder import short_hash
 from tailorbird.space import Genomes, Space
 from tailorbird.targets import Place
 from tailorbird.train.clock import Pause
-from tailorbird.train.evaluate import logits, logits_and_targets
+from tailorbird.train.evaluate import logits, logits_and_targets, predictions, score
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
@@ -234,8 +234,8 @@ class HouseCandidates:
 
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
         """Quality is divergence from the teacher, or accuracy where ``house.rank_by`` says so, on
-        images that networks have not memorised (`tailorbird.data.unfamiliar`). Accuracy is of
-        images whose labels hold (`ImageData.choosing`), so that limits on it keep their meaning.
+        `ImageData.scoring`. Accuracy is of images whose labels hold (`ImageData.choosing`), so that
+        limits on it keep their meaning.
         """
         return [self._weighed(self._induced(key)) for key in keys]
 
@@ -247,20 +247,29 @@ class HouseCandidates:
             for n in self.family.names(key)
         )
 
-    def weigh(self, network: Network, images: int | None = None) -> Judgement:
-        """By the same rule, on some of the images or all."""
-        return self._weighed(AtSize(network.module, network.input_shape), images)
+    def weigh(
+        self, network: Network, images: int | None = None, *, trained: bool = False
+    ) -> Judgement:
+        """By the same rule; quality of what was trained is its accuracy on `comparing`, where that
+        is made (`tailorbird.data.unfamiliar`).
+        """
+        module = AtSize(network.module, network.input_shape)
+        if not trained or self.comparing is self.data.choosing:
+            return self._weighed(module, images)
+        task, device = self.house.task, compute_device()
+        found = score(module, self.comparing, device=device, limit=images, task=task)
+        return Judgement(found.value, self._answered_on(self.data.choosing, module, images)[1])
 
     def judged_as(self, key: Key) -> Network:
         """The candidate as it would be shipped, but for its training."""
         return self.network(key)
 
     def _weighed(self, module: nn.Module, images: int | None = None) -> Judgement:
-        task, scoring, choosing = self.house.task, self._scoring, self.data.choosing
-        outputs, score = self._answered_on(scoring, module, images)
-        accuracy = score if scoring is choosing else self._answered_on(choosing, module, images)[1]
+        task, scoring, choosing = self.house.task, self.data.scoring, self.data.choosing
+        outputs, right = self._answered_on(scoring, module, images)
+        accuracy = right if scoring is choosing else self._answered_on(choosing, module, images)[1]
         if self.house.rank_by == "accuracy_loss":
-            return Judgement(score, accuracy)
+            return Judgement(right, accuracy)
         return Judgement(-float(task.distil(outputs, self._answers(scoring, images))), accuracy)
 
     def _answered_on(
@@ -275,12 +284,17 @@ class HouseCandidates:
         return outputs, scorer.result().value
 
     @cached_property
-    def _scoring(self) -> Split:
-        return scoring_split(self.data)
+    def comparing(self) -> Split:
+        """Images that no network knows better than another; see `tailorbird.data.unfamiliar`."""
+        return comparing(self.data, self.house.task, self._says)
+
+    def _says(self, split: Split) -> Tensor:
+        module, task = self.house.teacher.module, self.house.task
+        return predictions(module, split, device=compute_device(), task=task)
 
     def _answers(self, split: Split, images: int | None) -> Tensor:
         """The teacher's logits."""
-        key = split is self._scoring, images
+        key = split is self.data.scoring, images
         if key not in self._answered:
             module = self.house.teacher.module
             self._answered[key] = logits(module, split, device=compute_device(), limit=images)

@@ -74,7 +74,7 @@ def score_accuracy(
 
     Args:
         modules: distilled alternatives by name; those absent are not scored.
-        images: that say what is lost, see `tailorbird.data.unfamiliar.scoring_split`.
+        images: that say what is lost, see `tailorbird.data.images.ImageData.scoring`.
         group: alternatives scored per teacher pass.
         task: what outputs mean.
 

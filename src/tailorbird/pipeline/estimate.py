@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tailorbird.data.images import ImageData
+from tailorbird.data.unfamiliar import MOST, PAIRINGS
 from tailorbird.fit.halving import trainings
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.trace import LayerGraph
@@ -176,7 +177,7 @@ def house_stages(
         sum(training_s(r, seen.speeds[name], data) for name, r in job.training.items()),
         sum((COPIES + 1) * FLOAT * _params(graphs[name]) for name in job.training),
     )
-    scored = len(data.holdout or data.validation) * (0.6 * made * speed.forward_s + _forward(kinds))
+    scored = len(data.scoring) * (0.6 * made * speed.forward_s + _forward(kinds))
     weights = FLOAT * sum((2 - kind.as_is) * kind.count * kind.params for kind in kinds)
     return [
         *([training] if job.training else []),
@@ -290,8 +291,8 @@ def _fitting(
     )
     last = len(data.test or data.choosing)
     judged = len(data.choosing)
-    if data.choosing is not data.holdout:
-        judged += len(data.holdout or data.validation)
+    if data.holdout is None:
+        judged += min(PAIRINGS * judged, max(MOST, judged))
     file = FLOAT * _params(teacher) * float(np.mean(smaller))
     shown = 1 + len(donors)
     return [

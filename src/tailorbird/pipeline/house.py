@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tailorbird.data.images import ImageData
-from tailorbird.data.unfamiliar import scored_on
+from tailorbird.data.unfamiliar import compared_on
 from tailorbird.errors import (
     ConfigError,
     ExportError,
@@ -273,7 +273,7 @@ class ModelHouse:
             else "agreement with the teacher",
             judged=len(self.data.test or self.data.choosing),
             images=judged_on(self.data),
-            decided=scored_on(self.data),
+            decided=compared_on(self.data),
         )
         if not (keep and (self.folder.path / "report.json").exists()):
             self.write(report, self.folder.path)

@@ -147,6 +147,8 @@ class TargetResult:
         teacher_accuracy: on the same images.
         validation: the student's accuracy on validation images, by which students are compared.
         validation_loss: its mean loss there.
+        compared: where networks may know those by heart, the accuracy on images that none knows
+            better than another (`tailorbird.data.unfamiliar`): students are compared by it then.
         as_is: the given network that was shipped instead of a student, as it is.
         found_for: the tighter target whose student serves this one too; ``None`` for its own.
         onnx: path of the exported file, whatever its format, relative to the run folder.
@@ -181,6 +183,7 @@ class TargetResult:
     teacher_accuracy: float | None = None
     validation: float | None = None
     validation_loss: float | None = None
+    compared: float | None = None
     as_is: str | None = None
     found_for: str | None = None
     onnx: str | None = None

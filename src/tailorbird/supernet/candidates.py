@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tailorbird.data.images import ImageData
+from tailorbird.data.images import ImageData, Split
 from tailorbird.data.resizing import AtSize
 from tailorbird.errors import ConfigError, SpaceError, StoreError
 from tailorbird.estimate.latency_files import UNCOVERED_MS, read_costs
@@ -266,7 +266,14 @@ class SupernetCandidates:
         """By accuracy on validation images, several subnets in one pass."""
         return [Judgement(float(a), float(a)) for a in self.evaluate(rows(keys))]
 
-    def weigh(self, network: Network, images: int | None = None) -> Judgement:
+    @property
+    def comparing(self) -> Split:
+        """The validation images: a supernet is trained without them."""
+        return self.data.choosing
+
+    def weigh(
+        self, network: Network, images: int | None = None, *, trained: bool = False
+    ) -> Judgement:
         """By accuracy on some of the validation images or all."""
         module = AtSize(network.module, network.input_shape)
         found = accuracy(module, self.data.validation, device=compute_device(), limit=images)

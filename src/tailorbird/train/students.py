@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tailorbird.copying import copy_network
 from tailorbird.data.images import ImageData, Split, blame_images, resident
-from tailorbird.data.unfamiliar import UNFAMILIAR, scoring_split
+from tailorbird.data.unfamiliar import UNFAMILIAR, comparing
 from tailorbird.errors import ConfigError, DataError
 from tailorbird.progress import Progress, Silent, each
 from tailorbird.task import CLASSIFICATION, Classification, Task
@@ -193,8 +193,9 @@ class _Retraining:
         chosen = data.validation if teacher is None else data.choosing
         self.validation = resident(chosen, self.device)
         self.deciding = self.validation
-        if teacher is not None and data.holdout is None:
-            self.deciding = resident(scoring_split(data), self.device)
+        if teacher is not None:
+            found = comparing(data, students[0].task, self._said, pairings=1)
+            self.deciding = self.validation if found is chosen else resident(found, self.device)
         self.walk = Walk(
             resident(data.train, self.device),
             recipe.batch_size,
@@ -371,9 +372,11 @@ class _Retraining:
         return [student for student in self.group if student.state.stopped is None]
 
     def _answers(self, split: Split, limit: int | None = None) -> Tensor | None:
-        """Without labels, right is what the teacher says, in float32."""
-        if split.labelled:
-            return None
+        """Without labels, right is what the teacher says."""
+        return None if split.labelled else self._said(split, limit)
+
+    def _said(self, split: Split, limit: int | None = None) -> Tensor:
+        """What the teacher says, in float32."""
         if self.teacher is None:
             raise DataError("training without a teacher needs labels, and this data has none")
         plain = self.teacher.in_float32()
