@@ -50,9 +50,9 @@ class Small(Sums):
     space = Space((Choice("width", (1, 2, 3, 4)), Choice("kind", (0, 1))))
     reference = (3, 1)
 
-    def __init__(self, folder):
+    def __init__(self, folder, data):
         super().__init__()
-        self.folder = folder
+        self.folder, self.comparing = folder, data.choosing
 
     def open(self, place, timing):
         super().open(place, timing)
@@ -214,12 +214,13 @@ def test_a_device_costs_its_own_targets_only(seed):
 
 def _fitted(targets, place):
     folder = RunFolder(place / "run")
-    candidates = Small(place / "latency")
+    data = images()
+    candidates = Small(place / "latency", data)
     with folder.open(None):
         return fit(
             candidates,
             targets,
-            data=images(),
+            data=data,
             folder=folder,
             request=lambda target: target.name,
             settings=Settings(rounds=2, candidates=2),

@@ -67,7 +67,8 @@ def compared_on(data: ImageData) -> str:
         >>> from tailorbird.data.sources import digits
         >>> print(compared_on(digits()).partition(", since")[0])
         216 validation images, two laid over each other each time
-        >>> compared_on(replace(digits(), holdout=digits().validation))
+        >>> data = digits()
+        >>> compared_on(replace(data, holdout=data.validation))
         '216 validation images, which no network was trained on'
     """
     if data.holdout is None or data.choosing is not data.holdout:
