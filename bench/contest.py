@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -49,13 +50,12 @@ Prune = Callable[[Callable[[nn.Module], float], float], Peer]
 """(latency of a network in ms, limit in ms) -> a network within it, not trained any further."""
 
 
-@dataclass(frozen=True)
-class Search:
-    """How far ours looks; see `ModelHouse.fit`."""
+class Search(TypedDict, total=False):
+    """How far ours looks, where it is not as by default; see `ModelHouse.fit`."""
 
-    rounds: int = 3
-    candidates: int = 4
-    contenders: int = 4
+    rounds: int
+    candidates: int
+    contenders: int
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,7 @@ class Contest:
         entries: list[Entry] = []
         results: dict[str, dict[str, object]] = {}
         folder = house.folder.path
-        for student in house.fit(
-            targets,
-            recipe=self.recipe,
-            strategy=strategy,
-            rounds=self.search.rounds,
-            candidates=self.search.candidates,
-            contenders=self.search.contenders,
-        ):
+        for student in house.fit(targets, recipe=self.recipe, strategy=strategy, **self.search):
             result = student.result
             results[result.name] = {
                 "met": result.met,

@@ -19,8 +19,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "results.md"
+from page import put
+
+PICTURES = Path(__file__).parent.parent / "docs" / "img"
 
 STYLES = {
     "tailorbird": ("#d55e00", "o"),
@@ -162,16 +163,8 @@ def main() -> None:
     name, path = sys.argv[1], Path(sys.argv[2])
     figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
     rows = figures["rows"]
-    draw(rows, ROOT / "docs" / "img" / f"{name}_front.png")
-    text = PAGE.read_text(encoding="utf-8")
-    start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
-    if start not in text:
-        raise SystemExit(f"{PAGE}: no place marked {start}")
-    block = "\n".join((start, "", *duels(rows, figures["results"]), *table(rows), "", end))
-    PAGE.write_text(
-        re.sub(f"{start}.*?{end}", lambda _: block, text, flags=re.DOTALL), encoding="utf-8"
-    )
-    print(block)
+    draw(rows, PICTURES / f"{name}_front.png")
+    put(name, [*duels(rows, figures["results"]), *table(rows)])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 
+from page import put
+
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "img"
 OURS, THEIRS, GREY = "#d55e00", "#0072b2", "#777777"
@@ -127,21 +129,8 @@ def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     draw_front(figures)
     draw_growth(figures)
-    document = ROOT / "docs" / "results.md"
-    text = document.read_text()
-    for name, lines in (
-        ("many_targets", accuracy_table(figures)),
-        ("strategies", strategy_table(figures)),
-    ):
-        start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
-        print("\n".join(lines))
-        if start not in text:
-            print(f"{document}: no place marked {start}")
-            continue
-        before, _, rest = text.partition(start)
-        after = rest.partition(end)[2]
-        text = "\n".join([before + start, "", *lines, "", end + after])
-    document.write_text(text)
+    put("many_targets", accuracy_table(figures))
+    put("strategies", strategy_table(figures))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ python bench/show_precision.py bench/results/precision.json
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "results.md"
-MARKS = "<!-- results:precision -->", "<!-- /results:precision -->"
+from page import put
 
 
 def rows(table: dict[str, Any]) -> Iterator[str]:
@@ -39,12 +37,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
         *rows(record["figures"]["table"]),
     ]
-    page = PAGE.read_text(encoding="utf-8")
-    start, end = MARKS
-    block = f"{start}\n" + "\n".join(lines) + f"\n{end}"
-    PAGE.write_text(
-        re.sub(f"{start}.*?{end}", lambda _: block, page, flags=re.DOTALL), encoding="utf-8"
-    )
+    put("precision", lines)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python bench/show_supernets.py            # whatever results there are in bench/
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +15,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from page import put
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -32,7 +33,7 @@ STYLES = {
 CURVES = ("DepS", "DepS without ramp", "DepS without full warm-up")
 
 
-def training_table(summary: Sequence[Mapping[str, Any]]) -> str:
+def training_table(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     """One row per method and budget."""
     lines = [
         "| budget | scheme | mean Pareto accuracy | smallest | largest | cost | seconds | seeds |",
@@ -50,10 +51,10 @@ def training_table(summary: Sequence[Mapping[str, Any]]) -> str:
                     f"{row['smallest']:.2f} % | {row['largest']:.2f} % | "
                     f"{row['macs_vs_deps']:.2f}x | {row['seconds']:.0f} | {row['seeds']} |"
                 )
-    return "\n".join(lines)
+    return lines
 
 
-def cost_table(figures: Mapping[str, Any]) -> str:
+def cost_table(figures: Mapping[str, Any]) -> list[str]:
     """Steps, then evaluation."""
     lines = [
         "| full network of | as a supernet | plain | ratio | training loop | memory, ratio |",
@@ -72,7 +73,7 @@ def cost_table(figures: Mapping[str, Any]) -> str:
             f"| {row['space']} | {row['together_s']:.0f} s | {row['apart_s']:.0f} s | "
             f"{row['ratio']:.2f} |"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def draw(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -133,18 +134,6 @@ def front(runs: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
         [fmean(macs for macs, _ in point) / 1e6 for point in points],
         [fmean(top1 for _, top1 in point) for point in points],
     )
-
-
-def put(name: str, table: str) -> None:
-    """Replace the document's part of that name."""
-    document = ROOT / "docs" / "results.md"
-    text = document.read_text()
-    start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
-    if start not in text:
-        raise SystemExit(f"{document}: no place marked {start}")
-    part = f"{start}\n\n{table}\n\n{end}"
-    document.write_text(re.sub(f"{start}.*?{end}", lambda _: part, text, flags=re.DOTALL))
-    print(table)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -50,6 +50,7 @@ from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
 
 SHAPE = (3, 32, 32)
+STAGES = ("layer1", "layer2", "layer3")
 TEST = "test"
 NEAR = 0.1
 """Networks that lose less than this of the accuracy are those that choices are between."""
@@ -87,14 +88,21 @@ def cropped(split: TensorSplit, *, mixed: bool = False) -> TensorSplit:
 def thinned(depth: int, root: Path, blocks: tuple[int, int, int]) -> CifarResNet:
     """A published network with so many blocks in each stage, spread evenly, the first kept."""
     network = trained(depth, root)
-    for name, count in zip(("layer1", "layer2", "layer3"), blocks, strict=True):
-        stage = getattr(network, name)
-        last = len(stage) - 1
-        kept = {round(1 + i * (last - 1) / max(1, count - 2)) for i in range(count - 1)}
-        for number in range(1, last + 1):
-            if number not in kept:
-                stage[number] = Through()
+    for name, count in zip(STAGES, blocks, strict=True):
+        leave_out(network, name, all_but(count - 1, len(getattr(network, name)) - 1))
     return network.eval()
+
+
+def all_but(kept: int, last: int) -> list[int]:
+    """Blocks 1 to ``last`` without so many of them, evenly spread."""
+    spread = {round(1 + i * (last - 1) / max(1, kept - 1)) for i in range(kept)}
+    return [number for number in range(1, last + 1) if number not in spread]
+
+
+def leave_out(network: CifarResNet, stage: str, blocks: Iterable[int]) -> None:
+    """Leave blocks of a stage out, in place."""
+    for block in blocks:
+        getattr(network, stage)[block] = Through()
 
 
 def apart(data: ImageData, root: Path, kept: Path, epochs: float) -> dict[str, nn.Module]:
@@ -130,17 +138,15 @@ def apart(data: ImageData, root: Path, kept: Path, epochs: float) -> dict[str, n
 def left_out(teacher: CifarResNet) -> dict[str, nn.Module]:
     """Every other branch left out alone; in each stage all but 6, 4 and 3, spread or first."""
     found: dict[str, nn.Module] = {}
-    for name in ("layer1", "layer2", "layer3"):
+    for name in STAGES:
         last = len(getattr(teacher, name)) - 1
         wanted = {f"{name} without {i}": [i] for i in range(1, last + 1, 2)}
         for kept in (6, 4, 3):
-            spread = {round(1 + i * (last - 1) / (kept - 1)) for i in range(kept)}
-            wanted[f"{name}, {kept} spread"] = [i for i in range(1, last + 1) if i not in spread]
+            wanted[f"{name}, {kept} spread"] = all_but(kept, last)
             wanted[f"{name}, first {kept}"] = list(range(kept + 1, last + 1))
         for title, blocks in wanted.items():
             network = copy.deepcopy(teacher)
-            for block in blocks:
-                getattr(network, name)[block] = Through()
+            leave_out(network, name, blocks)
             found[title] = network.eval()
     return found
 
