@@ -424,7 +424,7 @@ def compare(old: object, new: object, place: str, *, within: float = 0.0) -> Ite
 def bare(value: object) -> object:
     """Texts without their figures."""
     if isinstance(value, str):
-        return re.sub(r"\d+(\.\d+)?", "#", value)
+        return re.sub(r"(\B-)?\d+(\.\d+)?", "#", value)
     if isinstance(value, dict):
         return {key: bare(one) for key, one in value.items()}
     return [bare(one) for one in value] if isinstance(value, list) else value

@@ -43,7 +43,7 @@ class Net(nn.Module):
         return self.head(self.drop(self.pool((first + inside).relu()).flatten(1)))
 
 
-def stretch(net, factor=100.0):
+def stretch(net, factor=400.0):
     """One channel between depthwise and pointwise convolution gets larger, and counts as much.
 
     The network stays the same in float32, where ReLU stands for ReLU6; in int8 one scale for all
