@@ -241,6 +241,7 @@ class Run:
     judged: Judged
     results: Mapping[str, Mapping[str, object]]
     unlabelled: Mapping[str, Mapping[str, object]]
+    ranked: Mapping[str, object] | None
     minutes: Mapping[str, float]
 
 
@@ -258,6 +259,7 @@ def run(one: Contest, spend: Scale) -> Run:
     house = one.house(one.data, "house")
     entries, results = one.ours(house, OURS, one.targets())
     entries = [alone(entry) for entry in entries]
+    ranked = one.ranked(house)
     passed("ours")
     unlabelled: dict[str, dict[str, object]] = {}
     if spend.parts:
@@ -279,7 +281,7 @@ def run(one: Contest, spend: Scale) -> Run:
     passed("answers")
     judged = Judged(right, one.latencies(entries))
     passed("latencies")
-    return Run(judged, results, unlabelled, minutes)
+    return Run(judged, results, unlabelled, ranked, minutes)
 
 
 def alone(entry: Entry) -> Entry:
@@ -331,6 +333,7 @@ def concluded(contests: Sequence[Contest], runs: Sequence[Run], spend: Scale) ->
         "rows": [asdict(row) for row in (*table, *plain)],
         "bars": bars,
         "results": [dict(one.results) for one in runs],
+        "ranked by losses of blocks": [one.ranked for one in runs],
         "minutes": [dict(one.minutes) for one in runs],
         "seeds": [one.seed for one in contests],
         "recipe": spend.recipe.as_record(),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TypedDict
@@ -30,6 +30,7 @@ from tailorbird.data.images import ImageData
 from tailorbird.device import ONNX, OPENVINO, Runtime
 from tailorbird.errors import InfeasibleError, TailorbirdError
 from tailorbird.fit.choose import MARGIN
+from tailorbird.fit.ledger import Ledger
 from tailorbird.graph.serial import load_module, save_module
 from tailorbird.graph.trace import trace
 from tailorbird.report.terminal import terminal
@@ -164,6 +165,18 @@ class Contest:
                 path = folder / result.onnx
                 entries.append(Entry(method, result.name, runtime, result.precision, path))
         return entries, results
+
+    def ranked(self, house: tb.ModelHouse) -> dict[str, object] | None:
+        """How well losses of blocks rank what training made of a house's contenders: weighted by
+        stages as in DONNA, each contender left out in turn, and as plain sums.
+        """
+        candidates = house.candidates(self.recipe)
+        trained = Ledger(house.folder.path / "fit" / "trained.json").trained(candidates)
+        model = candidates.block_model(trained)
+        if model is None:
+            return None
+        print(model, flush=True)
+        return {**asdict(model), "weights": model.weights.tolist()}
 
     # rivals ---------------------------------------------------------------------------------------
 

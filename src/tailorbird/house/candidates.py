@@ -22,7 +22,7 @@ from tailorbird.data.resizing import AtSize
 from tailorbird.data.unfamiliar import comparing
 from tailorbird.errors import ConfigError
 from tailorbird.estimate.additive import correct
-from tailorbird.estimate.block_quality import learn, stages_for
+from tailorbird.estimate.block_quality import BlockModel, learn, stages_for
 from tailorbird.family import AdditiveProblem, Floats
 from tailorbird.fit.candidates import (
     Judgement,
@@ -378,19 +378,7 @@ class HouseCandidates:
         """Weigh losses by the stage of the teacher where they occur, if candidates that were
         trained are ranked better so; see `tailorbird.estimate.block_quality`.
         """
-        shares = Counter(one.share for one in trained)
-        if not shares:
-            return
-        most = max(shares, key=lambda share: (shares[share], -share))
-        became = {one.key: one.quality for one in trained if one.share == most}
-        became.pop(self.reference, None)
-        plain = self._counted.losses
-        stages = self.family.stages(stages_for(len(became)))
-        parts = {name: plain[name] * stages[name] for name in plain}
-        summed = [
-            np.sum([parts[name] for name in self.family.names(key)], axis=0) for key in became
-        ]
-        model = learn(np.array(summed), np.array(list(became.values()))) if summed else None
+        model = self.block_model(trained)
         if model is None:
             return
         told = f"{model}; the first rank what is searched" if model.better else str(model)
@@ -398,8 +386,33 @@ class HouseCandidates:
             self.progress.say(told)
         self._observed = told
         weights = model.weights if model.better else np.ones(len(model.weights))
-        losses = {name: float(parts[name] @ weights) for name in plain}
+        parts = self._losses_by_stage(len(model.weights))
+        losses = {name: float(part @ weights) for name, part in parts.items()}
         self._corrected = replace(self.family, losses=losses)
+
+    def block_model(self, trained: Sequence[Trained]) -> BlockModel | None:
+        """How losses of blocks add up to what became of candidates that were trained; ``None``
+        where they are too few to tell.
+
+        Args:
+            trained: those of the share of training that most have had are taken.
+        """
+        shares = Counter(one.share for one in trained)
+        most = max(shares, key=lambda share: (shares[share], -share), default=None)
+        became = {one.key: one.quality for one in trained if one.share == most}
+        became.pop(self.reference, None)
+        if not became:
+            return None
+        parts = self._losses_by_stage(stages_for(len(became)))
+        summed = [
+            np.sum([parts[name] for name in self.family.names(key)], axis=0) for key in became
+        ]
+        return learn(np.array(summed), np.array(list(became.values())))
+
+    def _losses_by_stage(self, count: int) -> dict[str, Floats]:
+        """Alternative's name -> (stages,) its loss, shared out to the stages where it stands."""
+        plain, stages = self._counted.losses, self.family.stages(count)
+        return {name: plain[name] * stages[name] for name in plain}
 
     def as_they_are(self) -> Mapping[str, Made]:
         """The donors."""

@@ -210,15 +210,7 @@ class ModelHouse:
     ) -> list[Student]:
         """`fit` inside an open run folder."""
         students = fit(
-            HouseCandidates(
-                self.house,
-                self.data,
-                folder=self.folder.path / "retrain",
-                recipe=recipe,
-                seed=self.seed,
-                progress=self.progress,
-                donors=self._answering_donors,
-            ),
+            self.candidates(recipe),
             targets,
             data=self.data,
             folder=self.folder,
@@ -237,6 +229,18 @@ class ModelHouse:
         )
         self.report(targets, [student.result for student in students])
         return students
+
+    def candidates(self, recipe: Recipe) -> HouseCandidates:
+        """The house's networks as `fit` chooses from them and retrains them by ``recipe``."""
+        return HouseCandidates(
+            self.house,
+            self.data,
+            folder=self.folder.path / "retrain",
+            recipe=recipe,
+            seed=self.seed,
+            progress=self.progress,
+            donors=self._answering_donors,
+        )
 
     def __repr__(self) -> str:
         sample = self.house.sample
