@@ -53,7 +53,8 @@ from tailorbird.train.recipe import Recipe
 
 SHAPE = (3, 32, 32)
 SHARES = {ORT: (0.75, 0.6, 0.4, 0.25), OV: (0.6, 0.4, 0.25, 0.15)}
-QUICK_SHARES = {ORT: (0.6, 0.25), OV: (0.25,)}
+QUICK_SHARES = {ORT: (0.6,), OV: (0.25,)}
+QUICK_DEPTHS = (20, 32)
 CLEAR = (0.75, 0.4)
 """Limits in ONNX Runtime where networks in float32 are to be well ahead."""
 
@@ -67,6 +68,8 @@ class Scale:
 
     house: tb.HouseOptions
     recipe: Recipe
+    depths: Sequence[int] = DEPTHS
+    """Layers of the donors, and of the teacher, which has most."""
     images: int | None = None
     fastnas_images: int = 256
     """Held-out images that FastNAS scores cuts on; twice as many training images calibrate them."""
@@ -95,6 +98,7 @@ def scale(arguments: argparse.Namespace) -> Scale:
         return Scale(
             options,
             recipe,
+            depths=QUICK_DEPTHS,
             images=2000,
             fastnas_images=16,
             bisections=2,
@@ -215,8 +219,8 @@ def thinned(house: House, names: set[str]) -> House:
 
 def contest(arguments: argparse.Namespace, spend: Scale, data: ImageData, seed: int) -> Contest:
     """One seed's, in a folder of its own."""
-    networks = {f"resnet{depth}": trained(depth, arguments.data) for depth in DEPTHS}
-    teacher = networks.pop("resnet56")
+    networks = {f"resnet{depth}": trained(depth, arguments.data) for depth in spend.depths}
+    teacher = networks.pop(f"resnet{max(spend.depths)}")
     folder = arguments.run / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     return Contest(

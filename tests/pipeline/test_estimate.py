@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -26,6 +26,13 @@ from tests.supernet.tiny import stripes, tiny_supernet
 from .makers import job
 
 SPEED = Speed(forward_s=0.001, step_s=0.003)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Able(FakeDevice):
+    """Runs int8 and float16 as well."""
+
+    precisions: tuple[str, ...] = ("float32", "int8", "float16")
 
 
 def stages(tmp_path, **changes):
@@ -63,6 +70,12 @@ def test_a_house_is_estimated_by_what_its_job_asks_for(tmp_path):
     assert trained["train"].seconds > 0 and trained["train"].size_bytes > 0
     rivals = stages(tmp_path, contenders=8)["retrain"]
     assert 1.5 < rivals.seconds / usual["retrain"].seconds < 2.2
+    able = job(tmp_path, device=Able(base_ms=0.001)).targets
+    several = stages(tmp_path, targets=able)
+    for name, least in (("measure", 2), ("search", 1)):
+        assert several[name].seconds > least * usual[name].seconds
+    plain = tuple(replace(target, precisions=("float32",)) for target in able)
+    assert stages(tmp_path, targets=plain)["search"] == usual["search"]
     few = stages(tmp_path, limits={"edge": {"latency": "0.6x"}})
     assert few["export"].seconds < usual["export"].seconds
 

@@ -15,6 +15,7 @@ import numpy as np
 from tailorbird.data.images import ImageData
 from tailorbird.data.unfamiliar import MOST, PAIRINGS
 from tailorbird.fit.halving import trainings
+from tailorbird.fit.places import precisions_for
 from tailorbird.graph.blocks import Block
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.build import CALIBRATION_IMAGES
@@ -277,7 +278,9 @@ def _fitting(
     data, speed = job.data, seen.speeds["teacher"]
     devices = {target.device.key for target in job.targets}
     file_s = sum(seen.file_s.get(key, 0.0) for key in devices)
-    targets, searched = len(job.targets), len(job.targets) * job.candidates
+    asked = [(target.device.key, one) for target in job.targets for one in precisions_for(target)]
+    opened_s = sum(seen.file_s.get(key, 0.0) for key, _ in set(asked))
+    targets, searched = len(job.targets), len(asked) * job.candidates
     per_target = file_s / max(1, len(devices))
     smaller = [_share(target) for target in job.targets]
     student = Speed(
@@ -296,7 +299,7 @@ def _fitting(
     file = FLOAT * _params(teacher) * float(np.mean(smaller))
     shown = 1 + len(donors)
     return [
-        Stage("measure", 0.3 * made * file_s),
+        Stage("measure", 0.3 * made * opened_s),
         Stage(
             "search",
             2 * searched * (per_target + judged * student.forward_s),
