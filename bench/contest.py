@@ -43,6 +43,8 @@ OURS, FLOAT = "tailorbird", "tailorbird, float32"
 UNLABELLED, PART = "labels withheld", "part: "
 """Methods: ours, ours in float32 alone, ours without labels, and a part of ours, by its name."""
 
+AS_IT_IS, RETRAINED = "donor as it is", "donor, retrained"
+
 CALIBRATION = 256
 SESSIONS = 5
 
@@ -182,7 +184,7 @@ class Contest:
 
     def rivals(self) -> dict[tuple[str, str], nn.Module]:
         """(method, name) -> network, retrained by the same recipe but for those as they are."""
-        fresh = {("donor, retrained", name): donor for name, donor in self.donors.items()}
+        fresh = {(RETRAINED, name): donor for name, donor in self.donors.items()}
         fresh |= self._pruned()
         names = {key: slug(*key) for key in fresh}
         home = self.folder / "rivals"
@@ -198,7 +200,7 @@ class Contest:
             progress=terminal(),
         )
         found = {key: trained.module for key, trained in zip(fresh, done, strict=True)}
-        found |= {("donor as it is", name): donor for name, donor in self.donors.items()}
+        found |= {(AS_IT_IS, name): donor for name, donor in self.donors.items()}
         return {**found, ("teacher as it is", "teacher"): self.teacher}
 
     def _pruned(self) -> dict[tuple[str, str], nn.Module]:

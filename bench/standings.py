@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from contest import FLOAT, OURS, UNLABELLED, Entry, named
+from contest import FLOAT, OURS, PART, UNLABELLED, Entry, named
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,18 @@ def rows(seeds: Sequence[Judged], limits: Sequence[tuple[str, float]], mine: str
         seeds: one pool each.
         limits: runtime and share.
         mine: what the others are compared to; `FLOAT` compares networks in float32 alone.
+
+    A rival is its file that is best on the test images among those within the limit; ours, and what
+    parts of it made, are the files for that target, also where they turn out over the limit.
     """
-    alone, without = mine == FLOAT, {OURS, FLOAT, *([UNLABELLED] if mine == FLOAT else ())}
-    methods = sorted({entry.method for judged in seeds for entry in judged.right} - without)
+    alone, known = mine == FLOAT, {entry.method for judged in seeds for entry in judged.right}
+    methods = sorted(method for method in known if not of_ours(method))
+    own_ones = [mine] if alone else [mine, *sorted(known - {mine, FLOAT, *methods})]
     found = []
     for runtime, limit in limits:
         target = named(runtime, limit, alone=alone)
-        own = [judged.named(mine, target) for judged in seeds]
-        picked = {mine: own}
+        picked = {name: [one.named(name, target) for one in seeds] for name in own_ones}
+        own = picked[mine]
         for method in methods:
             picked[method] = [one.best(method, runtime, limit, alone=alone) for one in seeds]
         for method, picks in picked.items():
@@ -96,19 +100,18 @@ def _row(
     picks: Sequence[Entry | None],
     own: Sequence[Entry | None],
 ) -> Row:
-    top1s, shares, differences, variances = [], [], [], []
+    top1s, shares, pairs = [], [], []
     for judged, pick, mine in zip(seeds, picks, own, strict=True):
         assert pick is not None
         right = judged.right[pick]
         top1s.append(100 * float(right.mean()))
         shares.append(judged.share[pick])
         if mine is not None and mine != pick:
-            pairs = judged.right[mine].astype(float) - right
-            differences.append(100 * float(pairs.mean()))
-            variances.append(1e4 * float(pairs.var()) / len(pairs))
+            pairs.append(100 * (judged.right[mine].astype(float) - right))
+    # Seeds answer the same images: these are what is drawn at random, so seeds are averaged first.
+    beside = np.mean(pairs, axis=0) if pairs else None
     first = picks[0]
     assert first is not None
-    count = len(differences)
     return Row(
         target=target,
         method=method,
@@ -118,15 +121,19 @@ def _row(
         top1=sum(top1s) / len(top1s),
         top1s=tuple(top1s),
         met=max(shares) <= limit,
-        ahead=sum(differences) / count if count else None,
-        error=(sum(variances) ** 0.5) / count if count else None,
+        ahead=None if beside is None else float(beside.mean()),
+        error=None if beside is None else float(beside.std() / len(beside) ** 0.5),
     )
+
+
+def of_ours(method: str) -> bool:
+    """Whether a method is ours or a part of it: its files are made for a target each."""
+    return method in (OURS, FLOAT, UNLABELLED) or method.startswith(PART)
 
 
 def best_rival(table: Sequence[Row], target: str) -> Row | None:
     """The most accurate other at a target."""
-    own = (OURS, FLOAT, UNLABELLED)
-    others = [row for row in table if row.target == target and row.method not in own]
+    others = [row for row in table if row.target == target and not of_ours(row.method)]
     return max(others, key=lambda row: row.top1, default=None)
 
 

@@ -61,7 +61,9 @@ class Judged:
         name, key = option
         place = self._pools[name].place
         try:
-            self._as_files[option] = self._files.judge(place, key, self._plain[key])
+            with self._progress.task(f"judge a candidate's file in {place.precision}", 1) as shown:
+                self._as_files[option] = self._files.judge(place, key, self._plain[key])
+                shown.advance()
         except (ExportError, MeasurementError) as error:
             self._progress.say(f"{name}: {self._candidates.label(key)} is left out: {error}")
             del self._pools[name].candidates[key]
