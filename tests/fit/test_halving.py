@@ -36,12 +36,14 @@ class Learners(Sums):
     """Even widths win much by training, odd ones little; what is trained lies on a disk."""
 
     epochs = 7.0
+    minutes = None
 
     def __init__(self, disk=None, *, dies_at=None):
         super().__init__()
         self.disk = {} if disk is None else disk
         self.calls, self.trained, self.events, self.dies_at = [], 0.0, 0, dies_at
         self.observed = []
+        self.hurried = 1.0
 
     def wins(self, key):
         return 20.0 if key[0] % 2 == 0 else 1.0
@@ -63,7 +65,12 @@ class Learners(Sums):
             self.trained += max(0.0, goal - self.disk.get(key, 0.0))
             self.disk[key] = max(goal, self.disk.get(key, 0.0))
         return {
-            key: Made(module=Student(key, self.disk[key]), input_shape=SHAPE, before=None)
+            key: Made(
+                module=Student(key, self.disk[key]),
+                input_shape=SHAPE,
+                before=None,
+                epochs=self.hurried * self.disk[key] * self.epochs,
+            )
             for key in names
         }
 
@@ -127,6 +134,18 @@ def test_the_one_that_becomes_best_is_kept_and_the_budget_is_told_and_kept(tmp_p
     assert "4 to epoch 1, 2 to epoch 3, 1 to epoch 7" in told
     assert 7 * candidates.trained == pytest.approx(12)
     assert candidates.calls[-1][0] == {won.choice.key: "one"}
+
+
+def test_minutes_are_told_and_rounds_tell_the_epochs_that_were_made_in_them(tmp_path):
+    candidates, told = Learners(), Told()
+    candidates.minutes, candidates.hurried = 90.0, 0.5
+    chooser, _ = raced(candidates, [target()], tmp_path, told=told)
+    assert "12 epochs, and 90 minutes in all at most" in told
+    made = [kept.epochs for kept in chooser.aim(target()).rounds]
+    assert made == [pytest.approx(0.5), pytest.approx(1.5)]
+    assert "after 0.5 epochs" in told
+    again, _ = raced(Learners(candidates.disk), [target()], tmp_path)
+    assert [kept.epochs for kept in again.aim(target()).rounds] == made, "as it was written down"
 
 
 def test_each_round_is_kept_for_the_report(tmp_path):

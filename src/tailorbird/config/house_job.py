@@ -47,7 +47,7 @@ class HousePlan:
         house: sizes and budgets of the model house.
         retrain: how students are retrained.
         rounds: searches and retrainings per target, at most.
-        candidates: selections measured whole in each search.
+        candidates: selections measured whole for each target and precision in a search.
         contenders: selections of a target that are retrained, in rounds that leave the better half,
             until one is left.
         sessions: measurements of a finished student at most, until its latency is clear of its

@@ -109,12 +109,14 @@ class Made:
         input_shape: (C, H, W).
         before: as it was before that training; ``None`` where there was none.
         seconds: that its training took, shared by those trained with it.
+        epochs: that it has been trained for so far.
     """
 
     module: fx.GraphModule
     input_shape: tuple[int, ...]
     before: nn.Module | None
     seconds: float = 0.0
+    epochs: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +235,10 @@ class Candidates(Estimated, Protocol):
     @property
     def epochs(self) -> float:
         """Of a candidate's whole training; 0 where candidates are not trained further."""
+
+    @property
+    def minutes(self) -> float | None:
+        """That all that are trained together may take; ``None`` for as long as it takes."""
 
     def training(self, key: Key) -> str:
         """A short hash of all that a candidate's training comes from, itself included."""

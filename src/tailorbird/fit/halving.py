@@ -192,6 +192,7 @@ class Halving:
                         place=place,
                         quality=found.quality,
                         accuracy=found.accuracy,
+                        epochs=made[key].epochs,
                     )
                 )
 
@@ -199,14 +200,18 @@ class Halving:
             network = Network(made[key].module, made[key].input_shape)
             if key not in plain:
                 known = self._ledger.find(self._candidates.training(key), pause.at)
-                plain[key] = known or self._candidates.weigh(network, trained=True)
+                plain[key] = (
+                    self._candidates.weigh(network, trained=True)
+                    if known is None
+                    else known.judgement
+                )
                 note(key, NETWORK, plain[key])
             if self._place(name) != NETWORK:
                 file = self._chooser.judged.trained((name, key), network, plain[key])
                 note(key, self._place(name), file)
         self._ledger.add(entries)
 
-    def _known(self, option: Option, pause: Pause) -> Judgement | None:
+    def _known(self, option: Option, pause: Pause) -> Entry | None:
         name, key = option
         return self._ledger.find(self._candidates.training(key), pause.at, self._place(name))
 
@@ -220,7 +225,9 @@ class Halving:
         order = self._chooser.order(race.target, standings)
         stay = {(one.place, one.key) for one in order[: left_after(len(order))]}
         by_option = {(one.place, one.key): one for one in standings}
-        done = pause.at * self._candidates.epochs
+        known = [self._known(_option(one), pause) for one in race.left]
+        made = [one.epochs for one in known if one is not None and one.epochs is not None]
+        done = max(made, default=pause.at * self._candidates.epochs)
         contenders = tuple(
             Contender(
                 number=race.number(one),
@@ -258,9 +265,11 @@ class Halving:
             if share == 1.0:
                 break
         targets = "one target" if len(races) == 1 else f"{len(races)} targets"
+        minutes = self._candidates.minutes
+        bound = "" if minutes is None else f", and {minutes:.3g} minutes"
         self._progress.say(
-            f"{self._candidates.words.doing} {own} candidates of {targets} in "
-            f"{len(steps)} rounds, {total:.3g} epochs in all at most: {', '.join(steps)}"
+            f"{self._candidates.words.doing} {own} candidates of {targets} in {len(steps)} rounds, "
+            f"{total:.3g} epochs{bound} in all at most: {', '.join(steps)}"
         )
 
 

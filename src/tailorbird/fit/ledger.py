@@ -33,6 +33,8 @@ class Entry:
         place: key of the place in whose precision its file was judged; `NETWORK` for none.
         quality: see `tailorbird.fit.candidates.Judgement`.
         accuracy: ditto.
+        epochs: that it had been trained for then; fewer than that share of the recipe's where
+            minutes were short. ``None`` in what an earlier version wrote.
     """
 
     key: Key
@@ -41,6 +43,12 @@ class Entry:
     place: str
     quality: float
     accuracy: float
+    epochs: float | None = None
+
+    @property
+    def judgement(self) -> Judgement:
+        """What was found."""
+        return Judgement(self.quality, self.accuracy)
 
 
 class Ledger:
@@ -63,12 +71,10 @@ class Ledger:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
 
-    def find(self, training: str, share: float, place: str = NETWORK) -> Judgement | None:
+    def find(self, training: str, share: float, place: str = NETWORK) -> Entry | None:
         """What was found of a training at a share of it."""
-        for one in self._entries:
-            if (one.training, one.share, one.place) == (training, share, place):
-                return Judgement(one.quality, one.accuracy)
-        return None
+        own = (training, share, place)
+        return next((e for e in self._entries if (e.training, e.share, e.place) == own), None)
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Write down some more, all or none.

@@ -310,6 +310,11 @@ class HouseCandidates:
         """As the recipe says."""
         return self.recipe.epochs
 
+    @property
+    def minutes(self) -> float | None:
+        """As the recipe says."""
+        return self.recipe.minutes
+
     def training(self, key: Key) -> str:
         """A short hash of the alternatives, the recipe and the seed."""
         names = self.family.names(key)
@@ -371,6 +376,7 @@ class HouseCandidates:
                 input_shape=self.house.teacher.input_shape,
                 before=self._induced(key),
                 seconds=outcome.seconds,
+                epochs=outcome.epochs,
             )
         return made
 

@@ -1,11 +1,12 @@
 """What each alternative costs in accuracy.
 
 Accuracy: the teacher's top-1 minus that of the teacher with this one block replaced; agreement with
-the teacher instead where there are no labels. The images are such that networks have not memorised,
-see `tailorbird.data.unfamiliar`. They pass the teacher once per group of alternatives; what each
-block's input and the paths around it carry is kept, so only the alternative and what follows it run
-again. Cost per image: one teacher pass per group, plus the alternative and the suffix behind it for
-each alternative.
+the teacher instead where there are no labels. The images are the holdout's, or else validation
+images as they are, which networks may have memorised: in `bench/unseen_scores.py` strongly cropped
+or mixed ones ranked what is not trained yet no better. They pass the teacher once per group of
+alternatives; what each block's input and the paths around it carry is kept, so only the alternative
+and what follows it run again. Cost per image: one teacher pass per group, plus the alternative and
+the suffix behind it for each alternative.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class ModelHouse:
             targets: each with a device that measures.
             recipe: how students are retrained.
             rounds: most searches in a row, and most attempts at a target's limits.
-            candidates: selections measured whole per target and search.
+            candidates: selections measured whole per target, precision and search.
             contenders: of a target that are retrained, in rounds that leave the better half, until
                 one is left; it takes about 1.7 times as long for 4 as for 1, 2.1 times for 8.
             sessions: measurements of a finished student at most, until its limit is clear.

@@ -44,7 +44,7 @@ class Job:
         recipe: how students are retrained.
         training: ``"teacher"`` or a donor's name -> how to train it before anything else.
         rounds: most searches per target, and most retrainings of a student that is over its limit.
-        candidates: selections measured whole in each search.
+        candidates: selections measured whole for each target and precision in a search.
         contenders: of a target that are retrained, in rounds that leave the better half, until one
             is left.
         sessions: measurements of a finished student at most, until its limit is clear.

@@ -59,6 +59,7 @@ from tailorbird.train.evaluate import accuracy
 from tailorbird.train.precision import compute_device
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.retrain import Assignment, retrain_all
+from tailorbird.train.students import Trained as Outcome
 
 LEARNING_RATE = 0.01
 """Of the fine-tuning: the subnets have been trained already."""
@@ -306,6 +307,10 @@ class SupernetCandidates:
         """Of the fine-tuning."""
         return self.options.fine_tune
 
+    @property
+    def minutes(self) -> None:
+        """Fine-tuning takes its epochs."""
+
     def training(self, key: Key) -> str:
         """A short hash of what a fine-tuned subnet comes from, whatever its targets."""
         options = self.options
@@ -321,18 +326,20 @@ class SupernetCandidates:
         tuned = self._fine_tuned(plain, names, pause) if self.options.fine_tune > 0 else {}
         made = {}
         for key, module in plain.items():
-            after, seconds = tuned.get(key, (module, 0.0))
+            shape, outcome = self._shape(key), tuned.get(key)
+            after = module if outcome is None else _network_of(outcome)
             made[key] = Made(
-                module=trace(after, self._shape(key)).module,
-                input_shape=self._shape(key),
+                module=trace(after, shape).module,
+                input_shape=shape,
                 before=module if tuned else None,
-                seconds=seconds,
+                seconds=0.0 if outcome is None else outcome.seconds,
+                epochs=0.0 if outcome is None else outcome.epochs,
             )
         return made
 
     def _fine_tuned(
         self, modules: Mapping[Key, nn.Module], names: Mapping[Key, str], pause: Pause | None
-    ) -> dict[Key, tuple[nn.Module, float]]:
+    ) -> dict[Key, Outcome]:
         """Train them on after the full network, in one pass of it per batch."""
         options, full = self.options, self.full_network
         outcomes = retrain_all(
@@ -353,12 +360,9 @@ class SupernetCandidates:
             progress=self.progress,
             pause=pause,
         )
-        tuned: dict[Key, tuple[nn.Module, float]] = {}
-        for key, outcome in zip(modules, outcomes, strict=True):
+        for outcome in outcomes:
             outcome.tell(self.progress, doing=WORDS.doing)
-            assert isinstance(outcome.module, AtSize)
-            tuned[key] = outcome.module.network, outcome.seconds
-        return tuned
+        return dict(zip(modules, outcomes, strict=True))
 
     def _recalibrated(self, keys: Sequence[Key]) -> list[nn.Sequential]:
         """Subnets on their own, recalibrated in one walk, on the CPU in eval mode."""
@@ -411,6 +415,12 @@ def check_places(places: Sequence[Place], supernet: Supernet, *, layers_at_most:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _network_of(outcome: Outcome) -> nn.Module:
+    """What was trained, without what scaled its images."""
+    assert isinstance(outcome.module, AtSize)
+    return outcome.module.network
 
 
 def _key(genome: Genome) -> Key:

@@ -61,8 +61,9 @@ class Recipe:
         cutmix: alpha of CutMix, 0 for none; with both, each batch gets one of them.
         validation_limit: images used for the validation after each epoch (a seeded choice);
             None for all. The final figure is always measured on all.
-        keep: weights of the ``best`` validation, or the ``last`` ones: where a pretrained network
-            has seen the validation images, no later weights look as good on them as its own.
+        keep: weights of the ``best`` state, or the ``last`` ones. What is retrained is told by the
+            holdout, or by validation images laid over each other; other trainings by validation
+            images.
         recalibrate_batches: training batches to re-estimate the BatchNorm statistics of the
             best weights from, at the end; kept if they validate better. 0 for never.
 
