@@ -1,6 +1,6 @@
 """What users got from the first edition: the scenarios, and the script that writes them down.
 
-``python tests/reference/record.py [SECTION ...]`` runs the sections (all but ``demo`` by default)
+``python tests/reference/record.py [SECTION ...]`` runs the sections (all by default)
 through the command line and rewrites ``tests/reference/SECTION.json``. ``PYTHONPATH=OTHER/src``
 in front of it runs them on other code. ``--check`` compares instead of writing; ``--folder OUT``
 keeps the run folders and job files of ``house`` and ``supernet`` under OUT.
@@ -193,25 +193,11 @@ def errors(folder: Path) -> dict[str, object]:
     return {"everywhere": found}
 
 
-def demo(folder: Path) -> dict[str, object]:
-    """The embedded demonstration's job with the analytic device: minutes, so not in the gate."""
-    from tailorbird.config.template import TEMPLATE
-
-    job = yaml.safe_load(TEMPLATE)
-    for target in job["targets"]:
-        target["device"] = DEVICE
-    write(folder / "job.yaml", job | {"run": "run"})
-    with user(folder) as tell:
-        calls = [tell("run", "job.yaml", "--quiet")]
-    return run_folder(folder / "run") | {"calls": told(calls)}
-
-
 SECTIONS: Mapping[str, Callable[[Path], dict[str, object]]] = {
     "house": house,
     "supernet": supernet,
     "search": search,
     "errors": errors,
-    "demo": demo,
 }
 
 
@@ -483,7 +469,7 @@ def main() -> int:
     if asked.folder is not None and asked.folder.exists() and any(asked.folder.iterdir()):
         parser.error(f"--folder: expected a new or empty folder, got {asked.folder}")
     count = 0
-    for name in asked.sections or [name for name in SECTIONS if name != "demo"]:
+    for name in asked.sections or SECTIONS:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) if asked.folder is None else asked.folder / name
             folder.mkdir(parents=True, exist_ok=True)

@@ -422,6 +422,18 @@ def test_minutes_shorten_the_run():
     assert done.history[-1].epoch == done.epochs
 
 
+def test_minutes_hold_over_a_pause(tmp_path):
+    recipe = Recipe.named("standard", epochs=100_000, batch_size=16, minutes=0.006)
+    asked = [Assignment(name="a", student=Net(seed=1), checkpoint=tmp_path)]
+    [paused], [done] = (
+        retrain_all(asked, Net(seed=9), make_data(), recipe=recipe, seed=0, pause=pause)
+        for pause in (Pause(at=0.4, spent=0.5), None)
+    )
+    assert 0 < paused.epochs < done.epochs < 100_000
+    before = [(one.step, one.loss) for one in paused.history[:-1]]
+    assert [(one.step, one.loss) for one in done.history[: len(before)]] == before, "it goes on"
+
+
 def test_fractional_epochs_and_batches_larger_than_the_split():
     data = make_data()
     done = fit(Net(), data, recipe=Recipe.named("standard", epochs=0.5, batch_size=10), seed=0)
