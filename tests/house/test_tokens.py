@@ -43,6 +43,8 @@ def test_a_vision_transformer_gets_a_house_from_another(tmp_path):
     )
     assert house.rejections["stopped in distillation"] == 0
     assert {a.origin for a in house.choices} >= {"identity", "narrow"}
+    fewer = {a.variant for a in house.choices if a.origin == "teacher" and a.as_is}
+    assert fewer >= {"1 of 3", "2 of 3", "left out"}
     tokens = {b.key: b for b in house.sample.blocks.values() if len(b.in_shape) == 2}
     assert tokens
     for choice in house.choices:
