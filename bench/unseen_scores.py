@@ -9,9 +9,9 @@ which have seen the validation images, and some of them, whole and with branches
 times of a training that spares these images.
 
 Each is compared with the ResNet-56 on validation images; on the same strongly cropped, and with
-CutMix on top; on two of them laid over each other, as networks that were trained are compared; and
-on test images, which nobody has seen. What counts is how well each of the others ranks the networks
-as the last does.
+CutMix on top; on two of them laid over each other, as networks that were trained are compared; on
+half of the test images, which stand for a holdout, and on the other half. What counts is how well
+each of the others ranks the networks as these last ones do, which nobody has seen.
 
 Stops and continues: what is trained, and what is known of a network, is kept in ``--run``.
 """
@@ -63,6 +63,11 @@ def part(split: Split | None, count: int) -> TensorSplit:
     """So many images of a split, evenly spaced."""
     assert isinstance(split, TensorSplit)
     return split.take(spaced(len(split), count))
+
+
+def every_other(split: TensorSplit, first: int) -> TensorSplit:
+    """Half of the images, from the first or the second one on."""
+    return split.take(torch.arange(first, len(split), 2))
 
 
 class Through(nn.Module):
@@ -228,19 +233,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--run", type=Path, default=Path("runs/unseen-scores"))
     parser.add_argument("--images", type=int, default=2500, help="validation images")
-    parser.add_argument("--test", type=int, default=10_000, help="test images")
+    parser.add_argument("--test", type=int, default=10_000, help="test images, both halves")
     parser.add_argument("--epochs", type=float, default=3.0, help="of what is trained")
     parser.add_argument("--every", type=int, default=1, help="only every nth that is not trained")
     asked = parser.parse_args()
     data = load(asked.data, None)
     teacher = trained(max(DEPTHS), asked.data)
-    plain = part(data.validation, asked.images)
+    plain, tests = part(data.validation, asked.images), part(data.test, asked.test)
     kinds: dict[str, Callable[[], Split]] = {
         "validation": lambda: plain,
         "cropped": lambda: cropped(plain),
         "cropped and mixed": lambda: cropped(plain, mixed=True),
         "two over each other": lambda: blended(plain, data.normalisation),
-        TEST: lambda: part(data.test, asked.test),
+        "holdout": lambda: every_other(tests, 0),
+        TEST: lambda: every_other(tests, 1),
     }
     fresh = {**left_out(teacher), **stitched(teacher, data, asked.data)}
     fresh = dict(list(fresh.items())[:: asked.every])

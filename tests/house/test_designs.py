@@ -82,6 +82,14 @@ def test_names_are_unique_and_the_table_has_what_lana_lists():
     assert {d.kind for d in CONVOLUTIONS} == {"narrow", "separable", "inverted", "bottleneck"}
     inverted = {(d.kernel, d.expand, d.squeeze) for d in CONVOLUTIONS if d.kind == "inverted"}
     assert inverted == set(product((3, 5), (3, 6), (False, True)))
+    plain, squeezed = (
+        {(d.kind, d.kernel, d.expand) for d in CONVOLUTIONS if d.squeeze is with_it}
+        for with_it in (False, True)
+    )
+    assert plain == squeezed
+    assert all(d.expand < 1 for d in CONVOLUTIONS if d.kind in ("narrow", "bottleneck"))
+    assert any(0 < d.heads < 1 for d in TOKENS)
+    assert any(0 < d.mlp < 4 and d.heads == 1 for d in TOKENS)
     assert any(not d.heads for d in TOKENS)
     assert any(not d.mlp for d in TOKENS)
     assert all(d.heads or d.mlp for d in TOKENS)
