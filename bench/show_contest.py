@@ -158,13 +158,36 @@ def cell(row: Row | None) -> str:
     return f"{row['top1']:.2f} % ({row['share']:.3f}x{'' if row['met'] else ', over'})"
 
 
+def notes(figures: dict[str, Any]) -> Iterator[str]:
+    """The bars, what the recipe wins donors, and how losses of blocks rank what was trained."""
+    yield ""
+    yield "| bar | at least | is | |"
+    yield "|---|---|---|---|"
+    for bar in figures["bars"]:
+        found = "none" if bar["is"] is None else f"{bar['is']:g}"
+        yield f"| {bar['what']} | {bar['at least']:g} | {found} | {'met' if bar['met'] else 'missed'} |"
+    won = figures["points that the recipe wins donors"]
+    told = ", ".join(f"{name} {points:+.2f}" for name, points in won.items())
+    yield ""
+    yield f"Points that retraining wins donors as they are: {told or 'none'}."
+    for one in filter(None, figures["ranked by losses of blocks"]):
+        weights = ", ".join(f"{weight:.2f}" for weight in one["weights"])
+        yield ""
+        yield (
+            f"{one['points']} candidates after their first training are ranked with Kendall's tau "
+            f"{one['tau_of_sums']:.2f} by plain sums of losses of blocks, {one['tau']:.2f} by DONNA's "
+            f"weighted ones (weights {weights} from the first to the last part of the network), each "
+            "left out in turn."
+        )
+
+
 def main() -> None:
     """Read the record, draw, and rewrite the document's part."""
     name, path = sys.argv[1], Path(sys.argv[2])
     figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
     rows = figures["rows"]
     draw(rows, PICTURES / f"{name}_front.png")
-    put(name, [*duels(rows, figures["results"]), *table(rows)])
+    put(name, [*duels(rows, figures["results"]), *table(rows), *notes(figures)])
 
 
 if __name__ == "__main__":
