@@ -165,7 +165,8 @@ def notes(figures: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for bar in figures["bars"]:
         found = "none" if bar["is"] is None else f"{bar['is']:g}"
-        yield f"| {bar['what']} | {bar['at least']:g} | {found} | {'met' if bar['met'] else 'missed'} |"
+        word = "met" if bar["met"] else "missed"
+        yield f"| {bar['what']} | {bar['at least']:g} | {found} | {word} |"
     won = figures["points that the recipe wins donors"]
     told = ", ".join(f"{name} {points:+.2f}" for name, points in won.items())
     yield ""
@@ -175,9 +176,9 @@ def notes(figures: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield (
             f"{one['points']} candidates after their first training are ranked with Kendall's tau "
-            f"{one['tau_of_sums']:.2f} by plain sums of losses of blocks, {one['tau']:.2f} by DONNA's "
-            f"weighted ones (weights {weights} from the first to the last part of the network), each "
-            "left out in turn."
+            f"{one['tau_of_sums']:.2f} by plain sums of losses of blocks, {one['tau']:.2f} by "
+            f"DONNA's weighted ones ({weights} from the first to the last part of the network), "
+            "each left out in turn."
         )
 
 
