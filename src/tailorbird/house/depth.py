@@ -31,7 +31,7 @@ from tailorbird.house.options import HouseOptions
 from tailorbird.house.sample import Collector
 from tailorbird.progress import each
 
-SIZES = 8
+SIZES = 12
 """Numbers of kept parts that are offered of one run at most."""
 
 MOST_PARTS = 64
