@@ -17,7 +17,7 @@ from tailorbird.fit.results import result_of
 from tailorbird.fit.serve import no_worse, preferred
 from tailorbird.fit.ship import Shipping
 from tailorbird.measure.guarded import judged_at_most
-from tailorbird.progress import Progress
+from tailorbird.progress import Progress, each
 from tailorbird.report.record import TargetResult
 from tailorbird.report.words import in_words
 from tailorbird.targets import Place, Target
@@ -41,7 +41,8 @@ def ship_as_is(
     See `tailorbird.fit.serve.no_worse`.
 
     Cost: an evaluation on validation images and on those that compare networks for each of these;
-    an export and sessions for those that are accurate enough for some target.
+    an export and sessions for those that are accurate enough for some target, and the same two
+    evaluations of the file if it keeps the limits. Only what is shipped answers the test images.
 
     Args:
         networks: name -> network.
@@ -63,7 +64,8 @@ def ship_as_is(
     plain = {name: Network(one.module, one.input_shape) for name, one in networks.items()}
     known = {name: judges.validation(name, one).value for name, one in plain.items()}
     scores = {name: judges.compared(name, one) for name, one in plain.items()}
-    for name in sorted(networks, key=lambda name: (-scores[name].value, scores[name].loss)):
+    ranked = sorted(networks, key=lambda name: (-scores[name].value, scores[name].loss))
+    for name in each(progress, "try networks as they are", ranked):
         for precision in get_args(Precision):
             finished = [
                 Finished(
@@ -129,25 +131,23 @@ def _proven(
             if isinstance(proof, TailorbirdError):
                 progress.say(f"{target.name}: {name} as it is was not tried: {proof}")
                 continue
-            images = judged_at_most(one.place.device)
-            accuracies = judges.of(
-                (name, one.place.key), aside.answers(proof.shipped, one.place), images=images
-            )
-            floor = floors.get(target.name)
-            wanted = _wanted(
+            if proof.word != "met":
+                continue
+            images, key = judged_at_most(one.place.device), (name, one.place.key)
+            file = aside.answers(proof.shipped, one.place)
+            if _wanted(
                 target,
-                accuracies.validation.value,
-                accuracies.compared or accuracies.validation,
+                judges.validation(key, file, images=images).value,
+                judges.compared(key, file, images=images),
                 own,
-                floor,
+                floors.get(target.name),
                 measured=proof.measured,
-            )
-            if proof.word == "met" and wanted:
+            ):
                 shipping.copy(aside.home(target.name), target.name)
                 found[target.name] = result_of(
                     target,
                     proof,
-                    accuracies,
+                    judges.of(key, file, images=images),
                     reference=judges.reference(images),
                     precision=one.place.precision,
                     minutes=own.minutes,

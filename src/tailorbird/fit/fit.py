@@ -39,7 +39,7 @@ from tailorbird.fit.quantised import JudgedFiles, Quantiser, Rounding
 from tailorbird.fit.serve import moves
 from tailorbird.fit.settings import FEWER, Settings, Until, check_targets
 from tailorbird.fit.ship import Shipping, export_reference
-from tailorbird.progress import Progress, Silent
+from tailorbird.progress import Progress, Silent, each
 from tailorbird.report.words import figure, in_words
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import strategy_for
@@ -358,7 +358,7 @@ class _Fitting:
         )
         for attempt in attempts:
             attempt.seconds += (time.perf_counter() - start) / len(attempts)
-        for attempt in attempts:
+        for attempt in each(self.progress, "judge students", attempts):
             proof = proofs[attempt.target.name]
             if isinstance(proof, Proof) and attempt.made is not None:
                 self._take(attempt, proof.shipped.student)
