@@ -72,7 +72,7 @@ QUICK_DEPTHS = (20, 32)
 CLEAR = (0.75, 0.4)
 """Limits in ONNX Runtime where networks in float32 are to be well ahead."""
 
-QUICK_SEARCH = Search(rounds=1, candidates=2, contenders=2)
+QUICK_SEARCH = Search(rounds=1, candidates=1, contenders=2)
 PARTS = ("no donors", "half", "three quarters", "random choice")
 
 
@@ -100,9 +100,10 @@ def scale(arguments: argparse.Namespace) -> Scale:
     """The full and the quick form."""
     quick, blocks = arguments.quick, arguments.blocks
     options = tb.HouseOptions(
-        teacher_blocks=6 if quick else blocks,
-        donor_blocks=6 if quick else blocks,
+        teacher_blocks=3 if quick else blocks,
+        donor_blocks=3 if quick else blocks,
         pruned=0 if quick else blocks // 3,
+        merged=not quick,
         recall=0.7,
         donor_recall=0.7,
         epochs=0.15 if quick else arguments.house_epochs,
@@ -113,9 +114,9 @@ def scale(arguments: argparse.Namespace) -> Scale:
             options,
             recipe,
             depths=QUICK_DEPTHS,
-            images=2000,
+            images=1000,
             fastnas_images=16,
-            bisections=2,
+            bisections=1,
             shares=QUICK_SHARES,
             search=QUICK_SEARCH,
             parts=False,
@@ -127,8 +128,9 @@ def scale(arguments: argparse.Namespace) -> Scale:
 def load(root: Path, limit: int | None) -> ImageData:
     """CIFAR-10 with the normalisation that the networks were trained with."""
     folder = root / "cifar10"
+    files = sorted(folder.glob("train-*.parquet"))
     data = parquet(
-        sorted(folder.glob("train-*.parquet")),
+        files if limit is None else files[:1],
         test=sorted(folder.glob("test-*.parquet")),
         normalisation=tb.Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         validation=0.05,
