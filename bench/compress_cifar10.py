@@ -2,7 +2,7 @@
 
     python bench/compress_cifar10.py --data ../shared/data --seeds 2 --epochs 24   # with a GPU
     python bench/compress_cifar10.py --data ../shared/data                         # hours, without
-    python bench/compress_cifar10.py --data ../shared/data --quick                 # some minutes
+    python bench/compress_cifar10.py --data ../shared/data --quick                 # five minutes
 
 Teacher: ResNet-56; donors: ResNet-20, 32 and 44, all with published weights, which have seen all
 training images. Limits are shares of the teacher's float32 latency at one thread and batch 1:
