@@ -59,6 +59,7 @@ from tailorbird.data.sources import parquet
 from tailorbird.device import Runtime
 from tailorbird.errors import ConfigError
 from tailorbird.house.build import House
+from tailorbird.house.candidates import OWN
 from tailorbird.measure.devices.openvino import OpenVino
 from tailorbird.runfolder import RunFolder
 from tailorbird.search.additive import RandomSelection
@@ -220,7 +221,7 @@ def part(house: tb.ModelHouse, name: str, seed: int) -> tb.ModelHouse:
     kept = [
         alternative
         for alternative, number in zip(choices, draw, strict=True)
-        if number < share and (name != "no donors" or alternative.origin in ("teacher", "identity"))
+        if number < share and (name != "no donors" or alternative.origin in OWN)
     ]
     whole = {one.origin for one in kept if one.as_is and one.variant == "whole"}
     if name == "random choice":
@@ -361,7 +362,7 @@ def verdicts(
     return found
 
 
-def kept_by_training(runs: Sequence[Run]) -> dict[str, float]:
+def won_by_training(runs: Sequence[Run]) -> dict[str, float]:
     """Donor -> points that the recipe wins it, in ONNX Runtime's float32, the mean of seeds."""
     won: dict[str, list[float]] = {}
     for one in runs:
@@ -386,7 +387,7 @@ def concluded(contests: Sequence[Contest], runs: Sequence[Run], spend: Scale) ->
     bars = verdicts(limits, table, plain, runs)
     for bar in bars:
         print(f"{'met' if bar['met'] else 'MISSED':6} {bar['what']}: {bar['is']}")
-    won = kept_by_training(runs)
+    won = won_by_training(runs)
     print("points that the recipe wins donors:", won)
     return {
         "rows": [asdict(row) for row in (*table, *plain)],
