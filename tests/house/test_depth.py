@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import cache
 
@@ -172,16 +173,26 @@ def test_patterns_of_two_branches_go_together():
 
 def test_shallower_networks_keep_the_first_of_each_stage():
     graph = trace(seeded(digits_net, width=4, depth=4).eval(), (1, 8, 8))
-    found = dict(shallower(graph))
-    assert list(found) == ["3/4", "1/2", "1/4"]
-    for thin, blocks in zip(found.values(), (3, 2, 1), strict=True):
-        assert sum(layer.kind == "add" for layer in thin.layers) == 3 * blocks
+    found = [thin for _, thin in shallower(graph)]
+    for thin in found:
         assert {layer.name for layer in thin.layers} <= {layer.name for layer in graph.layers}
         with torch.no_grad():
             first = "stages.0.conv1.weight"
             assert torch.equal(thin.module.state_dict()[first], graph.module.state_dict()[first])
             assert thin.module(IMAGES).shape == (8, 10)
     assert list(shallower(trace(net(depth=1), (1, 8, 8)))) == []
+
+
+def test_whole_networks_are_offered_from_one_step_less_to_a_quarter_of_their_depth():
+    depths = []
+    for _, thin in shallower(resnet56()):
+        sizes = [layer.shape[-1] for layer in thin.layers if layer.kind == "add"]
+        depths.append(tuple(sizes.count(size) for size in (8, 4, 2)))
+    assert depths[:2] == [(8, 9, 9), (8, 8, 9)]
+    assert depths[-1] == (2, 2, 3)
+    for earlier, later in itertools.pairwise(depths):
+        assert all(more >= less for more, less in zip(earlier, later, strict=True))
+        assert max(later) - min(later) <= 2
 
 
 def test_donors_stages_with_fewer_blocks_are_stitched_in_and_distilled():

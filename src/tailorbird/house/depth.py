@@ -37,11 +37,8 @@ SIZES = 12
 MOST_PARTS = 64
 """Single parts of one network that are offered to be left out at most."""
 
-SHARES = {"3/4": 3 / 4, "1/2": 1 / 2, "1/4": 1 / 4}
-"""Shares of each stage that whole networks with fewer parts keep."""
-
-STAGE_SHARE = "1/2"
-"""Of ``SHARES``, the one that donors' stages are offered at."""
+SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
+"""Shares of its depth that a whole network is offered with, beside one and two steps less."""
 
 _Item = TypeVar("_Item")
 
@@ -117,35 +114,55 @@ def thinned(run: Run) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def shallower(graph: LayerGraph) -> Iterator[tuple[str, LayerGraph]]:
-    """The network with fewer parts in all of its runs, the first of each stage kept.
+    """The network with fewer parts: one step less, two, and with `SHARES` of its depth.
+
+    Every stage keeps its first step, and as much of the rest as its length asks for; of equal
+    stages the first ones lose first.
 
     Yields:
-        the share of each stage that is kept, such as ``"1/2"``, and the network; none that equals
-        the network or the one before.
+        how many parts of how many are left out, and the network; from deep to shallow.
 
     Example:
         >>> from tailorbird.demo import digits_net
         >>> from tailorbird.graph.trace import trace
         >>> graph = trace(digits_net(width=8, depth=4), (1, 8, 8))
-        >>> [(share, 100 * thin.macs // graph.macs) for share, thin in shallower(graph)]
-        [('3/4', 74), ('1/2', 48), ('1/4', 22)]
+        >>> for variant, thin in shallower(graph):
+        ...     print(variant, 100 * thin.macs // graph.macs)
+        1 of 10 parts left out 91
+        2 of 10 parts left out 82
+        3 of 10 parts left out 74
+        4 of 10 parts left out 65
+        6 of 10 parts left out 48
+        8 of 10 parts left out 31
+        9 of 10 parts left out 22
     """
-    before: tuple[Part, ...] = ()
-    for name, share in SHARES.items():
-        gone = _thinned_to(graph, share)
-        if gone != before:
-            yield name, without(graph, gone)
-        before = gone
+    found = runs(graph)
+    lengths = [len(run.steps) + run.opened for run in found]
+    depth = sum(lengths)
+    wanted = {depth - 1, depth - 2, *(round(share * depth) for share in SHARES)}
+    whole = sum(len(run.without(())) for run in found)
+    for kept in sorted(wanted, reverse=True):
+        if found and len(found) <= kept < depth:
+            gone = _thinned_to(found, _portions(lengths, kept))
+            yield f"{len(gone)} of {whole} parts left out", without(graph, gone)
 
 
-def _thinned_to(graph: LayerGraph, share: float) -> tuple[Part, ...]:
-    """What is left out where a share of each stage is kept, one step of each at least."""
-    gone: list[Part] = []
-    for run in runs(graph):
-        first = int(run.opened)
-        kept = max(1, round(share * (len(run.steps) + first))) - first
-        gone += run.without(run.spread(kept))
-    return tuple(gone)
+def _portions(lengths: Sequence[int], total: int) -> list[int]:
+    """``total`` over stages by their lengths, one each at least (Sainte-Lague's method)."""
+    counts = [1] * len(lengths)
+    for _ in range(total - len(lengths)):
+        needs = [(count + 0.5) / length for count, length in zip(counts, lengths, strict=True)]
+        counts[max(i for i, need in enumerate(needs) if need == min(needs))] += 1
+    return counts
+
+
+def _thinned_to(found: Sequence[Run], counts: Sequence[int]) -> tuple[Part, ...]:
+    """What is left out where runs, with the blocks that open them, keep so many steps."""
+    return tuple(
+        part
+        for run, count in zip(found, counts, strict=True)
+        for part in run.without(run.spread(count - run.opened))
+    )
 
 
 def _offer(
@@ -174,7 +191,7 @@ def _add_donor_stages(
     """Offer single stages of donors with fewer parts; at most one for each stage of each donor."""
     own = _single_stages(teacher, stem=options.stem)
     for name, donor in each(collector.progress, "sample thinner stages", sorted(donors.items())):
-        gone = _thinned_to(donor, SHARES[STAGE_SHARE]) if own else ()
+        gone = _halved(runs(donor)) if own else ()
         if not gone:
             continue
         thin, whole = without(donor, gone), _single_stages(donor, stem=options.stem)
@@ -188,9 +205,14 @@ def _add_donor_stages(
                     donor=thin,
                     name=name,
                     seen=seen,
-                    variant=f"stitched, {STAGE_SHARE} of its depth",
+                    variant="stitched, 1/2 of its depth",
                 )
         seen.forget(thin)
+
+
+def _halved(found: Sequence[Run]) -> tuple[Part, ...]:
+    """What is left out where each run keeps half of its depth."""
+    return _thinned_to(found, [max(1, round((len(run.steps) + run.opened) / 2)) for run in found])
 
 
 def _single_stages(graph: LayerGraph, *, stem: bool) -> dict[tuple[int, int], Block]:

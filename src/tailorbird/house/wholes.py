@@ -6,7 +6,8 @@ with heads of their own:
 - every donor that answers to the teacher's classes (equal shapes of outputs), as it is,
 - the teacher and these donors, narrowed a little by the size of their weights: a network just over
   a limit is often better narrowed than passed over for the next smaller one,
-- and with a share of the parts of each of their stages, see `tailorbird.house.depth.shallower`.
+- and with fewer parts, from one less to a quarter of the depth, see
+  `tailorbird.house.depth.shallower`.
 
 They keep their weights: to score one costs a forward pass over the validation images, where
 distilling them used to take about half of a house's work. If one is chosen it is trained further
@@ -105,8 +106,8 @@ def _made_from(
     if options.pruned:
         yield from _narrowed(collector, body, graph.input_shape, multiple=options.width_multiple)
     if options.depth:
-        for share, thin in shallower(graph):
-            yield f"{share} of each stage", extract(thin, whole_network(thin))
+        for variant, thin in shallower(graph):
+            yield variant, extract(thin, whole_network(thin))
 
 
 def _narrowed(
