@@ -42,7 +42,9 @@ class Blocks:
         return -(genomes @ self.problem.loss)
 
 
-def proposed(family, limit, *, candidates=4, strategy=None, kinds=(), **more):
+def proposed(
+    family, limit, *, candidates=4, strategy=None, kinds=(), content=lambda key: key, **more
+):
     wish = Wish(("one", "box"), {"latency_ms@box": limit, **more}, near="latency_ms@box")
     found = propose(
         family,
@@ -50,6 +52,7 @@ def proposed(family, limit, *, candidates=4, strategy=None, kinds=(), **more):
         strategy or Exact(),
         candidates=candidates,
         kinds=kinds,
+        content=content,
         seed=0,
         progress=Silent(),
     )
@@ -151,3 +154,16 @@ def test_a_figure_that_is_to_be_high_is_a_limit_of_what_is_left(small_is_best):
     column = near.problem.metrics.index(left)
     assert near.problem.cost([0])[column] == 106.0
     assert near.genome([0]).tolist() == genomes[1].tolist()
+
+
+def test_what_is_one_network_is_proposed_once():
+    """The first two parts left out one by one, or both as a run, which is estimated otherwise."""
+    family = Blocks(3, (0, 0, 0.1, 9.0), (1, 1, 0.1, 9.0), (0, 1, 0.15, 17.9), (2, 2, 0.3, 10.0))
+
+    def content(key):
+        return (1, 1, 0, key[3]) if key[2] else key
+
+    plain = proposed(family, 84.0, candidates=3)
+    assert {(1, 1, 0, 0), (0, 0, 1, 0)} <= set(plain)
+    keys = proposed(family, 84.0, candidates=3, content=content)
+    assert len(keys) == len({content(key) for key in keys}) == 3

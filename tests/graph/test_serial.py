@@ -19,9 +19,9 @@ from tailorbird.graph.serial import (
     from_spec,
     load_module,
     save_module,
-    structure_key,
     to_spec,
 )
+from tailorbird.graph.structure import structure_key
 from tailorbird.graph.trace import trace
 
 from .serial_nets import Awkward, CifarNet, conv_net

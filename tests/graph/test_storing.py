@@ -19,9 +19,9 @@ from tailorbird.graph.serial import (
     from_spec,
     load_module,
     save_module,
-    structure_key,
     to_spec,
 )
+from tailorbird.graph.structure import structure_key
 from tailorbird.graph.surgery import extract, induce
 from tailorbird.graph.trace import trace
 from tailorbird.measure.counts import count

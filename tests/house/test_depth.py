@@ -231,6 +231,41 @@ def test_nothing_of_it_where_depth_is_off_and_nothing_twice():
         assert [a.block for a in collector.alternatives].count(part.block.key) == 1
 
 
+def test_a_run_and_its_branches_left_out_one_by_one_are_one_network(tmp_path):
+    family = house_of_depth()
+    names = [a.name for a in family.alternatives]
+    house = House(
+        teacher=resnet56(),
+        sample=Sample(
+            blocks=family.blocks, alternatives=family.alternatives, modules=family.modules
+        ),
+        modules=family.modules,
+        scores={name: {"divergence": 0.1, "accuracy_loss": 0.1} for name in names},
+        store=HouseStore(tmp_path / "house"),
+    )
+    recipe, folder = Recipe(epochs=1), tmp_path / "retrain"
+    candidates = HouseCandidates(
+        house, images(), folder=folder, recipe=recipe, seed=0, progress=Silent()
+    )
+
+    def key(*found):
+        return tuple(candidates.family.of_names([a.name for a in found]).tolist())
+
+    run = runs(resnet56())[-1]
+    alone = [
+        next(a for a in family.alternatives if (a.block, a.variant) == (part.block.key, "left out"))
+        for (part,) in run.steps
+    ]
+    by_variant = {a.variant: a for a in family.alternatives if a.block == run.block.key}
+    content = candidates.content
+    for variant, kept in [("0 of 8", set()), ("2 of 8, first", {0, 1})]:
+        gone = [a for number, a in enumerate(alone) if number not in kept]
+        assert content(key(by_variant[variant])) == content(key(*gone))
+        assert content(key(by_variant[variant])) != content(key(*gone[1:]))
+    spread, first = (content(key(by_variant[f"2 of 8, {how}"])) for how in ("spread", "first"))
+    assert spread != first, "equal structures, other weights"
+
+
 def test_identities_never_double_their_input():
     part = parts(teacher())[0]
     own = [name for name in part.block.nodes if name in part.branch]

@@ -197,6 +197,9 @@ class Candidates(Estimated, Protocol):
     def named(self, label: str) -> Key | None:
         """The candidate that `label` named; ``None`` for the name of anything else."""
 
+    def content(self, key: Key) -> str:
+        """Equal for candidates that are one network, weights included, put together in two ways."""
+
     def checks(self, place: Place, proposed: Sequence[Key]) -> Sequence[Key]:
         """Further networks to measure whole, which tell most about the estimate at a place.
 

@@ -356,6 +356,7 @@ class Chooser:
             self.strategy,
             candidates=self.proposals,
             kinds=list(self.candidates.kinds.values()) if self.contenders > 1 else (),
+            content=self.candidates.content,
             seed=self.seed,
             progress=self.progress,
         )
@@ -365,7 +366,7 @@ class Chooser:
         new = 0
         for name, keys in by_place.items():
             pool = self.pools[name]
-            fresh = sorted({key for key in keys if key not in pool.candidates})
+            fresh = self.pools.new(name, keys)
             if not fresh:
                 continue
             new += len(fresh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -206,6 +206,16 @@ class Pools(Mapping[str, Pool]):
         """What `open` needs to take up the pool of the place of that name."""
         pool = self._pools[name]
         return Past(tuple(pool.candidates), tuple(pool.checks))
+
+    def new(self, name: str, keys: Iterable[Key]) -> list[Key]:
+        """Those that are no network of a pool, each network once."""
+        content = self.candidates.content
+        known, found = {content(key) for key in self._pools[name].candidates}, []
+        for key in sorted(set(keys)):
+            if content(key) not in known:
+                known.add(content(key))
+                found.append(key)
+        return found
 
     def measure(self, name: str, fresh: Sequence[Key], checks: Sequence[Key] = ()) -> None:
         """Take candidates and checks into a pool, and correct the estimate by them.

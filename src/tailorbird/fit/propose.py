@@ -15,7 +15,7 @@ end. So each kind that a flow names is searched by itself as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +61,7 @@ def propose(
     *,
     candidates: int,
     kinds: Sequence[Sequence[int]] = (),
+    content: Callable[[Key], Hashable] = lambda key: key,
     seed: int,
     progress: Progress,
 ) -> dict[Owner, list[Key]]:
@@ -73,6 +74,7 @@ def propose(
         candidates: per wish, at most; for each kind half as many.
         kinds: indices of alternatives, of which members are searched by themselves near the limits;
             where costs add up.
+        content: equal for keys of one network: no two of an owner's are.
         seed: of the search.
         progress: told how it goes.
 
@@ -85,16 +87,33 @@ def propose(
         for one in wishes:
             ceilings[one.near] = max(ceilings[one.near], 2 * one.bounds[one.near])
         whole = Near(family, ceilings)
-        keys = _found(whole, wishes, strategy, count=candidates, seed=seed, progress=progress)
+        keys = _found(
+            whole,
+            wishes,
+            strategy,
+            count=candidates,
+            content=content,
+            seed=seed,
+            progress=progress,
+        )
         for part in parts:
             near = Near(part, ceilings)
             asked = _bands(near, wishes, max(1, candidates // 2), seed=seed)
             more = _search(near, asked, strategy, seed=seed, progress=progress)
             for wish, genome in zip(asked, more, strict=True):
-                if (key := _key(genome)) not in keys[wish.owner]:
+                known = {content(one) for one in keys[wish.owner]}
+                if content(key := _key(genome)) not in known:
                     keys[wish.owner].append(key)
         return keys
-    return _found(family, wishes, strategy, count=candidates, seed=seed, progress=progress)
+    return _found(
+        family,
+        wishes,
+        strategy,
+        count=candidates,
+        content=content,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def _found(
@@ -103,21 +122,21 @@ def _found(
     strategy: Strategy,
     *,
     count: int,
+    content: Callable[[Key], Hashable],
     seed: int,
     progress: Progress,
 ) -> dict[Owner, list[Key]]:
-    """So many candidates for each wish, by owners; each once."""
+    """So many candidates for each wish, by owners; each network once."""
     asked = _asked(family, wishes, candidates=count, seed=seed)
-    keys: dict[Owner, list[Key]] = {}
+    keys: dict[Owner, list[Key]] = {wish.owner: [] for wish in asked}
     found = _search(family, asked, strategy, seed=seed, progress=progress)
     for wish, genome in zip(asked, found, strict=True):
-        known = keys.setdefault(wish.owner, [])
-        key = _key(genome)
-        if key in known:
-            others = _others(family, wish, strategy, count=len(known) + 1)
-            key = next((one for one in others if one not in known), key)
-        if key not in known:
-            known.append(key)
+        key, known = _key(genome), {content(one) for one in keys[wish.owner]}
+        if content(key) in known:
+            others = _others(family, wish, strategy, count=2 * len(known) + 1)
+            key = next((one for one in others if content(one) not in known), key)
+        if content(key) not in known:
+            keys[wish.owner].append(key)
     return keys
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -21,20 +21,17 @@ from torch import fx, nn
 
 from tailorbird.errors import GraphError, StoreError, TailorbirdError
 from tailorbird.files import write_bytes
-from tailorbird.graph.callables import class_name, code_path, function_name
+from tailorbird.graph.callables import code_path, function_name
 from tailorbird.graph.describe import (
     describe,
-    plain_attributes,
     plain_tensors,
-    tensor_shapes,
-    trace_leaf,
 )
-from tailorbird.graph.encoding import Json, Terms, UnstorableError, code_in, encode
+from tailorbird.graph.encoding import Json, code_in
 from tailorbird.graph.rebuild import Builder, join
 
 _FORMAT = "tailorbird-module"
 VERSION = 2
-"""Of stored networks; keys of structures of another version say nothing."""
+"""Of stored networks."""
 
 _READ = (1, 2)
 _MOST_ELEMENTS = 2**31
@@ -218,114 +215,6 @@ def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         if last in table:
             cast(dict[str, torch.Tensor | None], table)[last] = tensor
             return
-
-
-# ---------------------------------------------------------------- structure
-
-
-def structure_key(module: fx.GraphModule, in_shape: Sequence[int]) -> str:
-    """SHA-256 of what the network computes and costs, apart from its weights' values.
-
-    Equal for networks of the same operations, attributes, connections and shapes, whatever their
-    nodes and modules are called and in whatever order independent branches are listed; so one
-    measured latency serves them all. ``in_shape`` excludes the batch dimension.
-
-    Example:
-        >>> net = lambda stride: fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3, stride)))
-        >>> structure_key(net(1), (3, 8, 8)) == structure_key(net(1), (3, 8, 8))
-        True
-        >>> structure_key(net(1), (3, 8, 8)) == structure_key(net(2), (3, 8, 8))
-        False
-    """
-    canonical = [list(in_shape), _Canonical().graph(module)]
-    return hashlib.sha256(_dump(canonical)).hexdigest()
-
-
-class _Canonical:
-    """Numbers nodes, modules and tensors in the order in which the output needs them."""
-
-    def __init__(self) -> None:
-        self._modules: dict[nn.Module, int] = {}
-        self._tensors: dict[int, int] = {}
-
-    def graph(self, module: fx.GraphModule) -> list[object]:
-        """A graph as a list of records without names."""
-        numbers: dict[str, int] = {}
-        records: list[object] = []
-        inputs = [node.name for node in module.graph.nodes if node.op == "placeholder"]
-        stack = [next(node for node in reversed(module.graph.nodes) if node.op == "output")]
-        while stack:
-            node = stack[-1]
-            waiting = [
-                other for other in reversed(node.all_input_nodes) if other.name not in numbers
-            ]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            stack.pop()
-            if node.name not in numbers:
-                records.append(self._record(module, node, inputs, numbers))
-                numbers[node.name] = len(numbers)
-        return records
-
-    def _record(
-        self, module: fx.GraphModule, node: fx.Node, inputs: list[str], numbers: dict[str, int]
-    ) -> list[object]:
-        target: object = node.target
-        if node.op == "placeholder":
-            target = inputs.index(node.name)
-        elif node.op == "get_attr":
-            owner, _, last = str(target).rpartition(".")
-            target = self._tensor(getattr(module.get_submodule(owner), last))
-        elif node.op == "call_module":
-            target = self._module(module.get_submodule(str(target)))
-        elif node.op == "call_function":
-            target = function_name(target) or repr(target)
-        args, kwargs = (
-            _renumber(_coded(value), numbers) for value in (node.args, dict(node.kwargs))
-        )
-        return [node.op, target, args, kwargs]
-
-    def _tensor(self, tensor: object) -> list[object]:
-        if not isinstance(tensor, torch.Tensor):
-            return [_coded(tensor)]
-        number = self._tensors.setdefault(id(tensor), len(self._tensors))
-        kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-        return [number, kind, list(tensor.shape), str(tensor.dtype)]
-
-    def _module(self, module: nn.Module) -> list[object]:
-        if module in self._modules:
-            return [self._modules[module]]
-        self._modules[module] = len(self._modules)
-        if class_name(type(module)) is None and not isinstance(module, fx.GraphModule):
-            with suppress(UnstorableError):
-                module = trace_leaf(module)
-        if isinstance(module, fx.GraphModule):
-            return ["graph", self.graph(module)]
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        attributes = sorted((key, _coded(value)) for key, value in plain_attributes(module))
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        children = [[name, self._module(child)] for name, child in module._modules.items() if child]
-        tensors = [self._tensor(tensor) for tensor in own]
-        return [kind, attributes, sorted(tensor_shapes(module).items()), tensors, children]
-
-
-def _coded(value: object) -> object:
-    try:
-        return encode(value, Terms(nodes=True))
-    except UnstorableError:
-        return {"other": f"{type(value).__module__}.{type(value).__qualname__}"}
-
-
-def _renumber(coded: object, numbers: dict[str, int]) -> object:
-    """Names of nodes become their numbers."""
-    if isinstance(coded, list):
-        return [_renumber(item, numbers) for item in coded]
-    if isinstance(coded, dict):
-        if set(coded) == {"node"}:
-            return {"node": numbers[coded["node"]]}
-        return {key: _renumber(item, numbers) for key, item in coded.items()}
-    return coded
 
 
 # ---------------------------------------------------------------- files

@@ -34,6 +34,7 @@ from tailorbird.fit.candidates import (
     Words,
     latency_at,
 )
+from tailorbird.graph.structure import content_key
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.build import House
@@ -104,6 +105,7 @@ class HouseCandidates:
         self._isolated: dict[str, Mapping[str, float]] = {}
         self._corrected: HouseFamily | None = None
         self._answered: dict[tuple[bool, int | None], Tensor] = {}
+        self._contents: dict[Key, str] = {}
         self._observed = ""
 
     # estimated ----------------------------------------------------------------------------------
@@ -200,6 +202,12 @@ class HouseCandidates:
             return None
         return tuple(self.family.of_names(names).tolist())
 
+    def content(self, key: Key) -> str:
+        """Two branches left out one by one are the run that has neither."""
+        if key not in self._contents:
+            self._contents[key] = content_key(self._cut(key), self.house.teacher.input_shape)
+        return self._contents[key]
+
     def checks(self, place: Place, proposed: Sequence[Key]) -> Sequence[Key]:
         """The teacher with each single replacement of the proposed: savings in context."""
         names = sorted({name for key in proposed for name in self.family.names(key)})
@@ -227,10 +235,7 @@ class HouseCandidates:
 
     def network(self, key: Key) -> Network:
         """The candidate as it would be shipped: masks cut."""
-        teacher = self.house.teacher
-        if key == self.reference:
-            return Network(teacher.module, teacher.input_shape)
-        return Network(self.house.cut(self._induced(key)), teacher.input_shape)
+        return Network(self._cut(key), self.house.teacher.input_shape)
 
     def judge(self, keys: Sequence[Key]) -> Sequence[Judgement]:
         """Quality is divergence from the teacher, or accuracy where ``house.rank_by`` says so, on
@@ -263,6 +268,12 @@ class HouseCandidates:
     def judged_as(self, key: Key) -> Network:
         """The candidate as it would be shipped, but for its training."""
         return self.network(key)
+
+    def _cut(self, key: Key) -> fx.GraphModule:
+        """The candidate's network, masks cut; of the reference the teacher itself."""
+        if key == self.reference:
+            return self.house.teacher.module
+        return self.house.cut(self._induced(key))
 
     def _weighed(self, module: nn.Module, images: int | None = None) -> Judgement:
         task, scoring, choosing = self.house.task, self.data.scoring, self.data.choosing

@@ -20,7 +20,7 @@ from tailorbird.graph.channels import Group, analyse
 from tailorbird.graph.importance import Scores, magnitude_scores, prune_interior
 from tailorbird.graph.masks import interface_masks, masked
 from tailorbird.graph.sensitivity import Sensitivity
-from tailorbird.graph.serial import structure_key
+from tailorbird.graph.structure import structure_key
 from tailorbird.graph.surgery import capture, extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.options import HouseOptions

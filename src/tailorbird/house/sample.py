@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from tailorbird.errors import GraphError, MeasurementError
 from tailorbird.graph.blocks import Block, enumerate_blocks, sample_block
-from tailorbird.graph.serial import structure_key
+from tailorbird.graph.structure import structure_key
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.graph.zeros import left_out_by, zero_module

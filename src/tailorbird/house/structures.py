@@ -9,7 +9,7 @@ from torch import fx
 
 from tailorbird.fit.candidates import Network
 from tailorbird.graph.blocks import whole_network
-from tailorbird.graph.serial import structure_key
+from tailorbird.graph.structure import structure_key
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.alternative import Alternative, Sample

@@ -29,7 +29,7 @@ from torch import fx
 from tailorbird.errors import GraphError
 from tailorbird.graph.blocks import Block, whole_network
 from tailorbird.graph.importance import magnitude_scores, prune_interior
-from tailorbird.graph.serial import structure_key
+from tailorbird.graph.structure import structure_key
 from tailorbird.graph.surgery import extract
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.house.activations import Activations

@@ -9,7 +9,8 @@ from typing import cast
 from tailorbird.changes import differences
 from tailorbird.errors import GraphError, StoreError
 from tailorbird.files import write_json
-from tailorbird.graph.serial import VERSION, structure_key, to_spec
+from tailorbird.graph.serial import to_spec
+from tailorbird.graph.structure import VERSION, structure_key
 from tailorbird.graph.trace import LayerGraph
 from tailorbird.progress import Progress
 from tailorbird.records import read_record
@@ -41,9 +42,9 @@ def check_structures(run: Path, teacher: LayerGraph, donors: Mapping[str, LayerG
         name: structure_key(graph.module, graph.input_shape)
         for name, graph in {"teacher": teacher, **donors}.items()
     }
-    known["version of storing"] = VERSION
+    known["version of keys"] = VERSION
     stored = read_record(path, dict[str, object]) if path.exists() else {}
-    if stored.get("version of storing") != VERSION:
+    if stored.get("version of keys") != VERSION:
         write_json(path, known)  # nothing is known, or only by keys of another kind
     elif changed := differences(stored, known):
         raise StoreError(

@@ -229,6 +229,10 @@ class SupernetCandidates:
         key = tuple(map(int, label.removeprefix(WHOLE).split(",")))
         return None if key == self.reference else key
 
+    def content(self, key: Key) -> str:
+        """Its label: no two genomes name one subnet."""
+        return self.label(key)
+
     def checks(self, place: Place, proposed: Sequence[Key]) -> Sequence[Key]:
         """Some of the evaluated subnets, spread over their sizes, before the first search."""
         if proposed or self.learned is None:
