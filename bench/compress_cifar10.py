@@ -1,8 +1,13 @@
 """CIFAR-10: a ResNet-56 at eight limits on two runtimes, Tailorbird beside its rivals in one run.
 
     python bench/compress_cifar10.py --data ../shared/data --seeds 2 --epochs 24   # with a GPU
-    python bench/compress_cifar10.py --data ../shared/data                         # hours, without
     python bench/compress_cifar10.py --data ../shared/data --quick                 # five minutes
+
+Without a GPU, within two hours of two cores; ``--no-parts`` leaves out what is said of parts and
+of labels below:
+
+    python bench/compress_cifar10.py --data ../shared/data --seeds 1 --epochs 0.75 \\
+        --house-epochs 0.4 --contenders 2 --no-parts
 
 Teacher: ResNet-56; donors: ResNet-20, 32 and 44, all with published weights, which have seen all
 training images. Limits are shares of the teacher's float32 latency at one thread and batch 1:
