@@ -3,6 +3,11 @@
     python bench/real_photos.py --data ../shared/data            # hours on a CPU, minutes on a GPU
     python bench/real_photos.py --data ../shared/data --quick    # some minutes, tells nothing
 
+Without a GPU, within two hours of two cores:
+
+    python bench/real_photos.py --data ../shared/data --tuning 2 --epochs 0.5 \\
+        --house-epochs 0.25 --blocks 8 --contenders 2
+
 Teacher: EfficientNet-Lite2 with ImageNet weights (packages of the extra ``bench``), fine-tuned to
 the five kinds of flowers at 128 pixels; donors: Lite0 and Lite1, fine-tuned alike. Limits and
 rivals are those of `compress_cifar10.py`, without FastNAS, which knows nothing of these networks'
@@ -131,13 +136,15 @@ def main() -> None:
     parser.add_argument("--tuning", type=float, default=8.0, help="epochs of the fine-tuning")
     parser.add_argument("--epochs", type=float, default=8.0, help="retraining")
     parser.add_argument("--house-epochs", type=float, default=2.0, help="distillation")
+    parser.add_argument("--blocks", type=int, default=24, help="teacher's and donors' each")
+    parser.add_argument("--contenders", type=int, default=4, help="of ours, trained per target")
     parser.add_argument("--seeds", type=int, default=1, help="0, 1, ...")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     data, quick = photographs(arguments.data), arguments.quick
     if quick:
         data = first(data, 96)
-    few = 4 if quick else 24
+    few = 4 if quick else arguments.blocks
     spend = Scale(
         tb.HouseOptions(
             teacher_blocks=few,
@@ -151,7 +158,7 @@ def main() -> None:
         Recipe(epochs=0.3 if quick else arguments.epochs, batch_size=32),
         bisections=2 if quick else 8,
         shares=QUICK_SHARES if quick else SHARES,
-        search=QUICK_SEARCH if quick else Search(),
+        search=QUICK_SEARCH if quick else Search(contenders=arguments.contenders),
         parts=False,
     )
     contests = [contest(arguments, spend, data, seed) for seed in range(arguments.seeds)]

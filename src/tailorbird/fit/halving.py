@@ -21,7 +21,7 @@ from tailorbird.fit.candidates import Candidates, Judgement, Key, Made, Network
 from tailorbird.fit.choose import Chooser
 from tailorbird.fit.ledger import NETWORK, WORST, Entry, Ledger
 from tailorbird.fit.pools import Choice, Option, Standing
-from tailorbird.progress import Progress
+from tailorbird.progress import Progress, each
 from tailorbird.report.record import Contender, TrainingRound
 from tailorbird.targets import LATENCY, PLAIN, Target
 from tailorbird.train.clock import Pause
@@ -196,7 +196,7 @@ class Halving:
                     )
                 )
 
-        for name, key in options:
+        for name, key in each(self._progress, "judge contenders", options):
             network = Network(made[key].module, made[key].input_shape)
             if key not in plain:
                 known = self._ledger.find(self._candidates.training(key), pause.at)

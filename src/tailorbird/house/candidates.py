@@ -242,7 +242,8 @@ class HouseCandidates:
         `ImageData.scoring`. Accuracy is of images whose labels hold (`ImageData.choosing`), so that
         limits on it keep their meaning.
         """
-        return [self._weighed(self._induced(key)) for key in keys]
+        new = each(self.progress, "judge candidates", keys)
+        return [self._weighed(self._induced(key)) for key in new]
 
     def parts(self, key: Key) -> tuple[str, ...]:
         """The replaced blocks, as ``"block -> alternative"``."""
