@@ -23,7 +23,7 @@ def test_fewer_branches_go_all_the_way(tmp_path):
         options=replace(OPTIONS, teacher_blocks=2, pruned=0, epochs=0.5),
         exporter=FakeExporter(),
     )
-    runs = {a.name: a for a in house.house.choices if re.match(r"\d of", a.variant)}
+    runs = {a.name: a for a in house.house.choices if re.match(r"\d of \d$", a.variant)}
     assert {a.variant for a in runs.values()} == {"1 of 3", "0 of 2"}, "one less is a branch alone"
     assert all(a.as_is for a in runs.values())
     alone = replace(
