@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -81,46 +82,38 @@ def propose(
     Raises:
         KeyboardInterrupt: when the search was stopped by ctrl-C.
     """
-    if is_additive(family):
-        parts = [Within(family, kind) for kind in kinds if len(kind)]
-        ceilings = {one.near: 0.0 for one in wishes}
-        for one in wishes:
-            ceilings[one.near] = max(ceilings[one.near], 2 * one.bounds[one.near])
-        whole = Near(family, ceilings)
-        keys = _found(
-            whole,
-            wishes,
-            strategy,
-            count=candidates,
-            content=content,
-            seed=seed,
-            progress=progress,
-        )
-        for part in parts:
-            near = Near(part, ceilings)
-            asked = _bands(near, wishes, max(1, candidates // 2), seed=seed)
-            more = _search(near, asked, strategy, seed=seed, progress=progress)
-            for wish, genome in zip(asked, more, strict=True):
-                known = {content(one) for one in keys[wish.owner]}
-                if content(key := _key(genome)) not in known:
-                    keys[wish.owner].append(key)
-        return keys
-    return _found(
-        family,
-        wishes,
-        strategy,
+    find = partial(
+        _found,
+        wishes=wishes,
+        strategy=strategy,
         count=candidates,
         content=content,
         seed=seed,
         progress=progress,
     )
+    if not is_additive(family):
+        return find(family)
+    parts = [Within(family, kind) for kind in kinds if len(kind)]
+    ceilings = {one.near: 0.0 for one in wishes}
+    for one in wishes:
+        ceilings[one.near] = max(ceilings[one.near], 2 * one.bounds[one.near])
+    keys = find(Near(family, ceilings))
+    for part in parts:
+        near = Near(part, ceilings)
+        asked = _bands(near, wishes, max(1, candidates // 2), seed=seed)
+        more = _search(near, asked, strategy, seed=seed, progress=progress)
+        for wish, genome in zip(asked, more, strict=True):
+            known = {content(one) for one in keys[wish.owner]}
+            if content(key := _key(genome)) not in known:
+                keys[wish.owner].append(key)
+    return keys
 
 
 def _found(
     family: Estimated,
+    *,
     wishes: Sequence[Wish],
     strategy: Strategy,
-    *,
     count: int,
     content: Callable[[Key], Hashable],
     seed: int,
