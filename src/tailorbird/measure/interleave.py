@@ -1,4 +1,4 @@
-"""Timing of files in this process, in turns, so that whatever disturbs it hits all alike.
+"""Timing of files in turns, so that whatever disturbs it hits all alike.
 
 Each file is warmed up, then the files take turns in an order shuffled every round: one untimed and
 five timed runs each. The garbage collector is off meanwhile. A very fast file runs several times

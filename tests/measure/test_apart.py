@@ -1,0 +1,108 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tailorbird.device import Latency
+from tailorbird.errors import MeasurementError
+from tailorbird.measure.apart import Process
+
+
+@dataclass(frozen=True)
+class Board:
+    """Each file's latency is the number of the process that timed it; names say what goes wrong."""
+
+    time_limit_s: float = 60.0
+
+    def timed(self, models, *, group_bytes):
+        os.write(1, b"what a library prints is no answer\n")
+        for one in models:
+            if one.name == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if one.name == "leave":
+                os._exit(7)
+            if one.name == "hang":
+                time.sleep(600)
+            if one.name == "refuse":
+                raise MeasurementError(f"{one}: no\nsuch thing")
+            if one.name == "fault":
+                raise ZeroDivisionError("of a library")
+        return [
+            Latency(median_ms=float(os.getpid()), spread_ms=0.1, runs=group_bytes, warmup=1)
+            for _ in models
+        ]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["forks", "anew"])
+def process(request):
+    found = Process(__name__, "json", forks=request.param)
+    yield found
+    found.end()
+
+
+def test_every_call_is_timed_in_a_process_of_its_own(process):
+    files = [Path("a"), Path("b")]
+    calls = [process.timed(Board(), files, group_bytes=30 + i) for i in range(3)]
+    assert [[one.runs for one in call] for call in calls] == [[30, 30], [31, 31], [32, 32]]
+    numbers = [{one.median_ms for one in call} for call in calls]
+    assert [len(one) for one in numbers] == [1, 1, 1]
+    assert len(set.union(*numbers, {float(os.getpid())})) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("crash", "the process that times files ended by SIGSEGV; measure them one by one"),
+        ("leave", "the process that times files ended with status 7"),
+        ("refuse", "refuse: no\nsuch thing"),
+        ("fault", "ZeroDivisionError: of a library"),
+    ],
+)
+def test_what_goes_wrong_there_is_one_error_and_the_next_call_works(process, name, words):
+    with pytest.raises(MeasurementError, match=words):
+        process.timed(Board(), [Path("a"), Path(name)], group_bytes=1)
+    assert len(process.timed(Board(), [Path("a")], group_bytes=1)) == 1
+
+
+def test_what_hangs_is_killed(process):
+    with pytest.raises(MeasurementError, match="ended by SIGKILL"):
+        process.timed(Board(time_limit_s=1.5), [Path("hang")], group_bytes=1)
+    assert len(process.timed(Board(), [Path("a")], group_bytes=1)) == 1
+
+
+ASKS = """
+import json, sys
+from pathlib import Path
+from tailorbird.measure.apart import Process
+from tests.measure.test_apart import Board
+process = Process("tests.measure.test_apart", "json", forks=True)
+process.timed(Board(), [Path("a")], group_bytes=1)
+print(process._running.pid, flush=True)
+process.timed(Board(), [Path("hang")], group_bytes=1)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are told by Linux")
+def test_it_ends_with_whoever_asks():
+    def group(number):
+        """Processes of a process group."""
+        stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+        return [line for line in stats if line.rpartition(")")[2].split()[2] == str(number)]
+
+    asks = subprocess.Popen([sys.executable, "-c", ASKS], stdout=subprocess.PIPE, text=True)
+    started = int(json.loads(asks.stdout.readline()))
+    until = time.monotonic() + 60
+    while len(group(started)) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(group(started)) == 2
+    asks.kill()
+    asks.communicate()
+    while group(started) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert group(started) == []
