@@ -200,6 +200,26 @@ def test_kinds_that_can_not_be_compared_take_turns_near_the_limit(tmp_path):
     assert field[5] == (12, 1) or field[5] == (8, 0)
 
 
+def test_of_kinds_with_as_few_the_better_as_it_is_comes_first(tmp_path):
+    class ThreeKinds(Learners):
+        def kind(self, key):
+            return "" if key[0] == 18 else ("a", "b")[key[1]]
+
+    candidates = ThreeKinds()
+    chooser = Chooser(
+        candidates,
+        Exhaustive(),
+        proposals=1,
+        searches=1,
+        seed=0,
+        progress=Told(),
+        contenders=2,
+    )
+    chooser.pools.open(BOX, Times(candidates))
+    chooser.pools.measure("box", [(18, 0), (17, 0), (15, 1)])
+    assert [one.key for one in chooser.field(target())] == [(18, 0), (15, 1)]
+
+
 def test_contenders_of_all_targets_train_together_and_equal_ones_once(tmp_path):
     candidates = Learners()
     targets = [target("a"), target("b", latency_ms=21.0), target("free", latency_ms=50.0)]

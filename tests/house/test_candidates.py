@@ -12,7 +12,7 @@ from tailorbird.fit.bench import bench_at
 from tailorbird.fit.candidates import Network, Trained
 from tailorbird.fit.choose import Chooser
 from tailorbird.fit.judge import Judge
-from tailorbird.house.candidates import HouseCandidates
+from tailorbird.house.candidates import CHANGED, OWN, HouseCandidates
 from tailorbird.pipeline import ModelHouse
 from tailorbird.progress import Silent
 from tailorbird.search import exact
@@ -295,11 +295,15 @@ def test_losses_are_weighed_by_what_became_of_trained_candidates(run):
     candidates, told = candidates_of(open_house(run)), Told()
     candidates.progress = told
     family = candidates.family
-    own = {family.alternatives[index].name for index in candidates.kinds["own"]}
-    donors = {a.name for a in family.alternatives if a.origin == "narrow"}
-    assert own and own.isdisjoint(donors)
-    one, other = (tuple(family.of_names([min(some)]).tolist()) for some in (own, donors))
-    assert (candidates.kind(one), candidates.kind(other)) == ("own", "")
+    made = {a.name: a for a in family.alternatives}
+    own, changed = ([family.alternatives[i] for i in candidates.kinds[k]] for k in (OWN, CHANGED))
+    assert {a.origin for a in own} <= {"teacher", "identity"}
+    assert {(a.origin, a.as_is, a.variant == "whole") for a in changed} == {("narrow", True, False)}
+    blocks = [a for a in made.values() if a.origin == "narrow" and not a.as_is]
+    whole = [a for a in made.values() if a.origin == "narrow" and a.variant == "whole" and a.as_is]
+    for some, kind in ((own, OWN), (changed, CHANGED), (blocks, ""), (whole, "")):
+        assert candidates.kind(tuple(family.of_names([some[0].name]).tolist())) == kind
+    assert candidates.kind(candidates.reference) == OWN
     stages = family.stages(4)
     assert all(share.sum() == pytest.approx(1.0) for share in stages.values())
     ends = {a.name: family.blocks[a.block].nodes for a in family.alternatives}

@@ -138,8 +138,8 @@ class Chooser:
 
         All keep the limits as measured, and no two are one network. Half of them are the best as
         they are. But what is best before it is trained may be small, and larger ones win more: the
-        other half is the best of those that take `TIGHTEST` of a limit or more, in turn of the kind
-        of which there are fewest (see `Candidates.kinds`). Where accuracy is limited, half are the
+        other half is the best of those that take `TIGHTEST` of a limit or more, of the kinds of
+        which there are fewest (see `Candidates.kinds`). Where accuracy is limited, half are the
         fastest that may keep that limit, the others the fastest that do so if training wins half of
         what is expected. There is one only where that is the reference, or was trained for this
         target before: what was trained goes first.
@@ -163,11 +163,11 @@ class Chooser:
         kinds = {key: self.candidates.kind(key) for _, key in options}
         left = set(kinds.values())
         while left and len(found) < self.contenders:
-            held = Counter(kinds[one.key] for one in found)
-            fewest, before = min(left, key=lambda kind: (held[kind], kind)), len(found)
-            take((one for one in bolder if kinds[one[1]] == fewest), before + 1)
+            held, before = Counter(kinds[one.key] for one in found), len(found)
+            fewest = {kind for kind in left if held[kind] == min(held[other] for other in left)}
+            take((one for one in bolder if kinds[one[1]] in fewest), before + 1)
             if len(found) == before:
-                left.remove(fewest)
+                left -= fewest
         take(options, self.contenders)
         return found
 

@@ -37,6 +37,7 @@ from tailorbird.fit.candidates import (
 from tailorbird.graph.structure import content_key
 from tailorbird.graph.surgery import capture
 from tailorbird.graph.trace import LayerGraph
+from tailorbird.house.alternative import Alternative
 from tailorbird.house.build import House
 from tailorbird.house.family import HouseFamily
 from tailorbird.house.structures import (
@@ -62,8 +63,8 @@ from tailorbird.train.retrain import Assignment, retrain_all
 NOISE = 0.01
 """Standard error of one measured latency, as a share of the teacher's."""
 
-OWN = ("teacher", "identity")
-"""Origins of alternatives that hold no layers of donors."""
+OWN, CHANGED = "own", "changed"
+"""Kinds of candidates: of the teacher's layers alone, and donors' whole networks made smaller."""
 
 WORDS = Words(
     reference="teacher",
@@ -144,17 +145,19 @@ class HouseCandidates:
 
     @property
     def kinds(self) -> Mapping[str, Sequence[int]]:
-        """Candidates of the teacher's own layers: these have not been trained to work without those
-        that were left out, nor with what others became, so they win most by retraining.
+        """Candidates that have not been trained to work as they are, so they win most by it: those
+        of the teacher's own layers, without those that were left out, and whole donors with fewer
+        parts or channels.
         """
-        made = self.family.alternatives
-        own = [index for index, one in enumerate(made) if one.origin in OWN]
-        return {"own": own} if 0 < len(own) < len(made) else {}
+        made = [_kind(one) for one in self.family.alternatives]
+        found = {kind: [i for i, one in enumerate(made) if one == kind] for kind in (OWN, CHANGED)}
+        return {kind: some for kind, some in found.items() if 0 < len(some) < len(made)}
 
     def kind(self, key: Key) -> str:
-        """Whether a candidate holds nothing of donors."""
-        known = {one.name: one.origin for one in self.family.alternatives}
-        return "own" if all(known[name] in OWN for name in self.family.names(key)) else ""
+        """The kind of all that stands in for blocks of the teacher; empty where they are mixed."""
+        known = {one.name: one for one in self.family.alternatives}
+        found = {_kind(known[name]) for name in self.family.names(key)} or {OWN}
+        return found.pop() if len(found) == 1 else ""
 
     # measured -----------------------------------------------------------------------------------
 
@@ -483,3 +486,10 @@ class HouseCandidates:
             base=base,
             savings=savings,
         )
+
+
+def _kind(alternative: Alternative) -> str:
+    """The kind of a candidate that holds this one alone, or others of its kind."""
+    if alternative.origin in ("teacher", "identity"):
+        return OWN
+    return CHANGED if alternative.as_is and alternative.variant != "whole" else ""
