@@ -15,6 +15,9 @@ WORKERS ?= 2
 ARGS ?=
 N ?= 2000
 
+# Tests start some hundred processes: none should compile anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check style fuzz clean setup
 .DELETE_ON_ERROR:
 
@@ -58,6 +61,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$found" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python \
+	$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python $(BIN)/python \
 	  -c constraints.txt -e ".[dev]"
 	@touch $@

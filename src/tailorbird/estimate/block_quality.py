@@ -14,8 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kendalltau
-from sklearn.linear_model import Ridge
 
 from tailorbird.errors import SpaceError
 from tailorbird.family import Floats
@@ -116,6 +114,8 @@ def learn(losses: Floats, quality: Floats) -> BlockModel | None:
 
 def _weights(losses: Floats, quality: Floats) -> Floats:
     """(stages,) weights, 1 on the mean: those of the plain sum, corrected."""
+    from sklearn.linear_model import Ridge
+
     total = losses.sum(axis=1)
     spread = total - total.mean()
     variance = float(spread @ spread)
@@ -131,5 +131,7 @@ def _weights(losses: Floats, quality: Floats) -> Floats:
 
 def _tau(predicted: Floats, quality: Floats) -> float:
     """Kendall's tau; 0 where one of both is constant."""
+    from scipy.stats import kendalltau
+
     found = float(kendalltau(predicted, quality).statistic)
     return found if np.isfinite(found) else 0.0

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, fx, nn
 
 from tailorbird.graph.passes import follower, parting, scope
 from tailorbird.graph.tracer import VALUES
+
+if TYPE_CHECKING:
+    from timm.layers.drop import DropPath
 
 _SAMPLES = 2048  # enough that a rate of 1 % drops some
 _RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
@@ -94,6 +96,8 @@ def _taken(noise: Noise, path: str, home: nn.Module, modes: Modes) -> bool:
     where = f"{scope(noise.result)!r} ({type(part).__name__})" if part is not home else "forward"
     rate = drop_rate(noise)
     if rate is not None:
+        from timm.layers.drop import DropPath  # with it comes all of timm
+
         noise.drop = DropPath(rate)
         modes.notes.append(f"{where}: its drop path of train mode became timm's DropPath({rate:g})")
         return True
