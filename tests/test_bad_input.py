@@ -345,9 +345,13 @@ def test_other_faults_keep_their_traceback():
     ("changes", "words"),
     [
         ({"data": {"kind": "digits", "image_size": 8, "crop_padding": 10**9}}, "0 to the image's"),
-        ({"house": {"epochs": 1e308}}, "epochs: 1e+308 are more than 1,099,511,627,776 steps"),
+        ({"house": {"epochs": 1e308}}, "house: epochs: 1e+308 are more than 1,099,511,627,776 st"),
         ({"house": {"teacher_blocks": 10**9}}, "house.teacher_blocks (line"),
-        ({"teacher": {**NET, "train": {"epochs": 1e300}}}, "epochs: 1e+300 are more than"),
+        (
+            {"teacher": {**NET, "train": {"epochs": 1e300}}, "retrain": {"epochs": 1e301}},
+            "retrain: epochs: 1e+301 are more than 1,099,511,627,776 steps; give fewer - training "
+            "of teacher: epochs: 1e+300",
+        ),
     ],
 )
 def test_absurd_numbers_are_told(tmp_path, changes, words):

@@ -1,9 +1,8 @@
 """Runs a job in processes that are killed; started by ``test_kill.py``.
 
-Runs the job once itself and forks, so that a process costs no start-up. ``argv``: folder, then
-one plan each:
-comma-separated points, ``s0.3`` for after that share of a whole run's seconds and ``w12`` for
-right before the twelfth file is put in place.
+Runs the job once itself and forks, so that a process costs no start-up. ``argv``: folder, and
+comma-separated points: ``s0.3`` for after that share of a whole run's seconds and ``w12`` for right
+before the twelfth file is put in place.
 """
 
 import os
@@ -66,22 +65,20 @@ def run_once(run, *, seconds=None, write=0):
 
 
 def main():
-    folder, plans = Path(sys.argv[1]), sys.argv[2:]
+    folder, plan = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     start = time.monotonic()
     work(folder / "reference")  # in this process, so that what is imported late is there for all
     whole = time.monotonic() - start
-    for number, plan in enumerate(plans):
-        run, killed = folder / f"killed{number}", 0
-        for point in plan.split(","):
-            if point[0] == "s":
-                finished = run_once(run, seconds=float(point[1:]) * whole)
-            else:
-                finished = run_once(run, write=int(point[1:]))
-            killed += not finished
-        assert run_once(run)
-        sys.stdout.write(f"killed{number} {killed}\n")
-    sys.stdout.write(f"whole {whole:.1f}\n")
+    run, killed = folder / "killed", 0
+    for point in plan.split(","):
+        if point[0] == "s":
+            finished = run_once(run, seconds=float(point[1:]) * whole)
+        else:
+            finished = run_once(run, write=int(point[1:]))
+        killed += not finished
+    assert run_once(run)
+    sys.stdout.write(f"killed {killed}\nwhole {whole:.1f}\n")
 
 
 if __name__ == "__main__":

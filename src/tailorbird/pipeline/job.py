@@ -23,6 +23,7 @@ from tailorbird.search.strategy import Strategy
 from tailorbird.targets import Target
 from tailorbird.task import CLASSIFICATION, Task
 from tailorbird.train.recipe import Recipe
+from tailorbird.train.walk import batches_of, steps_of
 
 Until = Literal["house", "search", "retrain", "export"]
 """Where to stop; each value includes what comes before it."""
@@ -108,6 +109,7 @@ class Job:
             problems.append("donors: 'teacher' is taken; give the donor another name")
         known = {"teacher", *self.donors}
         problems += [f"training: no network named '{n}'" for n in self.training if n not in known]
+        problems += self._endless()
         if problems:
             raise ConfigError(problems)
         models, notes = prepared_all({"teacher": self.teacher, **self.donors}, self.data)
@@ -116,6 +118,21 @@ class Job:
         object.__setattr__(self, "notes", (*self.notes, *notes))
         if self.data.holdout is None and known <= self.training.keys():  # which validation spares
             object.__setattr__(self, "data", replace(self.data, holdout=self.data.validation))
+
+    def _endless(self) -> list[str]:
+        """Which trainings take more steps than can be counted."""
+        asked: dict[str, HouseOptions | Recipe] = {
+            "house": self.options,
+            "retrain": self.recipe,
+            **{f"training of {name}": recipe for name, recipe in self.training.items()},
+        }
+        problems = []
+        for title, one in asked.items():
+            try:
+                steps_of(one.epochs, batches_of(len(self.data.train), one.batch_size))
+            except ConfigError as error:
+                problems += [f"{title}: {problem}" for problem in error.problems]
+        return problems
 
 
 def prepared_all(

@@ -54,6 +54,32 @@ MOST_STEPS = 2**40
 """More is a slip of the pen: at a thousand steps a second it would take decades."""
 
 
+def batches_of(images: int, size: int) -> int:
+    """Batches of ``size`` in an epoch, 1 at least.
+
+    Example:
+        >>> batches_of(100, 32), batches_of(10, 32)
+        (3, 1)
+    """
+    return max(1, images // size)
+
+
+def steps_of(epochs: float, batches: int) -> int:
+    """Steps in so many epochs of so many batches, rounded, 1 at least.
+
+    Raises:
+        ConfigError: for more than can be counted.
+
+    Example:
+        >>> steps_of(1.5, 100), steps_of(0.001, 100)
+        (150, 1)
+    """
+    steps = epochs * batches
+    if steps > MOST_STEPS:
+        raise ConfigError(f"epochs: {epochs:g} are more than {MOST_STEPS:,} steps; give fewer")
+    return max(1, round(steps))
+
+
 @dataclass(frozen=True)
 class Walk:
     """Batches of a split, epoch after epoch, in an order that follows from the epoch's number.
@@ -78,18 +104,11 @@ class Walk:
     @property
     def per_epoch(self) -> int:
         """Batches in an epoch, 1 at least."""
-        return max(1, len(self.split) // self.size)
+        return batches_of(len(self.split), self.size)
 
     def steps(self, epochs: float) -> int:
-        """Steps in so many epochs, rounded, 1 at least.
-
-        Raises:
-            ConfigError: for more than can be counted.
-        """
-        steps = epochs * self.per_epoch
-        if steps > MOST_STEPS:
-            raise ConfigError(f"epochs: {epochs:g} are more than {MOST_STEPS:,} steps; give fewer")
-        return max(1, round(steps))
+        """Steps in so many epochs, see `steps_of`."""
+        return steps_of(epochs, self.per_epoch)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch, augmented."""
