@@ -41,6 +41,7 @@ from tailorbird.train.precision import (
 from tailorbird.train.recipe import Recipe
 from tailorbird.train.recorded import CudaGraphs, Streams
 from tailorbird.train.seeds import derive
+from tailorbird.train.state import UNSCORED
 from tailorbird.train.student import Assignment, Batch, Epoch, Student
 from tailorbird.train.walk import Walk, look_steps, run
 
@@ -302,25 +303,26 @@ class _Retraining:
         if student.unseen:
             self._look(student)
         module, state = student.release(), student.state
-        recalibrated = False
+        best, limit, recalibrated = state.best_score, self.recipe.validation_limit, False
+        if best == UNSCORED:  # no validation came to a number
+            best = student.evaluate(module, self.deciding, self.decided, limit)
         if self.recipe.recalibrate_batches and norm_layers(module):
             other = copy_network(module)
             drawn = derive(self.seed, _STATISTICS, 0)
             batches = self.recipe.recalibrate_batches
             recalibrate(other, self.walk.plain(batches, seed=drawn, layout=student.format))
-            plain, again = (
-                student.evaluate(net, self.deciding, self.decided, self.recipe.validation_limit)
-                for net in (module, other)
-            )
-            if recalibrated := again.beats(plain):
+            again = student.evaluate(other, self.deciding, self.decided, limit)
+            if recalibrated := again.beats(best):
                 module.load_state_dict(other.state_dict())
-        score = student.evaluate(module, self.validation, self.answers)
+                best = again
+        if self.deciding is not self.validation or limit is not None:
+            best = student.evaluate(module, self.validation, self.answers)
         set_layout(module, torch.contiguous_format)
         return Trained(
             name=student.name,
             module=module.cpu(),
             history=tuple(state.history),
-            accuracy=score.value,
+            accuracy=best.value,
             accuracy_before=student.before,
             epochs=state.history[-1].epoch if state.history else 0.0,
             best_epoch=state.best_epoch,
