@@ -15,7 +15,7 @@ WORKERS ?= 2
 ARGS ?=
 N ?= 2000
 
-# Tests start some hundred processes: none should compile anew what it imports.
+# Tests start some hundred processes: what they import is compiled once, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check style fuzz clean setup
@@ -61,6 +61,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$found" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python $(BIN)/python \
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python \
 	  -c constraints.txt -e ".[dev]"
 	@touch $@

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class Board:
                 os._exit(7)
             if one.name == "hang":
                 time.sleep(600)
+            if one.name == "seen":
+                assert one.is_file()
             if one.name == "refuse":
                 raise MeasurementError(f"{one}: no\nsuch thing")
             if one.name == "fault":
@@ -55,6 +58,12 @@ def test_every_call_is_timed_in_a_process_of_its_own(process):
     assert len(set.union(*numbers, {float(os.getpid())})) == 4
 
 
+def test_files_are_named_from_where_the_asking_process_is(process, tmp_path, monkeypatch):
+    (tmp_path / "seen").touch()
+    monkeypatch.chdir(tmp_path)
+    assert len(process.timed(Board(), [Path("seen")], group_bytes=1)) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -74,6 +83,18 @@ def test_what_hangs_is_killed(process):
     with pytest.raises(MeasurementError, match="ended by SIGKILL"):
         process.timed(Board(time_limit_s=1.5), [Path("hang")], group_bytes=1)
     assert len(process.timed(Board(), [Path("a")], group_bytes=1)) == 1
+
+
+def test_an_interrupted_call_leaves_nothing_for_the_next_one(process):
+    def interrupt():
+        time.sleep(1.0)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        process.timed(Board(), [Path("hang")], group_bytes=1)
+    (found,) = process.timed(Board(), [Path("a")], group_bytes=77)
+    assert found.runs == 77
 
 
 ASKS = """

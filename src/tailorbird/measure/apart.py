@@ -100,6 +100,7 @@ class Process:
         self._forks = forks
         self._lock = threading.Lock()
         self._running: subprocess.Popen[str] | None = None
+        self._asking = os.getpid()
         atexit.register(self.end)
 
     def timed(self, device: Local, models: Sequence[Path], *, group_bytes: int) -> list[Latency]:
@@ -107,6 +108,7 @@ class Process:
         request = {
             "device": type(device).__qualname__,
             "settings": asdict(device),  # type: ignore[call-overload]  # a dataclass, as it says
+            "folder": str(Path.cwd()),
             "files": [str(path) for path in models],
             "group_bytes": group_bytes,
         }
@@ -116,9 +118,9 @@ class Process:
         return [Latency(**one) for one in answer["latencies"]]
 
     def end(self) -> None:
-        """End it; the next call starts it again."""
-        if self._running is not None:
-            process, self._running = self._running, None
+        """End it; the next call starts it again. It is left alone by copies of who started it."""
+        process, self._running = self._running, None
+        if process is not None and self._asking == os.getpid():
             _kill(process)
             process.communicate()
 
@@ -136,6 +138,9 @@ class Process:
                 line = process.stdout.readline()
             except OSError:  # it is gone
                 line = ""
+            except BaseException:  # ctrl-C: what it would still say is nobody's answer
+                self.end()
+                raise
             finally:
                 alarm.cancel()
             if not line or not self._forks:
@@ -195,6 +200,7 @@ class _Service:
         """One line for one line."""
         request = json.loads(line)
         try:
+            os.chdir(request["folder"])
             device: Local = getattr(import_module(self.module), request["device"])(
                 **request["settings"]
             )
