@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tailorbird.device import Latency
@@ -25,8 +26,10 @@ class Board:
         os.write(1, b"what a library prints is no answer\n")
         for one in models:
             if one.name == "crash":
+                os.write(2, b"a word\na last word\n")
                 os.kill(os.getpid(), signal.SIGSEGV)
             if one.name == "leave":
+                os.write(2, b"a last word\n")
                 os._exit(7)
             if one.name == "hang":
                 time.sleep(600)
@@ -67,8 +70,11 @@ def test_files_are_named_from_where_the_asking_process_is(process, tmp_path, mon
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("crash", "the process that times files ended by SIGSEGV; measure them one by one"),
-        ("leave", "the process that times files ended with status 7"),
+        (
+            "crash",
+            "the process that times files ended by SIGSEGV: a last word; measure them one by",
+        ),
+        ("leave", "the process that times files ended with status 7: a last word"),
         ("refuse", "refuse: no\nsuch thing"),
         ("fault", "ZeroDivisionError: of a library"),
     ],
@@ -80,9 +86,40 @@ def test_what_goes_wrong_there_is_one_error_and_the_next_call_works(process, nam
 
 
 def test_what_hangs_is_killed(process):
-    with pytest.raises(MeasurementError, match="ended by SIGKILL"):
+    with pytest.raises(MeasurementError, match=r"did not end within 1\.5 s; see whether"):
         process.timed(Board(time_limit_s=1.5), [Path("hang")], group_bytes=1)
     assert len(process.timed(Board(), [Path("a")], group_bytes=1)) == 1
+
+
+def test_a_process_that_can_not_start_says_why():
+    with pytest.raises(MeasurementError, match="status 1: ModuleNotFoundError: No module named 'a"):
+        Process("absent_module", "json").timed(Board(), [Path("a")], group_bytes=1)
+
+
+def test_what_is_printed_when_an_interpreter_starts_is_no_answer(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello'); print('[1]'); print('{}')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = Process(__name__, "json")
+    for runs in (5, 6):
+        (found,) = process.timed(Board(), [Path("a")], group_bytes=runs)
+        assert found.runs == runs
+    process.end()
+
+
+def test_odd_surroundings_are_no_hindrance(tmp_path, monkeypatch):
+    away = tmp_path / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+    away.rmdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("of no string")])
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    process = Process(__name__, "json")
+    try:
+        (found,) = process.timed(Board(np.float64(60.0)), [Path("a")], group_bytes=np.int64(5))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        process.end()
+    assert found.runs == 5
 
 
 def test_an_interrupted_call_leaves_nothing_for_the_next_one(process):

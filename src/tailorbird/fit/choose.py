@@ -164,7 +164,8 @@ class Chooser:
         left = set(kinds.values())
         while left and len(found) < self.contenders:
             held, before = Counter(kinds[one.key] for one in found), len(found)
-            fewest = {kind for kind in left if held[kind] == min(held[other] for other in left)}
+            least = min(held[kind] for kind in left)
+            fewest = {kind for kind in left if held[kind] == least}
             take((one for one in bolder if kinds[one[1]] in fewest), before + 1)
             if len(found) == before:
                 left -= fewest

@@ -23,11 +23,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, Protocol
+
+import numpy as np
 
 from tailorbird.device import Latency
 from tailorbird.errors import MeasurementError, TailorbirdError
@@ -72,21 +76,26 @@ def timed(
         ...
         tailorbird.errors.MeasurementError: absent.onnx: there is no such file
     """
-    process = _process(os.getpid(), type(device).__module__, library)
+    with _STARTING:
+        process = _known(os.getpid(), type(device).__module__, library)
     return process.timed(device, models, group_bytes=group_bytes)
 
 
 # the side that asks -----------------------------------------------------------------------------
 
+_STARTING = threading.Lock()
+
 
 @cache
-def _process(asking: int, module: str, library: str) -> Process:
+def _known(asking: int, module: str, library: str) -> Process:
     """The one for a kind of device; a process that was forked itself starts its own."""
     return Process(module, library)
 
 
 class Process:
     """A process that times files, started when it is first asked.
+
+    It keeps the cores, the priority and the environment that it was started with.
 
     Args:
         module: where the device's class is.
@@ -95,12 +104,12 @@ class Process:
     """
 
     def __init__(self, module: str, library: str, *, forks: bool = FORKS) -> None:
-        start = f"from {__name__} import main; main(forks={forks})"
-        self._argv = [sys.executable, "-c", start, module, library]
+        self._settings = [module, library, *(["forks"] if forks else [])]
         self._forks = forks
         self._lock = threading.Lock()
         self._running: subprocess.Popen[str] | None = None
-        self._asking = os.getpid()
+        self._said = TemporaryFile()  # noqa: SIM115  # it lives as long as this
+        self._asking, self._requests = os.getpid(), 0
         atexit.register(self.end)
 
     def timed(self, device: Local, models: Sequence[Path], *, group_bytes: int) -> list[Latency]:
@@ -108,11 +117,16 @@ class Process:
         request = {
             "device": type(device).__qualname__,
             "settings": asdict(device),  # type: ignore[call-overload]  # a dataclass, as it says
-            "folder": str(Path.cwd()),
+            "folder": _folder(),
             "files": [str(path) for path in models],
             "group_bytes": group_bytes,
         }
-        answer = self._asked(json.dumps(request), device.time_limit_s)
+        with self._lock:
+            try:
+                answer = self._asked(request, device.time_limit_s)
+            except BaseException:  # ctrl-C: what it would still say is nobody's answer
+                self.end()
+                raise
         if "error" in answer:
             raise MeasurementError(answer["error"])
         return [Latency(**one) for one in answer["latencies"]]
@@ -124,67 +138,111 @@ class Process:
             _kill(process)
             process.communicate()
 
-    def _asked(self, request: str, limit_s: float) -> dict[str, Any]:
-        with self._lock:
-            process = self._started()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            alarm = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), _kill, [process])
-            alarm.daemon = True
-            alarm.start()
-            try:
-                process.stdin.write(request + "\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-            except OSError:  # it is gone
-                line = ""
-            except BaseException:  # ctrl-C: what it would still say is nobody's answer
-                self.end()
-                raise
-            finally:
-                alarm.cancel()
-            if not line or not self._forks:
-                self.end()
-        if not line:
-            raise MeasurementError(_ended(process.returncode))
-        found: dict[str, Any] = json.loads(line)
-        return found
+    def _asked(self, request: dict[str, object], limit_s: float) -> dict[str, Any]:
+        self._requests += 1
+        text = json.dumps({**request, "number": self._requests}, default=_plain)
+        process, late = self._started(), threading.Event()
+
+        def alarm() -> None:
+            late.set()
+            _kill(process)
+
+        timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), alarm)
+        timer.daemon = True
+        try:
+            timer.start()
+            answer = self._answer(process, text)
+        finally:
+            timer.cancel()
+        if answer is None or not self._forks:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+            self.end()
+        if late.is_set():
+            raise MeasurementError(f"timing did not end within {limit_s:g} s; see whether it hangs")
+        if answer is None or "ended" in answer:
+            code = process.returncode if answer is None else answer["ended"]
+            raise MeasurementError(_ended(code, self._last_word()))
+        return answer
+
+    def _answer(self, process: subprocess.Popen[str], text: str) -> dict[str, Any] | None:
+        """What answers a request; ``None`` from a process that has ended."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._said.seek(0)
+        self._said.truncate()
+        try:
+            process.stdin.write(text + "\n")
+            process.stdin.flush()
+        except OSError:
+            return None
+        for line in process.stdout:
+            with suppress(ValueError):  # whatever prints when an interpreter starts
+                found = json.loads(line)
+                if isinstance(found, dict) and found.get("number") == self._requests:
+                    return found
+        return None
 
     def _started(self) -> subprocess.Popen[str]:
         if self._running is None or self._running.poll() is not None:
             self.end()
-            paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+            paths = [path or _folder() for path in sys.path if isinstance(path, str)]
             self._running = subprocess.Popen(
-                self._argv,
+                [sys.executable, "-P", "-c", _START, json.dumps(paths), *self._settings],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=self._said,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
                 start_new_session=True,  # ctrl-C is for whoever asks
             )
         return self._running
+
+    def _last_word(self) -> str:
+        """The last line that it said beside its answers."""
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else ""
+
+
+_START = f"""
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from {__name__} import main
+main()
+"""
+
+
+def _folder() -> str | None:
+    """Where the asking process is; ``None`` where that was removed."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
+
+
+def _plain(value: np.generic) -> object:
+    """Numpy's numbers as Python's."""
+    return value.item()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
     """End it and what it forked."""
     if process.returncode is None and hasattr(os, "killpg"):
-        try:
+        with suppress(ProcessLookupError, PermissionError):  # it has ended
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
     else:
         process.kill()
 
 
-def _ended(code: int) -> str:
+def _ended(code: int, said: str) -> str:
     """What to say of a process that gave no answer."""
     try:
         cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
     except ValueError:
         cause = f"by signal {-code}"
-    return f"the process that times files ended {cause}; measure them one by one to see which"
+    told = f": {said}" if said else ""
+    return f"the process that times files ended {cause}{told}; measure them one by one to see which"
 
 
 # the side that times ----------------------------------------------------------------------------
@@ -199,27 +257,33 @@ class _Service:
     def answer(self, line: str) -> str:
         """One line for one line."""
         request = json.loads(line)
+        found: dict[str, object] = {"number": request["number"]}
         try:
-            os.chdir(request["folder"])
-            device: Local = getattr(import_module(self.module), request["device"])(
-                **request["settings"]
-            )
+            if request["folder"] is not None:
+                os.chdir(request["folder"])
+            kind = getattr(import_module(self.module), request["device"])
+            device: Local = kind(**request["settings"])
             files = [Path(one) for one in request["files"]]
-            found = device.timed(files, group_bytes=request["group_bytes"])
+            latencies = device.timed(files, group_bytes=request["group_bytes"])
+            found["latencies"] = [asdict(one) for one in latencies]
         except TailorbirdError as error:
-            return json.dumps({"error": str(error)})
+            found["error"] = str(error)
         except Exception as error:  # it is told where it was asked for
-            return json.dumps({"error": f"{type(error).__name__}: {error}"})
-        return json.dumps({"latencies": [asdict(one) for one in found]})
+            found["error"] = f"{type(error).__name__}: {error}"
+        return json.dumps(found)
 
     def forked(self, line: str, asking: IO[str]) -> str | None:
         """As `answer`, in a copy of this process; ``None`` once nobody asks any more."""
         told, tell = os.pipe()
         copy = os.fork()
         if copy == 0:
-            with os.fdopen(tell, "w", encoding="utf-8") as stream:
-                stream.write(self.answer(line))
-            os._exit(0)  # without the runtimes' own ends
+            status = 1
+            try:
+                with os.fdopen(tell, "w", encoding="utf-8") as stream:
+                    stream.write(self.answer(line))
+                status = 0
+            finally:
+                os._exit(status)  # without the runtimes' own ends
         os.close(tell)
         ready, _, _ = select.select([told, asking.fileno()], [], [])
         if told not in ready:
@@ -228,14 +292,18 @@ class _Service:
         with os.fdopen(told, encoding="utf-8") as stream:
             found = stream.read()
         code = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
-        return found if code == 0 else json.dumps({"error": _ended(code)})
+        if code == 0:
+            return found
+        return json.dumps({"number": json.loads(line)["number"], "ended": code})
 
 
-def main(*, forks: bool) -> None:
+def main() -> None:
     """Answer requests until nobody asks any more; without forks, a single one."""
-    module, library = sys.argv[1:]
+    module, library, *forks = sys.argv[1:]
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
+    if forks:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the copies' ends are not told
     service = _Service(module)
     import_module(module)
     if library == "openvino":
@@ -250,3 +318,5 @@ def main(*, forks: bool) -> None:
             break
         out.write(found + "\n")
         out.flush()
+        if not forks:
+            break
