@@ -176,12 +176,8 @@ def test_contenders_differ_and_some_use_the_limit(tmp_path):
     assert max(one.figures["latency_ms"] for one in field) >= 0.95 * 0.98 * 20.0
 
 
-def test_kinds_that_can_not_be_compared_take_turns_near_the_limit(tmp_path):
-    class TwoKinds(Learners):
-        def kind(self, key):
-            return "own" if key[1] == 0 else ""
-
-    candidates = TwoKinds()
+def field_of(candidates, keys, *, contenders):
+    """Keys of the contenders among candidates that were measured."""
     chooser = Chooser(
         candidates,
         Exhaustive(),
@@ -189,35 +185,32 @@ def test_kinds_that_can_not_be_compared_take_turns_near_the_limit(tmp_path):
         searches=1,
         seed=0,
         progress=Told(),
-        contenders=6,
+        contenders=contenders,
     )
     chooser.pools.open(BOX, Times(candidates))
+    chooser.pools.measure("box", keys)
+    return [one.key for one in chooser.field(target())]
+
+
+def test_kinds_that_can_not_be_compared_take_turns_near_the_limit():
+    class TwoKinds(Learners):
+        def kind(self, key):
+            return "own" if key[1] == 0 else ""
+
     worse, better = [(18, 0), (17, 0), (8, 0)], [(width, 1) for width in (15, 14, 13, 12, 9, 5)]
-    chooser.pools.measure("box", [*worse, *better])
-    field = [one.key for one in chooser.field(target())]
+    field = field_of(TwoKinds(), [*worse, *better], contenders=6)
     assert field[:3] == [(18, 0), (15, 1), (17, 0)], "the best as they are"
     assert field[3:5] == [(14, 1), (13, 1)], "of each kind two or more, near the limit"
     assert field[5] == (12, 1) or field[5] == (8, 0)
 
 
-def test_of_kinds_with_as_few_the_better_as_it_is_comes_first(tmp_path):
+def test_of_kinds_with_as_few_the_better_as_it_is_comes_first():
     class ThreeKinds(Learners):
         def kind(self, key):
             return "" if key[0] == 18 else ("a", "b")[key[1]]
 
-    candidates = ThreeKinds()
-    chooser = Chooser(
-        candidates,
-        Exhaustive(),
-        proposals=1,
-        searches=1,
-        seed=0,
-        progress=Told(),
-        contenders=2,
-    )
-    chooser.pools.open(BOX, Times(candidates))
-    chooser.pools.measure("box", [(18, 0), (17, 0), (15, 1)])
-    assert [one.key for one in chooser.field(target())] == [(18, 0), (15, 1)]
+    keys = [(18, 0), (17, 0), (15, 1)]
+    assert field_of(ThreeKinds(), keys, contenders=2) == [(18, 0), (15, 1)]
 
 
 def test_contenders_of_all_targets_train_together_and_equal_ones_once(tmp_path):

@@ -155,7 +155,7 @@ class HouseCandidates:
 
     def kind(self, key: Key) -> str:
         """The kind of all that stands in for blocks of the teacher; empty where they are mixed."""
-        known = {one.name: one for one in self.family.alternatives}
+        known = self.family.by_name
         found = {_kind(known[name]) for name in self.family.names(key)} or {OWN}
         return found.pop() if len(found) == 1 else ""
 

@@ -46,6 +46,11 @@ class HouseFamily:
     savings: Mapping[str, Mapping[str, float]]
 
     @cached_property
+    def by_name(self) -> Mapping[str, Alternative]:
+        """Alternative's name -> alternative."""
+        return {one.name: one for one in self.alternatives}
+
+    @cached_property
     def slots(self) -> tuple[tuple[str, tuple[Alternative, ...]], ...]:
         """(block key, its alternatives) in the teacher's order: gene by gene."""
         by_block: dict[str, list[Alternative]] = {}
@@ -148,11 +153,10 @@ class HouseFamily:
         ]
 
     def _known(self, names: Sequence[str]) -> Mapping[str, Alternative]:
-        known = {a.name: a for a in self.alternatives}
-        missing = [name for name in names if name not in known]
+        missing = [name for name in names if name not in self.by_name]
         if missing:
             raise SpaceError(f"the house holds no alternative named {', '.join(missing)}")
-        return known
+        return self.by_name
 
     def _covers(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
         order = self.teacher.index
