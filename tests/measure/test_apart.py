@@ -22,6 +22,10 @@ class Board:
 
     time_limit_s: float = 60.0
 
+    @classmethod
+    def load(cls):
+        pass
+
     def timed(self, models, *, group_bytes):
         os.write(1, b"what a library prints is no answer\n")
         for one in models:
@@ -45,9 +49,15 @@ class Board:
         ]
 
 
+class Unloaded(Board):
+    @classmethod
+    def load(cls):
+        import absent_module  # noqa: F401
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["forks", "anew"])
 def process(request):
-    found = Process(__name__, "json", forks=request.param)
+    found = Process(Board, forks=request.param)
     yield found
     found.end()
 
@@ -93,13 +103,13 @@ def test_what_hangs_is_killed(process):
 
 def test_a_process_that_can_not_start_says_why():
     with pytest.raises(MeasurementError, match="status 1: ModuleNotFoundError: No module named 'a"):
-        Process("absent_module", "json").timed(Board(), [Path("a")], group_bytes=1)
+        Process(Unloaded).timed(Unloaded(), [Path("a")], group_bytes=1)
 
 
 def test_what_is_printed_when_an_interpreter_starts_is_no_answer(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("print('hello'); print('[1]'); print('{}')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = Process(__name__, "json")
+    process = Process(Board)
     for runs in (5, 6):
         (found,) = process.timed(Board(), [Path("a")], group_bytes=runs)
         assert found.runs == runs
@@ -113,7 +123,7 @@ def test_odd_surroundings_are_no_hindrance(tmp_path, monkeypatch):
     away.rmdir()
     monkeypatch.setattr(sys, "path", [*sys.path, Path("of no string")])
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    process = Process(__name__, "json")
+    process = Process(Board)
     try:
         (found,) = process.timed(Board(np.float64(60.0)), [Path("a")], group_bytes=np.int64(5))
     finally:
@@ -139,7 +149,7 @@ import json, sys
 from pathlib import Path
 from tailorbird.measure.apart import Process
 from tests.measure.test_apart import Board
-process = Process("tests.measure.test_apart", "json", forks=True)
+process = Process(Board, forks=True)
 process.timed(Board(), [Path("a")], group_bytes=1)
 print(process._running.pid, flush=True)
 process.timed(Board(), [Path("hang")], group_bytes=1)

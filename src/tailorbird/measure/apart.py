@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -46,6 +46,10 @@ POSSIBLE = bool(sys.executable) and not getattr(sys, "frozen", False)
 class Local(Protocol):
     """A device of this machine: a dataclass that JSON can hold, which times in this process too."""
 
+    @classmethod
+    def load(cls) -> None:
+        """Import what timing needs, which a process that times does before its first call."""
+
     @property
     def time_limit_s(self) -> float:
         """Seconds for one call."""
@@ -54,14 +58,11 @@ class Local(Protocol):
         """Latencies of files, measured in the process that asks."""
 
 
-def timed(
-    device: Local, library: str, models: Sequence[Path], *, group_bytes: int
-) -> list[Latency]:
+def timed(device: Local, models: Sequence[Path], *, group_bytes: int) -> list[Latency]:
     """What ``device.timed`` gives in a process that has done nothing else.
 
     Args:
         device: of a class that can be imported.
-        library: what it needs, imported before the first call.
         models: its artifacts.
         group_bytes: of files that are held in memory together.
 
@@ -71,13 +72,13 @@ def timed(
 
     Example:
         >>> from tailorbird.measure.devices.onnxruntime import OnnxRuntime
-        >>> timed(OnnxRuntime(), "onnxruntime", [Path("absent.onnx")], group_bytes=1000)
+        >>> timed(OnnxRuntime(), [Path("absent.onnx")], group_bytes=1000)
         Traceback (most recent call last):
         ...
         tailorbird.errors.MeasurementError: absent.onnx: there is no such file
     """
     with _STARTING:
-        process = _known(os.getpid(), type(device).__module__, library)
+        process = _known(os.getpid(), type(device))
     return process.timed(device, models, group_bytes=group_bytes)
 
 
@@ -87,9 +88,9 @@ _STARTING = threading.Lock()
 
 
 @cache
-def _known(asking: int, module: str, library: str) -> Process:
+def _known(asking: int, kind: type[Local]) -> Process:
     """The one for a kind of device; a process that was forked itself starts its own."""
-    return Process(module, library)
+    return Process(kind)
 
 
 class Process:
@@ -98,13 +99,12 @@ class Process:
     It keeps the cores, the priority and the environment that it was started with.
 
     Args:
-        module: where the device's class is.
-        library: that it needs.
+        kind: the device's class.
         forks: whether it doubles itself for each call, or ends after one.
     """
 
-    def __init__(self, module: str, library: str, *, forks: bool = FORKS) -> None:
-        self._settings = [module, library, *(["forks"] if forks else [])]
+    def __init__(self, kind: type[Local], *, forks: bool = FORKS) -> None:
+        self._settings = [kind.__module__, kind.__qualname__, *(["forks"] if forks else [])]
         self._forks = forks
         self._lock = threading.Lock()
         self._running: subprocess.Popen[str] | None = None
@@ -115,7 +115,6 @@ class Process:
     def timed(self, device: Local, models: Sequence[Path], *, group_bytes: int) -> list[Latency]:
         """As the function of this name; after the device's ``time_limit_s`` it is killed."""
         request = {
-            "device": type(device).__qualname__,
             "settings": asdict(device),  # type: ignore[call-overload]  # a dataclass, as it says
             "folder": _folder(),
             "files": [str(path) for path in models],
@@ -250,9 +249,9 @@ def _ended(code: int, said: str) -> str:
 
 @dataclass(frozen=True)
 class _Service:
-    """Answers to requests for the devices of one module."""
+    """Answers to requests for the devices of one class."""
 
-    module: str
+    kind: Callable[..., Local]
 
     def answer(self, line: str) -> str:
         """One line for one line."""
@@ -261,8 +260,7 @@ class _Service:
         try:
             if request["folder"] is not None:
                 os.chdir(request["folder"])
-            kind = getattr(import_module(self.module), request["device"])
-            device: Local = kind(**request["settings"])
+            device = self.kind(**request["settings"])
             files = [Path(one) for one in request["files"]]
             latencies = device.timed(files, group_bytes=request["group_bytes"])
             found["latencies"] = [asdict(one) for one in latencies]
@@ -299,19 +297,14 @@ class _Service:
 
 def main() -> None:
     """Answer requests until nobody asks any more; without forks, a single one."""
-    module, library, *forks = sys.argv[1:]
+    module, name, *forks = sys.argv[1:]
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     if forks:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the copies' ends are not told
-    service = _Service(module)
-    import_module(module)
-    if library == "openvino":
-        from tailorbird.measure.openvino import openvino
-
-        openvino()
-    else:
-        import_module(library)
+    kind = getattr(import_module(module), name)
+    kind.load()
+    service = _Service(kind)
     while line := sys.stdin.readline():
         found = service.forked(line, sys.stdin) if forks else service.answer(line)
         if found is None:

@@ -128,12 +128,17 @@ class OnnxRuntime:
                 and why.
         """
         if self._apart:
-            return apart.timed(self, "onnxruntime", models, group_bytes=group_bytes)
+            return apart.timed(self, models, group_bytes=group_bytes)
         return self.timed(models, group_bytes=group_bytes)
 
     def timed(self, models: Sequence[Path], *, group_bytes: int = GROUP_BYTES) -> list[Latency]:
         """As `measure`, in the process that asks, whatever it did before."""
         return self._turns.measure(models, self._runner, bytes_of=bytes_of, group_bytes=group_bytes)
+
+    @classmethod
+    def load(cls) -> None:
+        """Import ONNX Runtime."""
+        import onnxruntime  # noqa: F401  # for its own sake
 
     @property
     def time_limit_s(self) -> float:

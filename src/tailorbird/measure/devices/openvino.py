@@ -107,6 +107,11 @@ class OpenVino:
             f"{threads if self.unit == CPU else ''}precision hint {' or '.join(hints)}"
         )
 
+    @classmethod
+    def load(cls) -> None:
+        """Import OpenVINO."""
+        openvino()
+
     @property
     def time_limit_s(self) -> float:
         """Seconds for one call: what loading and warming up may take beside `seconds`."""
@@ -135,7 +140,7 @@ class OpenVino:
                 one input, open dimensions besides the batch) and why.
         """
         if self.unit == CPU and type(self) is OpenVino and apart.POSSIBLE:
-            return apart.timed(self, "openvino", models, group_bytes=group_bytes)
+            return apart.timed(self, models, group_bytes=group_bytes)
         return self.timed(models, group_bytes=group_bytes)
 
     def timed(self, models: Sequence[Path], *, group_bytes: int = GROUP_BYTES) -> list[Latency]:
